@@ -88,7 +88,7 @@ def experiment(tmp_path_factory):
 def test_reproduce_leaves_everything_and_says_where(experiment):
     folder, done = experiment
     assert done.returncode == 0, done.stdout + done.stderr
-    notebook = folder / "runs" / "notebooks" / "foundation_blood-mini_smoke.ipynb"
+    notebook = folder / "figures" / "smoke" / "foundation_blood-mini.ipynb"
     made = [folder / "figures" / "smoke" / f"foundation_blood-mini{c}" for c in CONTENT]
     for path in [notebook, *made]:
         assert path.stat().st_size > 100 and str(path.relative_to(folder)) in done.stdout

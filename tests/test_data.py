@@ -1,4 +1,4 @@
-"What the notebooks 01_data, 015_tasks and 02_scenarios cannot say about themselves: whole files, foreign files, no network, no pickle."
+"What the notebooks 01_data, 02_tasks and 03_scenarios cannot say about themselves: whole files, foreign files, no network, no pickle."
 import hashlib
 import io
 import json

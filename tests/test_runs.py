@@ -1,0 +1,282 @@
+"Whole runs: killed and resumed, refused, stored; and what a run must never do."
+import errno
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from classimpression.core import ClassImpressionError, ConfigError, DataError, StateError, file_md5, read_json, save_tensors, write_bytes, write_json
+from classimpression.methods import METHODS, method
+from classimpression.models import NETWORKS, SmallNet, register_network
+from classimpression.runner import RunConfig, RunResult, profile, profile_config, run, run_folder
+from classimpression.training import fit_task
+
+TINY = dict(scenario="toy", epochs=1, batch_size=20, groups=1, group_size=10, synthesis_steps=4, synthesis_warmup=1, threads=1, k_min=5)
+
+
+def tiny(out, **more):
+    return RunConfig.of(**{**TINY, "out": str(out), **more})
+
+
+def stored(folder: Path) -> dict:
+    "Bytes of the tensors, and the numbers without times and versions."
+    tensors = {str(p.relative_to(folder)): file_md5(p) for p in sorted(folder.rglob("*.safetensors"))}
+    rows = [{k: v for k, v in read_json(p).items() if k not in ("seconds", "cpu_seconds")} for p in sorted(folder.rglob("row.json"))]
+    return dict(tensors=tensors, rows=rows, metrics=read_json(folder / "result.json")["metrics"])
+
+
+# A process that imports everything once and runs each attempt in a child, so that 20 kills cost seconds and not minutes.
+KILLER = """
+import os, random, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+import torch; torch.set_num_threads(1)
+from conftest import toy_scenario
+from test_runs import tiny
+from classimpression.runner import run, run_folder
+data, out, seed = toy_scenario((2, 1, 1), per_class=60), sys.argv[2], int(sys.argv[3])
+rng, kills, moments, duration, k = random.Random(seed), 0, [], None, 0
+
+def attempt(cfg, after=None):
+    "Run in a child; kill it after some seconds. Returns whether it was killed."
+    pid = os.fork()
+    if pid == 0:
+        try: run(cfg, data)
+        except BaseException as e: print(repr(e), file=sys.stderr); os._exit(1)
+        os._exit(0)
+    if after is None:
+        assert os.waitpid(pid, 0)[1] == 0; return False
+    end = time.time() + after
+    while time.time() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done: assert status == 0, status; return False
+        time.sleep(.002)
+    os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0); return True
+
+start = time.time(); attempt(tiny(f"{out}/whole")); duration = time.time() - start
+while kills < 20:
+    cfg = tiny(f"{out}/broken{k}"); k += 1
+    while kills < 20 and attempt(cfg, rng.uniform(0, duration)):
+        kills += 1; moments.append(sorted(str(p.relative_to(out)) for p in __import__("pathlib").Path(cfg.out).rglob("*") if p.is_file()))
+    attempt(cfg)
+print(k, kills, len(set(map(tuple, moments))))
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_and_resumed_equals_uninterrupted(tmp_path):
+    seed = int(time.time())
+    done = subprocess.run([sys.executable, "-c", KILLER, str(Path(__file__).parent), str(tmp_path), str(seed)], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"seed {seed}: {done.stderr}"
+    n, kills, states = map(int, done.stdout.split())
+    assert kills == 20 and states >= 3, f"seed {seed}: the kills found only {states} different states on the disk"
+    folder = lambda name: next((tmp_path / name / "toy").iterdir())
+    whole = stored(folder("whole"))
+    assert len(whole["tensors"]) == 5 and len(whole["rows"]) == 3
+    for k in range(n):
+        assert stored(folder(f"broken{k}")) == whole, f"seed {seed}, run {k}"
+        assert not list(folder(f"broken{k}").rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_terminated_command_resumes(tmp_path):
+    "SIGTERM to the command line in the middle of a run, then the same command again."
+    command = [sys.executable, "-c", "import sys; from classimpression.cli import main; sys.exit(main())", "run", "--profile", "smoke", "--method", "class-impression", "--out", str(tmp_path)]
+    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for _ in range(1200):
+        if list(tmp_path.rglob("task2/row.json")): break
+        time.sleep(.05)
+    p.send_signal(signal.SIGTERM)
+    assert p.wait(60) != 0 and not list(tmp_path.rglob("result.json"))
+    first = next(tmp_path.rglob("task2/row.json"))
+    kept = first.read_bytes()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert first.read_bytes() == kept and RunResult.load(first.parent.parent).metrics == stored(first.parent.parent)["metrics"]
+
+
+def test_another_seed_gives_other_numbers(toy, tmp_path):
+    a, b = (run(tiny(tmp_path, seed=s), toy()) for s in (0, 1))
+    assert a.folder != b.folder and stored(a.folder)["tensors"] != stored(b.folder)["tensors"]
+    again = run(tiny(tmp_path / "again"), toy())
+    assert stored(again.folder) == stored(a.folder)
+
+
+@pytest.mark.parametrize("name", ["class-impression", "fine-tuning", "joint"])
+@pytest.mark.parametrize("sizes,channels", [((1, 1, 2), 1), ((3, 1), 3)])
+def test_every_method_on_unequal_and_one_class_tasks(toy, tmp_path, name, sizes, channels):
+    data = toy(sizes, channels)
+    r = run(tiny(tmp_path, method=name), data)
+    d = r.data
+    assert [t["task"] for t in d["tasks"]] == list(range(1, len(sizes) + 1)) and [len(t["row"]) for t in d["tasks"]] == list(range(1, len(sizes) + 1))
+    assert (d["tier"], d["data_free"]) == {"class-impression": ("M1", True), "fine-tuning": ("M0", True), "joint": ("reference", False)}[name]
+    assert d["tasks"][-1]["carried_images"] == (len(data.joint(len(sizes) - 2, reference=True)) if name == "joint" else 0)
+    assert d["scenario"]["checksum"] == data.checksum and d["settings"]["epochs"] == 1 and torch.__version__.startswith(d["environment"]["torch"])
+    assert d["environment"]["code"]["modules"] and all(t["seconds"]["training"] > 0 for t in d["tasks"])
+    assert sum(map(sum, d["tasks"][-1]["confusion"])) == len(data.test(len(sizes) - 1))
+
+
+def test_loose_protocols_are_named_and_counted(toy, tmp_path):
+    strict = run(tiny(tmp_path), toy()).data
+    pool = run(tiny(tmp_path, pool="test", bn_update=True), toy()).data
+    old = run(tiny(tmp_path, selection="all-val"), toy()).data
+    assert strict["protocol"] == "strict" and pool["protocol"] == "pool=test, bn_update=True" and old["protocol"] == "selection=all-val"
+    assert (strict["data_free"], old["data_free"], old["tier"]) == (True, False, "reference") and old["tasks"][1]["carried_images"] > 0
+
+
+def test_methods_with_hidden_state_resume_too(toy, tmp_path):
+    "A method that draws from the global generators of Python and torch gets the same numbers when it is resumed."
+    import random
+
+    @method("gambler", "Gambler", "M0")
+    def gambler(carry, task, impressions, cfg):
+        model, history = fit_task(carry, task, None, replace(cfg, distillation=0., a_margin=0., a_idc=0.))
+        model.head.sigma.data += random.random() + torch.rand(())
+        return model, history
+    try:
+        whole = run(tiny(tmp_path / "a", method="gambler"), toy((2, 1, 1)))
+        cut = run(tiny(tmp_path / "b", method="gambler"), toy((2, 1, 1)))
+        for p in (cut.folder / "result.json", cut.folder / "task3" / "row.json"): p.unlink()
+        random.random()
+        assert stored(run(tiny(tmp_path / "b", method="gambler"), toy((2, 1, 1))).folder) == stored(whole.folder)
+    finally: del METHODS["gambler"]
+
+
+def test_a_network_of_your_own(toy, tmp_path):
+    class Wide(SmallNet): pass
+    register_network("wide", Wide)
+    try: assert run(tiny(tmp_path, network="wide"), toy()).data["settings"]["network"] == "wide"
+    finally: del NETWORKS["wide"]
+
+
+def test_finished_impressions_are_not_made_again(toy, tmp_path, monkeypatch):
+    r = run(tiny(tmp_path), toy())
+    whole = stored(r.folder)
+    for p in (r.folder / "result.json", r.folder / "task2" / "row.json"): p.unlink()
+    monkeypatch.setattr("classimpression.runner.synthesize", lambda *a, **k: pytest.fail("synthesised again"))
+    assert stored(run(tiny(tmp_path), toy()).folder) == whole
+
+
+# Refused before any work, with nothing lost
+
+@pytest.mark.parametrize("bad", [dict(epochs="2"), dict(epochs=1.5), dict(lr=None), dict(a_tv=-1.), dict(a_bn=float("nan")), dict(a_l2=float("inf")), dict(method="magic"), dict(scenario=3), dict(sizes="2,2"),
+                                 dict(network="vit"), dict(pool="secret"), dict(seed=True), dict(groups=0), dict(k_min=0), dict(threads=0), dict(synthesis_steps=-1), dict(first_epochs=0), dict(typo=1)])
+def test_bad_settings(bad, tmp_path):
+    with pytest.raises(ConfigError) as e: RunConfig.of(**{"out": str(tmp_path), **bad})
+    name = next(iter(bad))
+    assert name in str(e.value) or name.startswith("synthesis_") and f"synthesis settings (synthesis_... or a_...): {name.removeprefix('synthesis_')}" in str(e.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bad,error", [(dict(scenario="moon"), ConfigError), (dict(scenario="blood", root="/nonexistent"), DataError), (dict(class_order=[0, 0, 1, 2, 3, 4, 5, 6]), ConfigError),
+                                       (dict(sizes=[2, 2]), ConfigError), (dict(sizes=[8, 0]), ConfigError), (dict(k_min=201), DataError), (dict(margin_k=3), ConfigError),
+                                       (dict(device="cuda:7"), ConfigError)])
+def test_bad_plans(bad, error, tmp_path):
+    with pytest.raises(error): run(RunConfig.of(**{**TINY, "scenario": "blood-mini", "out": str(tmp_path), **bad}))
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_data_of_another_name_are_refused(toy, tmp_path):
+    with pytest.raises(ConfigError, match="same name"): run(tiny(tmp_path, scenario="other"), toy())
+
+
+def test_an_unwritable_folder_is_refused_before_work(toy, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setattr("classimpression.runner.run_task", lambda *a: pytest.fail("work began"))
+    with pytest.raises(StateError, match="cannot write"): run(tiny(tmp_path / "file"), toy())
+
+
+def test_a_full_disk_costs_the_new_file_only(toy, tmp_path, monkeypatch):
+    r = run(tiny(tmp_path), toy((2, 1, 1)))
+    whole = stored(r.folder)
+    for name in ("result.json", "task3/row.json", "task3/carry.safetensors"): (r.folder / name).unlink()
+    before = {p: p.read_bytes() for p in r.folder.rglob("*") if p.is_file()}
+    def full(fd): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StateError, match="No space left"): run(tiny(tmp_path), toy((2, 1, 1)))
+    assert {p: p.read_bytes() for p in r.folder.rglob("*") if p.is_file()} == before
+    with pytest.raises(StateError, match="earlier file was left"): write_bytes(r.folder / "task1" / "row.json", b"new")
+    monkeypatch.undo()
+    assert stored(run(tiny(tmp_path), toy((2, 1, 1))).folder) == whole
+
+
+def test_foreign_and_damaged_files_are_refused(toy, tmp_path):
+    r = run(tiny(tmp_path), toy())
+    result, carry, row = r.folder / "result.json", r.folder / "task1" / "carry.safetensors", r.folder / "task2" / "row.json"
+    good = {p: p.read_bytes() for p in (result, carry, row, r.folder / "settings.json")}
+
+    def restored():
+        for p, b in good.items(): p.write_bytes(b)
+        result.unlink(); row.unlink()
+    restored(); write_json(r.folder / "settings.json", dict(read_json(r.folder / "settings.json"), checksum="other data"))
+    with pytest.raises(StateError, match="other settings or data"): run(tiny(tmp_path), toy())
+    restored(); carry.write_bytes(good[carry][:1000])
+    with pytest.raises(StateError, match="cannot read tensors"): run(tiny(tmp_path), toy())
+    restored(); save_tensors(carry, {"x": torch.zeros(1)}, {"y": 1})
+    with pytest.raises(StateError, match="no carryover"): run(tiny(tmp_path), toy())
+    other = run(tiny(tmp_path, seed=5), toy())
+    restored(); carry.write_bytes((other.folder / "task1" / "carry.safetensors").read_bytes())
+    with pytest.raises(StateError, match="another run"): run(tiny(tmp_path), toy())
+    restored(); row.write_text("{ half")
+    with pytest.raises(StateError, match="not valid JSON"): run(tiny(tmp_path), toy())
+    restored(); result.write_text(json.dumps([1, 2]))
+    with pytest.raises(StateError, match="not a result"): RunResult.load(r.folder)
+
+
+# What a run must never do
+
+def test_no_pickle_and_no_socket(toy, tmp_path, monkeypatch):
+    def never(*a, **k): pytest.fail("a pickle was read or written")
+    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "dump"), (pickle, "Unpickler"), (torch, "load"), (torch, "save")): monkeypatch.setattr(module, name, never)
+    def offline(*a, **k): pytest.fail("a socket was opened")
+    monkeypatch.setattr(socket, "socket", offline); monkeypatch.setattr(socket, "create_connection", offline)
+    r = run(tiny(tmp_path), toy())
+    assert RunResult.load(r.folder).impressions(1).x.shape[0] == 10 and r.carry(1).n_classes == 4
+    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".json", ".safetensors"}
+
+
+def test_results_name_no_place_of_this_machine(toy, tmp_path):
+    r = run(tiny(tmp_path), toy())
+    text = (r.folder / "result.json").read_text()
+    assert str(tmp_path) not in text and str(Path.home()) not in text and socket.gethostname() not in text
+
+
+def test_test_images_are_read_after_training_only(toy, tmp_path):
+    "Other test images change the numbers of the evaluation, and nothing that was trained."
+    def data(noise):
+        scenario = toy()
+        test = scenario._store.splits["test"]
+        if noise: test.x.copy_(torch.randint(0, 255, test.x.shape, generator=torch.Generator().manual_seed(1)).byte())
+        return scenario
+    a, b = (run(tiny(tmp_path / str(n)), data(n)) for n in (False, True))
+    assert stored(a.folder)["tensors"] == stored(b.folder)["tensors"]
+    history = lambda r: [t["history"] for t in r.data["tasks"]]
+    assert history(a) == history(b)
+
+
+def test_profiles_are_known_and_valid():
+    for name in ("smoke", "quick", "standard", "paper"):
+        assert "all" in profile(name)
+        for m in METHODS: assert profile_config(name, m).profile == name
+    standard = profile_config("standard", "class-impression", scenario="blood")
+    assert standard.epochs >= 10 and standard.synthesis_steps >= 300 and standard.groups is None and standard.schedule == "cosine"   # the floors of the protocol
+    assert profile_config("standard", "joint").epochs >= 20
+
+
+def test_threads_are_restored_and_global_state_is_untouched(toy, tmp_path):
+    torch.set_num_threads(2)
+    state = torch.get_rng_state()
+    run(tiny(tmp_path), toy())
+    assert torch.get_num_threads() == 2 and torch.equal(state, torch.get_rng_state()) and run_folder(tiny(tmp_path)).exists()
+
+
+def test_errors_are_one_family():
+    assert all(issubclass(e, ClassImpressionError) for e in (ConfigError, DataError, StateError))
