@@ -18,6 +18,7 @@ from classimpression.core import ClassImpressionError, ConfigError, DataError, S
 from classimpression.methods import METHODS, method
 from classimpression.models import NETWORKS, SmallNet, register_network
 from classimpression.runner import RunConfig, RunResult, profile, profile_config, run, run_folder
+from classimpression.synthesis import synthesis_preset
 from classimpression.training import fit_task
 
 TINY = dict(scenario="toy", epochs=1, batch_size=20, groups=1, group_size=10, synthesis_steps=4, synthesis_warmup=1, threads=1, k_min=5)
@@ -263,7 +264,9 @@ def test_test_images_are_read_after_training_only(toy, tmp_path):
 
 
 def test_profiles_are_known_and_valid():
-    for name in ("smoke", "quick", "standard", "paper"):
+    fast, quick = synthesis_preset("fast", "blood"), profile("quick")["all"]
+    assert (fast.steps, fast.lr, fast.warmup) == (quick["synthesis_steps"], quick["synthesis_lr"], quick["synthesis_warmup"])
+    for name in ("smoke", "quick", "small", "standard", "paper"):
         assert "all" in profile(name)
         for m in METHODS: assert profile_config(name, m).profile == name
     standard = profile_config("standard", "class-impression", scenario="blood")
