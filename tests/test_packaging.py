@@ -90,7 +90,7 @@ def test_nothing_but_the_command_line_imports_plots():
 @needs_notebooks
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs(notebook):
-    code = "import sys; from nbdev.test import test_nb; ok, _ = test_nb(sys.argv[1], skip_flags=['notest', 'slow']); sys.exit(not ok)"
+    code = "import sys; from pathlib import Path; from nbdev.test import test_nb; ok, _ = test_nb(Path(sys.argv[1]), skip_flags=['notest', 'slow']); sys.exit(not ok)"
     done = python(code, str(notebook), cwd=notebook.parent, env={**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
