@@ -87,12 +87,12 @@ def test_columns_of_the_table(results):
 def test_rows_are_replaced_by_key(results, tmp_path):
     path = tmp_path / "deep" / "foundation_invented.csv"
     merge_rows(path, tidy(results)); before = read_rows(path)
-    other = [dict(r, profile="standard") for r in results]
+    other = [dict(r, profile="quick") for r in results]
     merge_rows(path, tidy(other)); assert len(read_rows(path)) == 24, "another profile is kept beside"
     merge_rows(path, tidy([example_result("joint", 1, [[1], [1, 1], [1, 1, 1]], "reference", sizes=[3, 1, 2])]))
     after = read_rows(path)
-    assert list(after.query("profile == 'quick' and method == 'joint' and seed == 1").accuracy) == [1, 1, 1]
-    same = lambda d: d.query("profile == 'quick' and not (method == 'joint' and seed == 1)").reset_index(drop=True)
+    assert list(after.query("profile == 'standard' and method == 'joint' and seed == 1").accuracy) == [1, 1, 1]
+    same = lambda d: d.query("profile == 'standard' and not (method == 'joint' and seed == 1)").reset_index(drop=True)
     pd.testing.assert_frame_equal(same(after), same(before))
 
 
