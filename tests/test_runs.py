@@ -31,7 +31,7 @@ def tiny(out, **more):
 def stored(folder: Path) -> dict:
     "Bytes of the tensors, and the numbers without times and versions."
     tensors = {str(p.relative_to(folder)): file_md5(p) for p in sorted(folder.rglob("*.safetensors"))}
-    rows = [{k: v for k, v in read_json(p).items() if k not in ("seconds", "cpu_seconds")} for p in sorted(folder.rglob("row.json"))]
+    rows = [{k: v for k, v in read_json(p).items() if k not in ("seconds", "cpu_seconds", "peak_memory_mb")} for p in sorted(folder.rglob("row.json"))]
     return dict(tensors=tensors, rows=rows, metrics=read_json(folder / "result.json")["metrics"])
 
 
