@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from classimpression.core import ConfigError, tensor_digest
-from classimpression.models import Classifier, CosineHead, LargeNet, SmallNet, adapt_resnet, build_classifier, frozen_copy, frozen_statistics, grow, imprint
+from classimpression.heads import CosineHead, grow, imprint
+from classimpression.models import Classifier, LargeNet, SmallNet, adapt_resnet, build_classifier, frozen_copy, frozen_statistics
 
 
 @pytest.mark.parametrize("channels,size", [(1, 28), (1, 32), (3, 32), (3, 64), (3, 45)])
