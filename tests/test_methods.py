@@ -1,0 +1,95 @@
+"What every registered method must do, whatever its recipe."
+from dataclasses import replace
+
+import pytest
+import torch
+
+import classimpression.configs  # noqa: F401  registers all methods
+from classimpression.carryover import ExemplarCarryover, choose_exemplars, hand_over, load_carryover, save_carryover, take_exemplars
+from classimpression.core import package_folder, read_json, tensor_digest
+from classimpression.methods import METHODS, find_method, sort_options
+from classimpression.models import rebuild
+from classimpression.settings import TrainConfig
+from classimpression.synthesis import SynthesisConfig, synthesize
+from classimpression.training import evaluate
+
+TINY = {"deepinversion": dict(steps=2, images=24), "abd": dict(steps=2, images=24), "r-dfcil": dict(steps=2, images=24), "ewc": dict(samples=8), "ewc-online": dict(samples=8),
+        "fetril": dict(epochs_head=2), "patches": dict(centroids=20, random=50), "ranpac": dict(random=60), "untrained-ridge": dict(random=60), "trained-ridge": dict(random=60)}
+EXPECTED = ("class-impression fine-tuning joint ewc ewc-online lwf lwf-mc lwm pass ssre fetril deepinversion abd r-dfcil sdc adc ldc adagauss ncm slda fecam ranpac acil untrained-ridge "
+            "patches icarl eeil lucir replay").split()
+
+
+def cfg_of(m, t, **changes):
+    cfg = TrainConfig(**dict(dict(epochs=1, batch_size=16, margin_k=1), **changes))
+    training, knobs = sort_options(m, {k: v for k, v in TINY.get(m.name, {}).items() if k in m.knobs})
+    given = {k: v for k, v in training.items() if k not in changes}
+    return (replace(cfg, **given) if t or m.first else cfg), knobs
+
+
+def state(model): return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def go(name, scenario, tmp_path, **changes):
+    "All tasks of a scenario, as the runner does it: what crosses a border is read from its file."
+    m, carry, kept = find_method(name), None, {}
+    for t in range(len(scenario.sizes)):
+        cfg, knobs = cfg_of(m, t, **changes)
+        impressions = synthesize(carry, SynthesisConfig(steps=2, groups=1, group_size=12, warmup=1), cfg.seed, t) if carry and m.impressions else None
+        given = carry
+        if carry is not None and m.exemplars != 0:
+            old = scenario.joint(t - 1, reference=True)
+            given = ExemplarCarryover(carry.model, carry.n_classes, carry.means, carry.extra, take_exemplars(old, kept) if kept else old)
+        before = state(carry.model) if carry else {}
+        random_state = torch.get_rng_state()
+        with scenario.training(t, cfg.pool, cfg.selection, cfg.seed) as task:
+            model, history = m.fit(given, task, impressions, cfg, **knobs)
+            if m.exemplars: kept |= choose_exemplars(task.train, task.labels, 5, cfg.seed)
+            following = hand_over(model, task, carry, m.means, history.extra, 1)
+        assert torch.equal(random_state, torch.get_rng_state()), "the global generator was moved"
+        assert not model.training, "a fitted model comes back in evaluation mode"
+        if carry is not None:
+            assert not any(s.training for s in carry.model.modules()), "the teacher left evaluation mode"
+            assert all(torch.equal(v, before[k]) for k, v in carry.model.state_dict().items()), "the teacher was changed"
+        conf = evaluate(model, scenario.test(t), scenario.tasks[t].n_seen)
+        assert conf.shape == (scenario.tasks[t].n_seen,) * 2 and conf.sum() == len(scenario.test(t))
+        path = save_carryover(tmp_path / f"{name}-{t}.safetensors", following, model.spec)
+        carry = load_carryover(path, rebuild)[0]
+        x = scenario.test(t).images(torch.arange(6))
+        with torch.no_grad(): assert torch.allclose(carry.model(x), model(x), atol=1e-4, rtol=1e-4), "the file gives another model"
+    return carry
+
+
+def test_all_methods_of_the_comparison_are_there():
+    assert set(EXPECTED) <= set(METHODS)
+    for m in METHODS.values():
+        assert m.fit.__doc__ and m.title, m.name
+        assert m.name in read_json(package_folder() / "assets" / "trials.json"), f"{m.name} has no trials"
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("sizes, channels", [((1, 1, 2), 1), ((3, 1), 3), ((1, 3), 3)])
+def test_one_class_unequal_tasks_and_grey_images(name, sizes, channels, toy, tmp_path):
+    go(name, toy(sizes=sizes, channels=channels, per_class=24), tmp_path)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_labels_beyond_twice_the_batch_and_bfloat16(name, toy, tmp_path):
+    go(name, toy(sizes=(5, 2), per_class=24), tmp_path, batch_size=2, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_seeds_differ_and_repeat(name, toy, tmp_path):
+    a, b, c = (tensor_digest(*go(name, toy(), tmp_path, seed=s).model.state_dict().values()) for s in (0, 1, 0))
+    assert a == c and a != b
+
+
+@pytest.mark.parametrize("name", [n for n in EXPECTED if n not in ("joint",)])
+def test_the_same_first_task_unless_declared(name, toy, tmp_path):
+    from classimpression.methods import first_task
+    m, scenario = find_method(name), toy()
+    with scenario.training(0) as task:
+        shared = first_task(task, TrainConfig(epochs=1, batch_size=16))[0]
+        cfg, knobs = cfg_of(m, 0)
+        mine = m.fit(None, task, None, cfg, **knobs)[0]
+    same = [torch.equal(v, mine.backbone.state_dict().get(k, torch.zeros(()))) for k, v in shared.backbone.state_dict().items()]
+    assert all(same) != bool(m.first), f"{name} says {m.first!r}"
