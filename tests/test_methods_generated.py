@@ -173,6 +173,14 @@ def test_given_images_take_the_place_of_generated_ones(toy, name, monkeypatch):
     assert a == b != c
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_and_augmented_images(toy, name):
+    scenario = toy((2, 1))
+    carry = carried(scenario, bias=name != "r-dfcil")
+    with scenario.training(1) as task: _, history = METHODS[name].fit(carry, task, None, replace(CFG, epochs=1, dtype="bfloat16", augment_shift=1), **FEW)
+    assert all(np.isfinite(v).all() for v in history.terms.values())
+
+
 def test_saved_seconds_are_counted(toy, tmp_path):
     scenario, cfg = toy(), replace(CFG, epochs=1, cache=str(tmp_path))
     carry = carried(scenario)
@@ -195,14 +203,14 @@ def test_deepinversion_distils_over_all_classes_on_generated_images():
     z, zh = (t.detach().double().numpy() for t in (m.head(f), m.old(b.old)))
     p = np.exp(log_softmax(zh/2))
     real, synthetic = range(5), range(5, 10)
-    assert terms["cross_entropy"].item() == pytest.approx(-log_softmax(z)[real, b.y[:5]].mean(), rel=1e-5)
-    assert float(terms["distillation"]) == pytest.approx(-(p[:5]*log_softmax(z[:5, :3]/2)).sum(1).mean(), rel=1e-5)
+    assert terms["cross_entropy"].item() == pytest.approx(-log_softmax(z)[real, b.y[:5].numpy()].mean(), rel=1e-5)
+    assert terms["distillation"].item() == pytest.approx(-(p[:5]*log_softmax(z[:5, :3]/2)).sum(1).mean(), rel=1e-5)
     padded = np.concatenate([p, np.zeros((10, 2))], 1)
-    assert float(terms["replay"]) == pytest.approx(-np.mean([(padded[i]*log_softmax(z/2)[i]).sum() for i in synthetic]), rel=1e-5)
+    assert terms["replay"].item() == pytest.approx(-np.mean([(padded[i]*log_softmax(z/2)[i]).sum() for i in synthetic]), rel=1e-5)
     slope = torch.autograd.grad(terms["replay"], m.head.blocks[1], retain_graph=True)[0]
     assert slope.abs().min() > 0                                       # new logits are pushed down on old images: no such term without padding
     other = Batch(None, torch.cat([b.y[:5], (b.y[5:] + 1) % 3]), b.old, None)
-    assert float(G.deepinversion_terms(m, f, other, m.old)["replay"]) == float(terms["replay"])   # no hard labels
+    assert float(G.deepinversion_terms(m, f, other, m.old)["replay"]) == terms["replay"].item()   # no hard labels
 
 
 def test_abd_weights_belong_to_classes_and_reach_any_label():
@@ -211,8 +219,8 @@ def test_abd_weights_belong_to_classes_and_reach_any_label():
     z, w = m.head(f).detach().double().numpy(), np.where(np.arange(50) < 40, .8, .2)
     b = replace(b, y=torch.tensor([49, 40, 47, 0, 39, 13]))
     terms = G.abd_terms(m, f, b, m.old)
-    assert float(terms["head_only"]) == pytest.approx(-(w[b.y]*log_softmax(z)[range(6), b.y]).mean(), rel=1e-5)
-    assert float(terms["among_new"]) == pytest.approx(-.2*log_softmax(z[:3, 40:])[range(3), b.y[:3] - 40].mean(), rel=1e-5)
+    assert terms["head_only"].item() == pytest.approx(-(w[b.y]*log_softmax(z)[range(6), b.y]).mean(), rel=1e-5)
+    assert terms["among_new"].item() == pytest.approx(-.2*log_softmax(z[:3, 40:])[range(3), b.y[:3] - 40].mean(), rel=1e-5)
 
 
 def test_abd_head_learns_on_detached_features_and_drift_is_seen_by_the_old_head():
@@ -225,7 +233,7 @@ def test_abd_head_learns_on_detached_features_and_drift_is_seen_by_the_old_head(
     assert slope[:5].abs().min() > 0 and slope[5:].abs().max() == 0    # only new images shape the features
     W, gap = m.old.weight.double().numpy(), (f.detach() - b.old).double().numpy()
     want = np.mean([sum((W[k] @ gap[i])**2 for k in range(3))/3 for i in range(10)])
-    assert float(terms["distillation"]) == pytest.approx(want, rel=1e-4)
+    assert terms["distillation"].item() == pytest.approx(want, rel=1e-4)
     assert torch.autograd.grad(terms["distillation"], f)[0].abs().sum(1).min() > 0
 
 
@@ -264,7 +272,7 @@ def test_r_dfcil_terms_and_maps():
     maps = nn.ModuleList([nn.Linear(8, 16, bias=False), nn.Linear(8, 16, bias=False)])
     terms = G.r_dfcil_terms(m, f.requires_grad_(), b, m.old, maps)
     z, zh = (t.detach().double().numpy() for t in (m.head(f), m.old(b.old)))
-    assert float(terms["outputs"]) == pytest.approx(abs(z[40:, :3] - zh[40:]).mean(), rel=1e-5)
+    assert terms["outputs"].item() == pytest.approx(abs(z[40:, :3] - zh[40:]).mean(), rel=1e-5)
     slope = torch.autograd.grad(terms["angles"], [f, *maps.parameters()])
     assert slope[0][:32].abs().sum(1).min() > 0 and slope[0][32:].abs().max() == 0 and all(s.abs().max() > 0 for s in slope[1:])
 
