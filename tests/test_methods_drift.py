@@ -189,8 +189,8 @@ def test_anti_collapse_spreads_features():
 
 @pytest.mark.parametrize("n", [1, 2, 3, 9, 16, 40])
 def test_anti_collapse_of_few_images_is_finite_and_has_a_gradient(n):
-    f = torch.randn(n, 16, generator=torch.Generator().manual_seed(n)).requires_grad_(True)
-    state = torch.get_rng_state()
+    f = (.1 * torch.randn(n, 16, generator=torch.Generator().manual_seed(n))).requires_grad_(True)
+    torch.manual_seed(0); state = torch.get_rng_state()
     with torch.autocast("cpu", torch.bfloat16): loss = anti_collapse(f)
     loss.backward()
     assert loss.dtype == torch.float32 and -1 <= loss <= 0 and torch.isfinite(f.grad).all()
@@ -326,7 +326,7 @@ def test_distillation_holds_the_old_logits(toy):
     gap = {}
     for kd in (0., 10.):
         for t, carry, model, _, (x, _, _) in run("sdc", toy((2, 2)), replace(CFG, epochs=3, lr=.02), kd=kd):
-            if t: gap[kd] = float((model.head(teacher_features(model, x))[:, :2].softmax(1) - carry.model.head(teacher_features(carry.model, x)).softmax(1)).abs().mean())
+            if t: gap[kd] = float((model.head(teacher_features(model, x))[:, :2].softmax(1) - carry.model.head(teacher_features(carry.model, x)).softmax(1)).detach().abs().mean())
     assert gap[10.] < gap[0.]
 
 

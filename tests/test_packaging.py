@@ -134,7 +134,9 @@ class TestReadme:
         for long, short in small.items():
             assert long in code
             code = code.replace(long, short)
+        from classimpression.methods import METHODS
         exec(code, {})
+        assert METHODS.pop("distil-only").knobs == {"strength": 5.}
         out = capsys.readouterr().out
         assert out.count("[[") == 3 and "average_incremental_accuracy" in out
 
