@@ -90,15 +90,14 @@ def test_statistics_larger_than_a_tenth_of_the_images_are_a_reference(toy, tmp_p
 
 @pytest.mark.slow
 def test_replay_with_unlimited_memory_equals_joint(tmp_path):
-    joint, replay = ([run(profile_config("quick", m, seed=s, out=str(tmp_path), **more)).metrics["balanced_accuracy"] for s in (0, 1)]
-                     for m, more in (("joint", {}), ("replay", dict(exemplars=10**6))))
-    assert abs(np.mean(joint) - np.mean(replay)) < 6, (joint, replay)
+    joint, replay = (run(profile_config("quick", m, sizes=[4, 4], epochs=6, first_epochs=6, out=str(tmp_path), **more)).metrics["balanced_accuracy"] for m, more in (("joint", {}), ("replay", dict(exemplars=10**6))))
+    assert joint > 60 and abs(joint - replay) < 10, (joint, replay)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["class-impression", "deepinversion", "abd", "r-dfcil"])
-def test_real_images_in_place_of_synthetic_ones_are_learned_from(name, tmp_path):
-    "The straw man's gate, small: with real old images the same code must keep old classes (the full gate on BloodMNIST is in the notebook)."
+def test_real_images_in_place_of_synthetic_ones_are_learned_from(name, tmp_path_factory):
+    "The straw man's gate, small: with real old images the same code must keep old classes (the full gate runs on BloodMNIST, `with_real_images`)."
     from dataclasses import replace
 
     from classimpression.carryover import hand_over
@@ -109,17 +108,17 @@ def test_real_images_in_place_of_synthetic_ones_are_learned_from(name, tmp_path)
     from classimpression.synthesis import Impressions
     from classimpression.training import evaluate
     scenario, m = make_scenario("blood-mini"), find_method(name)
-    cfg = TrainConfig(epochs=12, cache=str(tmp_path))
+    cfg = TrainConfig(epochs=15, cache=str(tmp_path_factory.getbasetemp() / "gate"))
     with scenario.training(0) as task:
         model, history = m.fit(None, task, None, cfg)
         carry = hand_over(model, task, None, m.means, history.extra)
     old = scenario.joint(0, reference=True)
     real = Impressions(to_unit(old.x), old.y, {}, {})
     training, knobs = sort_options(m, profile_config("quick", name).options)
-    with scenario.training(1, "new-train") as task: model, _ = m.fit(carry, task, real, replace(cfg, **training), **knobs)
+    with scenario.training(1, "new-train") as task: model, _ = m.fit(carry, task, real, replace(cfg, **training, epochs=6 if m.impressions else 12), **knobs)
     conf = evaluate(model, scenario.test(1), 4)
     recalls = conf.diagonal() / conf.sum(1)
-    assert recalls.mean() > .7, recalls
+    assert recalls.mean() > .65 and recalls[:2].mean() > .5, recalls
 
 
 def test_intervals_equal_scipy():

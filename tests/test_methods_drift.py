@@ -333,7 +333,7 @@ def test_distillation_holds_the_old_logits(toy):
 def test_knobs_matter(toy):
     means = {}
     for name, options in [("sdc", dict(sigma=.3)), ("sdc", dict(sigma=.01)), ("adc", dict(steps=3)), ("adc", dict(steps=0)), ("ldc", dict(map_lr=1e-3)), ("ldc", dict(map_lr=1e-2)),
-                          ("adagauss", dict(kd=10.)), ("adagauss", dict(kd=1.)), ("adagauss", dict(collapse=0.)), ("adagauss", dict(adapter_epochs=1))]:
+                          ("adagauss", dict(kd=10.)), ("adagauss", dict(kd=1.)), ("adagauss", dict(collapse=0.)), ("adagauss", dict(adapter_epochs=1)), ("adagauss", dict(samples=299))]:
         *_, (_, _, model, _, _) = run(name, toy((2, 2)), **options)
         means.setdefault(name, []).append(tensor_digest(model.answer.means[:2]))
     assert all(len(set(m)) == len(m) for m in means.values()), means
@@ -348,6 +348,28 @@ def test_bottleneck_learns_in_every_task_and_from_both_terms(toy):
             (anti_collapse(model.head.latent(f)) if spread else model.head(f).square().sum()).backward()
             assert all(p.grad.abs().sum() > 0 for p in (model.head.project.weight, next(model.backbone.parameters())))
         model.eval()
+
+
+def test_adagauss_answers_by_density_or_by_the_rule_of_the_scripts(toy):
+    *_, (_, _, model, _, (x, _, _)) = run("adagauss", toy((2, 2)))
+    h, covs = model.head.latent(teacher_features(model, x)).double(), model.answer.covariances()
+    mu = model.answer.means.double()
+    for rule, shrinkage in (("density", .1), ("scripts", 3.)):
+        *_, (_, _, model, _, _) = run("adagauss", toy((2, 2)), rule=rule, shrinkage=shrinkage)
+        scores = model(to_unit(x)).double()
+        for k in range(4):
+            c = covs[k] + shrinkage * covs[k].diagonal().mean() * torch.eye(8)
+            if rule == "density": expected = torch.distributions.MultivariateNormal(mu[k], c).log_prob(h) + 4 * np.log(2 * np.pi)
+            else:
+                sd = c.diagonal().sqrt()
+                d = F.normalize(h, dim=1) - F.normalize(mu[k], dim=0)
+                expected = -.5 * (d @ torch.linalg.inv(c / sd[:, None] / sd) * d).sum(1)
+            assert torch.allclose(scores[:, k], expected, rtol=1e-3, atol=1e-2), (rule, k)
+    with pytest.raises(ConfigError, match="rule"): next(run("adagauss", toy((2, 2)), rule="bayes"))
+
+
+def test_adagauss_learns_later_tasks_at_a_tenth_of_the_rate(toy):
+    assert [history.lr[0] for _, _, _, history, _ in run("adagauss", toy((2, 2)), replace(CFG, lr=.2))] == pytest.approx([.2, .02])
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -375,6 +397,6 @@ def test_same_seed_same_bytes_and_a_clean_global_generator(toy, name):
 @pytest.mark.parametrize("name", ALL)
 def test_better_than_chance_on_easy_data(toy, name):
     scenario = toy((2, 2), per_class=90)
-    cfg, options = (replace(CFG, epochs=20, lr=.1, momentum=.9), dict(adapter_epochs=300, dimensions=4)) if name == "adagauss" else (replace(CFG, epochs=6, lr=.02), {})
+    cfg, options = (replace(CFG, epochs=20, lr=.3, momentum=.9), dict(adapter_epochs=300, dimensions=4)) if name == "adagauss" else (replace(CFG, epochs=6, lr=.02), {})
     *_, (_, _, model, _, _) = run(name, scenario, cfg, **options)
     assert sum(share_correct(model, scenario.test(t)) for t in (0, 1)) / 2 > 35
