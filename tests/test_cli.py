@@ -18,7 +18,7 @@ def call(capsys, *argv: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["reproduce", "nonsense"], "unknown notebook 'nonsense'; known: foundation"),
+    (["reproduce", "nonsense"], "unknown notebook 'nonsense'; known: foundation, main_table"),
     (["reproduce", "../../secrets"], "unknown notebook"),
     (["reproduce", "-p", "sedes", "[1]"], "no parameter 'sedes'"),
     (["reproduce", "-p", "seeds", "3"], "must be of type list"),
@@ -61,7 +61,7 @@ def test_help_has_an_example(capsys, command):
 def test_info_is_json_without_names(capsys):
     code, out, _ = call(capsys, "info")
     facts = json.loads(out)
-    assert code == 0 and facts["torch"] and facts["notebooks"] == ["foundation"] and str(Path.home()) not in out
+    assert code == 0 and facts["torch"] and facts["notebooks"] == ["foundation", "main_table"] and str(Path.home()) not in out
 
 
 def test_data_list(capsys, tmp_path):

@@ -99,7 +99,14 @@ def test_rows_are_replaced_by_key(results, tmp_path):
 def test_fewer_tasks_replace_more(tmp_path):
     path = tmp_path / "t.csv"
     merge_rows(path, tidy([example_result("joint", 0, [[90], [90, 90], [90, 90, 90]])]))
-    assert len(merge_rows(path, tidy([example_result("joint", 0, [[80], [80, 80]])]))) == 2
+    assert len(merge_rows(path, tidy([example_result("joint", 0, [[80], [80, 80]], sizes=[3, 3])]))) == 2
+
+
+def test_another_class_order_or_protocol_is_another_result(tmp_path):
+    path, one = tmp_path / "t.csv", example_result("joint", 0, [[90], [90, 90]])
+    other = one | dict(scenario=one["scenario"] | dict(class_order=[3, 2, 1, 0]))
+    merge_rows(path, tidy([one]))
+    assert len(merge_rows(path, tidy([other]))) == 4 and len(merge_rows(path, tidy([one | dict(protocol="pool=test")]))) == 6
 
 
 def test_foreign_and_broken_files_stay(results, tmp_path):
