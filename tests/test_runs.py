@@ -31,7 +31,7 @@ def tiny(out, **more):
 def stored(folder: Path) -> dict:
     "Bytes of the tensors, and the numbers without times and versions."
     tensors = {str(p.relative_to(folder)): file_md5(p) for p in sorted(folder.rglob("*.safetensors"))}
-    rows = [{k: v for k, v in read_json(p).items() if k not in ("seconds", "cpu_seconds", "peak_memory_mb")} for p in sorted(folder.rglob("row.json"))]
+    rows = [{k: v for k, v in read_json(p).items() if k not in ("seconds", "cpu_seconds", "peak_memory_mb", "spared")} for p in sorted(folder.rglob("row.json"))]
     return dict(tensors=tensors, rows=rows, metrics=read_json(folder / "result.json")["metrics"])
 
 
@@ -102,6 +102,15 @@ def test_terminated_command_resumes(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert first.read_bytes() == kept and RunResult.load(first.parent.parent).metrics == stored(first.parent.parent)["metrics"]
+
+
+def test_a_first_task_from_the_cache_gives_the_same_bytes_and_counts_fully(toy, tmp_path):
+    one = run(tiny(tmp_path), toy(sizes=(2, 1)))
+    before, cost = stored(one.folder), one.data["tasks"][0]["cpu_seconds"]
+    assert one.data["tasks"][0]["spared"] == {}
+    again = run(tiny(tmp_path), toy(sizes=(2, 1)), fresh=True)
+    first = again.data["tasks"][0]
+    assert stored(again.folder) == before and first["spared"]["cpu_seconds"] > 0 and first["cpu_seconds"] >= first["spared"]["cpu_seconds"] and cost > 0
 
 
 def test_another_seed_gives_other_numbers(toy, tmp_path):
