@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from classimpression import plots, tables
+from classimpression import curves, panels, plots, tables
 from classimpression.core import DataError, StateError
 from classimpression.tables import example_result, merge_results, merge_rows, read_rows, summary, tidy
 
@@ -20,7 +20,7 @@ def results():
     return ci + joint
 
 
-@pytest.mark.parametrize("draw", [plots.plot_accuracy, plots.plot_accuracy_matrix, plots.plot_confusion, plots.plot_recalls])
+@pytest.mark.parametrize("draw", [curves.plot_accuracy, panels.plot_accuracy_matrix, panels.plot_confusion, panels.plot_recalls])
 def test_figures_of_results(draw, results):
     for some in (results, results[:1], results[::-1]):
         png = plots.to_png(draw(some), dpi=60)
@@ -30,7 +30,7 @@ def test_figures_of_results(draw, results):
 
 def test_one_task_and_one_class():
     one = example_result("fine-tuning", 0, [[80]], "M0", sizes=[1])
-    for draw in (plots.plot_accuracy, plots.plot_accuracy_matrix, plots.plot_confusion, plots.plot_recalls, plots.plot_history): plots.to_png(draw(one), dpi=40)
+    for draw in (curves.plot_accuracy, panels.plot_accuracy_matrix, panels.plot_confusion, panels.plot_recalls, panels.plot_history): plots.to_png(draw(one), dpi=40)
     assert "100.0 %" in tables.reading(tidy([one])) and len(summary(tidy([one]))) == 1
 
 
@@ -38,11 +38,11 @@ def test_many_classes_and_methods():
     many = [example_result(f"method-{i}", 0, [[90 - 8 * i], [40, 80 - i], [30, 35, 70]], sizes=[4, 4, 3]) for i in range(6)]
     colours = plots.method_colours(r["method"] for r in many)
     assert len(set(colours.values())) == 6 and not set(colours.values()) & set(plots.COLOURS.values())
-    for draw in (plots.plot_accuracy, plots.plot_accuracy_matrix, plots.plot_confusion, plots.plot_recalls): plots.to_png(draw(many), dpi=40)
+    for draw in (curves.plot_accuracy, panels.plot_accuracy_matrix, panels.plot_confusion, panels.plot_recalls): plots.to_png(draw(many), dpi=40)
 
 
 def test_what_the_accuracy_figure_draws(results):
-    ax = plots.plot_accuracy(results).axes[0]
+    ax = curves.plot_accuracy(results).axes[0]
     mine = ax.lines[0].get_ydata()
     assert np.allclose(mine, [np.mean([r["tasks"][t]["accuracy"] for r in results[:2]]) for t in range(3)])
     assert ax.get_ylabel().endswith("(%)") and [t.get_text() for t in ax.get_xticklabels()] == ["1 (3)", "2 (4)", "3 (6)"]
@@ -50,7 +50,7 @@ def test_what_the_accuracy_figure_draws(results):
 
 def test_labels_do_not_overlap(results):
     same = [example_result(m, 0, [[90], [80, 80], [70, 70, 70]], sizes=[3, 1, 2]) for m in ("a", "b", "c")]
-    fig = plots.plot_accuracy(same); fig.draw_without_rendering()
+    fig = curves.plot_accuracy(same); fig.draw_without_rendering()
     boxes = sorted((t.get_window_extent() for t in fig.axes[0].texts), key=lambda b: b.y0)
     assert all(low.y1 <= high.y0 + 1 for low, high in zip(boxes, boxes[1:], strict=False))
 
@@ -64,14 +64,14 @@ def test_pictures(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
     for bad in (lambda: plots.plot_means(grey, names), lambda: plots.image_grid({}), lambda: plots.plot_means(2 * torch.ones(3, 1, 4, 4), names),
                 lambda: plots.plot_means(torch.full((3, 1, 4, 4), torch.nan), names), lambda: plots.plot_impressions_over_steps({}, y, names),
-                lambda: plots.plot_synthesis_terms({}), lambda: plots.plot_accuracy([]), lambda: plots.plot_accuracy([{"a": 1}])):
+                lambda: plots.plot_synthesis_terms({}), lambda: curves.plot_accuracy([]), lambda: curves.plot_accuracy([{"a": 1}])):
         with pytest.raises(DataError): bad()
 
 
 def test_settings_of_matplotlib_stay(results):
     import matplotlib
     before = dict(matplotlib.rcParams)
-    plots.to_png(plots.plot_accuracy(results))
+    plots.to_png(curves.plot_accuracy(results))
     assert dict(matplotlib.rcParams) == before
     code = "import classimpression.plots as p, sys; p.to_png(p.plot_means(__import__('torch').rand(1, 3, 8, 8), ['a'])); import matplotlib.pyplot as plt; assert not plt.get_fignums()"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -122,4 +122,4 @@ def test_foreign_and_broken_files_stay(results, tmp_path):
 def test_results_file_draws_the_same_figures(results, tmp_path):
     stored = merge_results(tmp_path / "t.json", results)
     assert len(stored) == 4 and merge_results(tmp_path / "t.json", results[:1]) == stored
-    assert plots.to_png(plots.plot_confusion(stored), dpi=40) == plots.to_png(plots.plot_confusion(results), dpi=40)
+    assert plots.to_png(panels.plot_confusion(stored), dpi=40) == plots.to_png(panels.plot_confusion(results), dpi=40)
