@@ -18,8 +18,10 @@ def call(capsys, *argv: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["reproduce", "nonsense"], "unknown notebook 'nonsense'; known: foundation, main_table"),
-    (["reproduce", "../../secrets"], "unknown notebook"),
+    (["reproduce", "nonsense"], "unknown experiment 'nonsense'; known: foundation, main_table"),
+    (["reproduce", "--only", "../../secrets"], "unknown experiment"),
+    (["reproduce", "losses", "--profile", "smoke", "-p", "variants", '["no pity"]'], "no variants"),
+    (["reproduce", "foundation", "--scheduler", "tcp://127.0.0.1:9", "--jobs", "-2"], "jobs"),
     (["reproduce", "-p", "sedes", "[1]"], "no parameter 'sedes'"),
     (["reproduce", "-p", "seeds", "3"], "must be of type list"),
     (["reproduce", "--scenario", "bloot"], "bloot"),
@@ -52,7 +54,7 @@ def test_unwritable_output_is_refused_before_any_work(capsys, tmp_path, monkeypa
     assert not list(tmp_path.rglob("*.ipynb")) and not list(tmp_path.rglob("result.json"))
 
 
-@pytest.mark.parametrize("command", ["reproduce", "run", "data", "info"])
+@pytest.mark.parametrize("command", ["reproduce", "run", "tune", "verify", "data", "info"])
 def test_help_has_an_example(capsys, command):
     code, out, _ = call(capsys, command, "--help")
     assert code == 0 and f"example: classimpression {command}" in " ".join(out.split())
@@ -61,7 +63,7 @@ def test_help_has_an_example(capsys, command):
 def test_info_is_json_without_names(capsys):
     code, out, _ = call(capsys, "info")
     facts = json.loads(out)
-    assert code == 0 and facts["torch"] and facts["notebooks"] == ["foundation", "main_table"] and str(Path.home()) not in out
+    assert code == 0 and facts["torch"] and {"foundation", "main_table", "report"} <= set(facts["experiments"]) and str(Path.home()) not in out
 
 
 def test_data_list(capsys, tmp_path):
@@ -80,7 +82,7 @@ CONTENT = [".csv", ".json", "_accuracy.png", "_matrix.png", "_confusion.png", "_
 def experiment(tmp_path_factory):
     "`reproduce` in an empty folder, in a process of its own, with a seed that is not the notebook's default."
     folder = tmp_path_factory.mktemp("experiment")
-    command = [sys.executable, "-c", "import sys; from classimpression.cli import main; sys.exit(main())", "reproduce", "--profile", "smoke", "--seeds", "7"]
+    command = [sys.executable, "-c", "import sys; from classimpression.cli import main; sys.exit(main())", "reproduce", "foundation", "--profile", "smoke", "--seeds", "7", "--jobs", "0"]
     return folder, subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
 
 
@@ -113,7 +115,7 @@ def test_rerun_replaces_only_its_own_rows(experiment, capsys, monkeypatch):
     before = read_rows(path)
     strangers = before.assign(seed=99)
     merge_rows(path, strangers)
-    code, out, err = call(capsys, "reproduce", "--profile", "smoke", "--seeds", "7", "--methods", "fine-tuning")
+    code, out, err = call(capsys, "reproduce", "foundation", "--profile", "smoke", "--seeds", "7", "--methods", "fine-tuning")
     assert code == 0, err
     after = read_rows(path)
     pd.testing.assert_frame_equal(after[after.seed == 99].reset_index(drop=True), strangers.reset_index(drop=True))

@@ -250,7 +250,8 @@ def test_no_pickle_and_no_socket(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "socket", offline); monkeypatch.setattr(socket, "create_connection", offline)
     r = run(tiny(tmp_path), toy())
     assert RunResult.load(r.folder).impressions(1).x.shape[0] == 10 and r.carry(1).n_classes == 4
-    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".json", ".safetensors"}
+    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file() and p.stat().st_size} == {".json", ".safetensors"}
+    assert {p.name[-5:] for p in tmp_path.rglob("*") if p.is_file() and not p.stat().st_size} == {".lock"}, "only locks are empty"
 
 
 def test_results_name_no_place_of_this_machine(toy, tmp_path):
