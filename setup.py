@@ -40,7 +40,7 @@ setup(
     license_files=["LICENSE"],
     keywords=cfg["keywords"].split(),
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
-    package_data={cfg["lib_name"]: ["assets/*", "assets/*/*"]},
+    package_data={cfg["lib_name"]: ["assets/*", "assets/*/*", "assets/*/*/*"]},
     cmdclass={"build_py": BuildWithNotebooks},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),

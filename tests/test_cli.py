@@ -87,6 +87,7 @@ def experiment(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("one experiment")
 def test_reproduce_leaves_everything_and_says_where(experiment):
     folder, done = experiment
     assert done.returncode == 0, done.stdout + done.stderr
@@ -99,6 +100,7 @@ def test_reproduce_leaves_everything_and_says_where(experiment):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("one experiment")
 def test_injected_parameter_reaches_the_result(experiment):
     folder, done = experiment
     results = [json.loads(p.read_text()) for p in (folder / "runs").rglob("result.json")]
@@ -108,6 +110,7 @@ def test_injected_parameter_reaches_the_result(experiment):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("one experiment")
 def test_rerun_replaces_only_its_own_rows(experiment, capsys, monkeypatch):
     folder, _ = experiment
     monkeypatch.chdir(folder)

@@ -151,6 +151,7 @@ def experiment(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("main table")
 def test_main_table_leaves_everything(experiment):
     folder, done = experiment
     assert done.returncode == 0, done.stdout + done.stderr
@@ -170,6 +171,7 @@ def test_main_table_leaves_everything(experiment):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("main table")
 def test_all_methods_start_from_the_same_first_task(experiment):
     runs = read_json(experiment[0] / "figures" / "smoke" / "main_table_blood-mini_runs.json")
     first = {(r["method"], r["seed"]): r["tasks"][0]["confusion"] for r in runs}
@@ -178,6 +180,8 @@ def test_all_methods_start_from_the_same_first_task(experiment):
     assert seconds["lwf"] > .5 * seconds["class-impression"], "the shared first task counts for every method"
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("main table")
 def test_summary_and_verdicts_need_no_particular_methods(experiment):
     runs = read_json(experiment[0] / "figures" / "smoke" / "main_table_blood-mini_runs.json")
     rows = main_rows(runs)

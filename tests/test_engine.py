@@ -58,6 +58,7 @@ def wait_for(condition, seconds: float = 240.) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("whole run")
 def test_killed_workers_and_killed_runner(tmp_path, whole):
     "The run's process dies, then its Dask worker, then the process that started everything; each time the work goes on after the last finished task."
     code = f"""
@@ -100,6 +101,7 @@ def descends(pid: int, ancestor: int) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("whole run")
 def test_a_scheduler_of_its_own_with_two_workers_gives_the_same_numbers(tmp_path, whole):
     "The command that a cluster uses: `dask scheduler`, two `dask worker`s, an address."
     env = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(Path(core.package_folder()).parent))
