@@ -1,0 +1,74 @@
+"Many notebooks by one command: a failing one stops no other, what is typed reaches them, what is finished is read."
+import json
+from pathlib import Path
+
+import pytest
+
+from classimpression import experiments, reproduce
+from classimpression.core import ConfigError
+from classimpression.experiments import Experiment
+
+pytest.importorskip("papermill")
+
+
+def notebook(path: Path, code: str) -> None:
+    "An experiment notebook of two cells."
+    cell = lambda source, tags: dict(cell_type="code", id=tags or "work", metadata=dict(tags=[tags]) if tags else {}, outputs=[], execution_count=None, source=source)
+    cells = [cell('scenario: str = "blood-mini"\nprofile: str = "smoke"\npairs: list = [0]\nmethods: list = ["fine-tuning"]\njobs: int = 1\nroot: str = ""\nout: str = "runs"\nfigures: str = "figures"', "parameters"), cell(code, "")]
+    path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")), nbformat=4, nbformat_minor=5)))
+
+
+READS = """from classimpression.engine import run_all
+from classimpression.experiments import plan_runs
+from pathlib import Path
+results, failed = run_all(plan_runs(scenario, profile, methods, pairs=pairs, out=out), jobs)
+assert jobs == -1 and not failed
+(Path(figures) / profile / "read.txt").write_text(" ".join(r.folder.name for r in results))"""
+
+
+@pytest.fixture
+def three(tmp_path, monkeypatch):
+    "Three experiments on the same runs, the second of which fails."
+    folder = tmp_path / "notebooks"; folder.mkdir()
+    for name, code in dict(first="print('first', pairs)", second="raise ValueError('no luck')", third=READS).items(): notebook(folder / f"{name}.ipynb", code)
+    plan = {n: Experiment(n, n, "Why?", ["fine-tuning"], dict(smoke=[dict(scenario="blood-mini", pairs=[0])])) for n in ("first", "second", "third")}
+    monkeypatch.setattr(experiments, "experiments", lambda: plan); monkeypatch.setattr(reproduce, "experiments", lambda: plan)
+    monkeypatch.setattr(reproduce, "notebook_folder", lambda: folder); monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_notebook_that_fails_stops_no_other(three, capsys):
+    assert reproduce.reproduce([], "smoke", {}, jobs=0) == 1
+    out, err = capsys.readouterr()
+    figures = three / "figures" / "smoke"
+    assert {p.name for p in figures.glob("*.ipynb")} == {"first_blood-mini.ipynb", "second_blood-mini.failed.ipynb", "third_blood-mini.ipynb"}
+    assert "ValueError: no luck" in err and "these notebooks failed: second_blood-mini" in err and "failed" not in out
+    assert out.count("fine-tuning, blood-mini, seed 0") == 1, "three notebooks share one run"
+    run, = (three / "runs").rglob("result.json")
+    assert (figures / "read.txt").read_text() == run.parent.name
+    before = run.read_bytes()
+    notebook(three / "notebooks" / "second.ipynb", "print('mended')")
+    assert reproduce.reproduce(["second"], "smoke", {}, jobs=0) == 0 and run.read_bytes() == before
+    assert not (figures / "second_blood-mini.failed.ipynb").exists() and (figures / "second_blood-mini.ipynb").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_told_with_its_notebooks(three, capsys):
+    assert reproduce.reproduce(["first"], "smoke", dict(methods=["fine-tuning", "joint"], pairs=[1]), jobs=-1) == 1
+    out, err = capsys.readouterr()
+    assert "2 runs of first_blood-mini not finished" in err and "first [1]" in out
+
+
+def test_the_plan_is_printed_and_nothing_is_done(three, capsys):
+    assert reproduce.reproduce([], "smoke", {}, only_plan=True) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("3 notebooks") and "shared runs once" in out.splitlines()[-1] and "   1 runs,    0 finished" in out.splitlines()[-1]
+    assert {p.name for p in three.iterdir()} == {"notebooks"}
+
+
+def test_unknown_parameters_and_profiles_are_refused(three):
+    for given, said in ((dict(sedes=[1]), "no parameter 'sedes'"), (dict(pairs=3), "must be of type list"), (dict(scenario="moon"), "moon"), (dict(methods=["magic"]), "magic")):
+        with pytest.raises(ConfigError, match=said): reproduce.reproduce([], "smoke", given)
+    with pytest.raises(ConfigError, match="slow"): reproduce.reproduce([], "slow", {})
+    assert {p.name for p in three.iterdir()} == {"notebooks"}
