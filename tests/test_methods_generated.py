@@ -133,7 +133,7 @@ def test_images_are_labelled_by_the_frozen_model_and_kept(toy, tmp_path, sizes, 
         other = G.generate(carry, task, replace(cfg, seed=1), g)
     assert a.x.shape == (40, channels, 16, 16) and a.x.dtype == torch.float32 and 0 <= a.x.min() and a.x.max() <= 1
     with torch.no_grad(): assert torch.equal(carry.model(a.x).argmax(1), a.y) and a.y.max() < sizes[0]
-    assert [k.settings["reused"] for k in (a, b, c)] == [False, True, False] and len(list(tmp_path.glob("generated-*"))) == 2
+    assert [k.settings["reused"] for k in (a, b, c)] == [False, True, False] and len(list(tmp_path.glob("generated-*.safetensors"))) == 2
     assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y) and torch.equal(a.x, c.x) and not torch.equal(a.x, other.x)
     assert state(carry.model) == before and not carry.model.training and torch.equal(torch.get_rng_state(), rng)
     assert a.x[0].sub(a.x[1]).abs().max() > 1e-3
