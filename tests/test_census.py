@@ -1,0 +1,135 @@
+"Our own method, the gates, and the study of motion: what they promise, on data small enough to see it."
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from classimpression import gates, motion
+from classimpression.carryover import hand_over
+from classimpression.census import Census, SketchedLDA, affordable_rank, cells, frame
+from classimpression.configs import profile_config
+from classimpression.core import ConfigError, DataError, StateError, generator
+from classimpression.methods import find_method
+from classimpression.models import SmallNet
+from classimpression.settings import TrainConfig
+
+
+def learned(layout, x, channels=3):
+    net = Census(SmallNet(channels), channels, layout).eval()
+    net.learn(x, generator(0, "patches"), 600, 2)
+    return net
+
+
+def pictures(n=24, channels=3, pixels=20, seed=0):
+    return torch.randint(256, (n, channels, pixels, pixels), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def test_rings_ignore_the_poses_that_are_averaged_and_a_grid_does_not():
+    x = pictures()
+    rings, grid = learned("rings", x), learned("grid", x)
+    image = x[:6] / 255
+    half_turn = lambda b: b.rot90(2, (2, 3))                       # of {0, 90, mirrored, turned and mirrored}: their mean changes little, a grid's features move
+    gap = lambda net: ((net.describe(half_turn(image)) - net.describe(image))[:, :-256].norm() / net.describe(image)[:, :-256].norm()).item()
+    assert gap(rings) < gap(grid) / 2
+
+
+def test_cells_cover_every_position_once_and_weigh_one():
+    for n in (12, 23, 28):
+        for fine in (False, True):
+            rings = cells("rings", n, fine)
+            assert torch.allclose(rings.sum(1), torch.ones(len(rings))) and bool(((rings > 0).sum(0) == 1).all())
+            assert torch.allclose(cells("grid", n, fine).sum(1), torch.ones(49 if fine else 9))
+
+
+def test_a_frame_of_padding_is_cut_and_images_that_are_all_the_same_are_not():
+    x = torch.nn.functional.pad(pictures(), (2, 3, 1, 4), value=7)
+    assert frame(x).tolist() == [1, 21, 2, 22] and frame(x[:1]).tolist() == [0, 25, 0, 25]
+    bare, padded = learned("grid", pictures()), learned("grid", x)
+    assert torch.allclose(bare.describe(pictures() / 255)[:, :-256], padded.describe(x / 255)[:, :-256], atol=1e-5)
+
+
+def test_images_smaller_than_a_patch_are_refused():
+    with pytest.raises((ConfigError, DataError), match="smaller|too few"): learned("rings", pictures(pixels=7))
+
+
+def test_statistics_never_exceed_their_share(toy, tmp_path):
+    scenario, m, carry = toy(sizes=(1, 2, 1), pixels=32, per_class=180), find_method("census"), None
+    for t in range(3):
+        with scenario.training(t) as task: model, _ = m.fit(carry, task, None, TrainConfig(epochs=1, cache=str(tmp_path)), n_patches=600, rounds=2, share=.09)
+        carry = hand_over(model, task, carry, means=False)
+        assert carry.statistics <= .09 * scenario.n_train_seen_bytes(t) and len(model.answer.sketch) > 0
+    assert carry.images == 0 and model.answer.n_classes == 4
+
+
+@pytest.mark.parametrize("n, d", [(1, 5), (3, 8), (40, 8)])
+def test_singular_covariances_are_finite_and_answers_deterministic(n, d):
+    g = torch.Generator().manual_seed(n)
+    f, y = torch.randn(2 * n, d, generator=g), torch.arange(2).repeat_interleave(n)
+    f[:, -1] = 0                                                   # a feature that never varies
+    head = SketchedLDA(d); head.update(f, y, [0, 1], 1e4)
+    assert torch.isfinite(head(f)).all() and torch.equal(head(f), head(f))
+
+
+def test_classes_in_any_order_give_the_same_answers():
+    g = torch.Generator().manual_seed(3)
+    y = torch.arange(4).repeat_interleave(50); f = torch.randn(200, 6, generator=g) + 2 * torch.randn(4, 6, generator=g)[y]
+    a, b = SketchedLDA(6), SketchedLDA(6)
+    for k in range(4): a.update(f[y == k], y[y == k], [k], 1e4)
+    order = torch.tensor([2, 0, 3, 1])                             # class order[k] comes as number k
+    for k in range(4): b.update(f[y == order[k]], torch.full((50,), k), [k], 1e4)
+    assert torch.allclose(a(f)[:, order], b(f), atol=.05 * a(f).abs().max())
+    assert (a(f).argmax(1) == order[b(f).argmax(1)]).float().mean() > .98
+
+
+def test_more_bytes_never_lower_the_rank():
+    ranks = [affordable_rank(b, 100, 5) for b in range(0, 60_000, 500)]
+    assert ranks == sorted(ranks) and ranks[0] == 0 and ranks[-1] == 100
+    used = lambda r: 4 * 100 * 5 + 12 + 2 * 100 * r
+    assert all(used(r) <= b for r, b in zip(ranks, range(0, 60_000, 500)) if r)
+
+
+def test_bad_statistics_are_refused():
+    head = SketchedLDA(3)
+    with pytest.raises(StateError, match="knows no class"): head(torch.zeros(1, 3))
+    with pytest.raises(ConfigError): head.update(torch.zeros(2, 3), torch.tensor([1, 1]), [1], 1e3)
+    with pytest.raises(ConfigError): SketchedLDA(3, shrinkage=2.)
+
+
+# --- gates ------------------------------------------------------------------------------------------------------------
+
+def test_a_gate_is_computed_once(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(gates, "with_real_images", lambda cfg: calls.append(cfg.method) or dict(balanced_accuracy=81., old=80., new=82.))
+    for _ in range(2): rows = gates.fed_with_real_images("blood-mini", "smoke", [0], ["abd", "r-dfcil"], out=tmp_path, tell=lambda s: None)
+    assert calls == ["abd", "r-dfcil"] and [r["holds"] for r in rows] == [True, True]
+    kept = json.loads(next((tmp_path / "gates").rglob("abd*.json")).read_text())
+    assert kept["settings"]["method"] == "abd" and kept["environment"]["torch"]
+    rows = gates.fed_with_real_images("blood-mini", "smoke", [0], ["abd"], bound=90., out=tmp_path, tell=lambda s: None)
+    assert rows[0]["holds"] is False
+
+
+def test_a_method_without_images_has_no_gate(tmp_path):
+    with pytest.raises(ConfigError, match="makes no images"): gates.with_real_images(replace(profile_config("smoke", "lwf"), out=str(tmp_path)))
+
+
+# --- motion -----------------------------------------------------------------------------------------------------------
+
+def test_a_map_from_both_kinds_of_images_finds_what_neither_shows():
+    g = torch.Generator().manual_seed(0)
+    f = torch.randn(400, 6, generator=g).double(); a = torch.eye(6).double() + .3 * torch.randn(6, 6, generator=g).double()
+    new, made = f.clone(), f.clone(); new[:, 3:], made[:, :3] = 0, 0                     # each kind varies in half of the directions
+    truth = motion.Moments.of(f @ a, torch.zeros(400), range(1)); old = motion.Moments.of(f, torch.zeros(400), range(1))
+    def error(*probes):
+        x = torch.cat(probes); s = motion.move(old, *motion.fit_motion(x, x @ a - x, 1e-6)); return float((s.cov - truth.cov).norm())
+    assert error(new, made) < 1e-3 < min(error(new), error(made)) / 10
+
+
+def test_true_statistics_make_scikit_learns_discriminant():
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    g = torch.Generator().manual_seed(1)
+    y = torch.arange(3).repeat_interleave(80); f = torch.randn(240, 5, generator=g) @ torch.randn(5, 5, generator=g) + torch.randn(3, 5, generator=g)[y]
+    ours = motion.recalls_of(motion.Moments.of(f, y, range(3)), f, y, shrinkage=0.)
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", priors=[1 / 3] * 3).fit(f.numpy(), y.numpy()).predict(f.numpy())
+    assert ours == pytest.approx(100 * np.mean([(theirs[y.numpy() == k] == k).mean() for k in range(3)]), abs=1e-9)
