@@ -184,7 +184,7 @@ class SketchedLDA(Answer):
         return F.linear(f - middle, w, b)
 
 # %% ../nbs/19_census.ipynb #77231a9d
-@method("census", "Census (ours)", tier="M2", own=True)
+@method("census", "Census", tier="M2", own=True)
 def census(carry: Carryover | None, task, impressions: None, cfg: TrainConfig,
            layout: str = "rings",     # "rings": turning an image leaves its class alone; "grid": it does not
            share: float = .09,        # of the bytes of the images seen: what means and covariance may take

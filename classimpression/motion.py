@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from .census import Census
 from .core import check, check_number, generator
-from .data import Split, to_unit
+from .data import Split
 from .drift import sdc_shift
 from .folders import RunResult
 from .models import NETWORKS
