@@ -84,7 +84,7 @@ def test_imports_go_one_way():
 @needs_notebooks
 def test_only_figures_import_plots():
     users = [p.stem for p in (ROOT / "classimpression").glob("*.py") if re.search(r"import.*\bplots\b|classimpression\.plots|from \.plots", p.read_text()) and p.stem not in ("_modidx", "plots")]
-    assert set(users) <= {"ablations", "curves", "gallery", "likeness", "panels"}
+    assert set(users) <= {"ablations", "curves", "gallery", "likeness", "motion", "panels"}
 
 
 @needs_notebooks
