@@ -105,7 +105,7 @@ def test_a_gate_is_computed_once(tmp_path, monkeypatch):
     for _ in range(2): rows = gates.fed_with_real_images("blood-mini", "smoke", [0], ["abd", "r-dfcil"], out=tmp_path, tell=lambda s: None)
     assert calls == ["abd", "r-dfcil"] and [r["holds"] for r in rows] == [True, True]
     kept = json.loads(next((tmp_path / "gates").rglob("abd*.json")).read_text())
-    assert kept["settings"]["method"] == "abd" and kept["environment"]["torch"]
+    assert kept["settings"]["method"] == "abd" and kept["environment"]["torch"] and kept["seconds"] >= 0 and len(kept["checksum"]) == 32
     rows = gates.fed_with_real_images("blood-mini", "smoke", [0], ["abd"], bound=90., out=tmp_path, tell=lambda s: None)
     assert rows[0]["holds"] is False
 
