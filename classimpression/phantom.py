@@ -5,7 +5,7 @@
 # %% ../nbs/20_phantom.ipynb #4a496d52
 from __future__ import annotations
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass  # noqa: F401  asdict is used below, in an example
 from typing import Iterator
 import torch
 import torch.nn.functional as F
