@@ -95,6 +95,7 @@ def jitter(
     share: float = 224 / 256,  # side of the window in units of the frame's
 ) -> Tensor:               # same shape
     "Turn and crop each frame at random, back to the same size."
+    if not len(x): return x   # a batch that happens to hold impressions only
     u = torch.rand(3, len(x), generator=g) * 2 - 1
     φ, move = torch.deg2rad(degrees * u[0]), (1 - share) * u[1:]
     rows = [torch.stack([share * φ.cos(), -share * φ.sin(), move[0]], 1), torch.stack([share * φ.sin(), share * φ.cos(), move[1]], 1)]
