@@ -25,8 +25,8 @@ class BuildWithNotebooks(build_py):
             shutil.copyfile(notebook, target / notebook.name)
 
 
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("notebooks", "data", "dev")}
-extras["dev"] = sorted({*extras["notebooks"], *extras["data"], *extras["dev"]})
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("notebooks", "data", "echo", "dev")}
+extras["dev"] = sorted({*extras["notebooks"], *extras["data"], *extras["echo"], *extras["dev"]})
 
 setup(
     name=cfg["lib_name"],

@@ -11,8 +11,8 @@ from .core import ClassImpressionError, environment
 
 # %% auto #0
 __all__ = ['TYPED', 'EXAMPLES', 'COMMANDS', 'reproduce_some', 'settings_of', 'run_one', 'tune_some', 'verify_some',
-           'look_after_data', 'show_info', 'add_reproduce', 'add_run', 'add_tune', 'add_verify', 'add_data', 'parser',
-           'main']
+           'index_series', 'look_after_data', 'show_info', 'add_reproduce', 'add_run', 'add_tune', 'add_verify',
+           'add_data', 'parser', 'main']
 
 # %% ../nbs/37_cli.ipynb #d876f343
 TYPED = ("scenario", "seeds", "pairs", "methods", "root", "out", "figures", "any_code")  # options that are parameters of notebooks
@@ -72,6 +72,27 @@ def verify_some(
     return int(not set(table.verdict) <= {"identical", "within seed spread"})
 
 # %% ../nbs/37_cli.ipynb #8af857d5
+def index_series(
+    args: argparse.Namespace,  # from the command line
+) -> int:                      # exit code
+    "Make the store of cine series for the scenario `echo`, or check the one that is there."
+    import dataclasses
+    import numpy as np
+    from classimpression.data import data_root
+    from classimpression.manifest import index_manifest, layout_manifest
+    from classimpression.readers import Limits, read_picture
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Limits) if getattr(args, f.name) is not None}
+    root, name = data_root(args.root), args.name
+    if args.layout:
+        name = root / f"{args.layout}.csv"
+        layout_manifest(args.layout, args.files or root).to_csv(name, index=False)
+    mask = np.asarray(read_picture(args.mask, Limits(min_frames=1)))[0].any(-1) if args.mask else None
+    store = index_manifest(name, root / "echo", args.files, args.size, args.seed, args.skip_unreadable, Limits(**given), args.colour, mask, args.salt)
+    rows = store.series
+    print(f"{store}, checksum {store.checksum}")
+    for part in ("train", "val", "test"): print(f"  {part}: {sum(r['split'] == part for r in rows)} series of {len({r['patient'] for r in rows if r['split'] == part})} patients")
+    return 0
+
 def look_after_data(
     args: argparse.Namespace,  # from the command line
 ) -> int:                      # exit code; 1 if a file is missing or damaged
@@ -79,6 +100,7 @@ def look_after_data(
     from classimpression import scenarios
     if args.action == "download":
         print(scenarios.download(args.name, args.root)); return 0
+    if args.action == "index": return index_series(args)
     rows = scenarios.list_data(args.root)
     for r in rows: print("  ".join(f"{r[k]!s:{w}}" for k, w in dict(scenario=10, file=20, status=15, bytes=11, note=0).items()).rstrip())
     return int(args.action == "check" and any(r["status"] == "wrong checksum" for r in rows))
@@ -158,9 +180,18 @@ def add_verify(p: argparse.ArgumentParser) -> None:
 
 def add_data(p: argparse.ArgumentParser) -> None:
     "Options of `data`."
-    p.add_argument("action", choices=["list", "check", "download"],
-                   help="list names every file and its state; check fails if a checksum is wrong; download opens the network")
-    p.add_argument("name", nargs="?", default="blood", help="scenario to download (default: blood)")
+    p.add_argument("action", choices=["list", "check", "download", "index"],
+                   help="list names every file and its state; check fails if a checksum is wrong; download opens the network; index makes the store of cine series for the scenario echo")
+    p.add_argument("name", nargs="?", default="blood", help="scenario to download (default: blood), or manifest to index: CSV or Parquet with the columns path, view, patient and, if you like, split")
+    p.add_argument("--files", help="index: folder that the manifest's paths start from (default: the manifest's own)")
+    p.add_argument("--size", type=int, default=112, help="index: height and width of the stored frames; 224 for the paper's setting (default: 112)")
+    p.add_argument("--layout", choices=["camus", "echonet", "tmed2"], help="index: make the manifest from the folder of a public collection (--files)")
+    p.add_argument("--skip-unreadable", action="store_true", help="index: leave out what cannot be read, after listing it in echo.report.json")
+    p.add_argument("--colour", choices=["refuse", "mean"], default="refuse", help="index: what to do with colour Doppler (default: refuse)")
+    p.add_argument("--mask", help="index: picture whose pixels other than black are kept, for all series; needed for files that declare burned-in annotation")
+    p.add_argument("--salt", help="index: file of the secret behind the patients' hashes, made if missing (default: echo.salt beside the store)")
+    p.add_argument("--seed", type=int, default=0, help="index: of the split by patient (default: 0)")
+    for name, kind in (("min-frames", int), ("max-frames", int), ("max-pixels", int), ("max-bytes", int), ("max-seconds", float)): p.add_argument(f"--{name}", type=kind, help="index: limit, see the notebook on readers")
     p.add_argument("--root", help="folder of the MedMNIST files (default: the variable CLASSIMPRESSION_DATA)")
     p.set_defaults(command=look_after_data)
 

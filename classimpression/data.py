@@ -5,7 +5,7 @@
 # %% ../nbs/01_data.ipynb #6e80f75a
 from __future__ import annotations
 import math, os, zipfile, zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterable, Iterator
 import numpy as np
@@ -31,6 +31,7 @@ class Split:
     "Labelled images that stay in memory."
     x: Tensor  # uint8 [N, C, H, W]
     y: Tensor  # int64 [N], on the same device
+    varies = False  # is every draw for training another image?
 
     def __post_init__(self):
         check(self.x.dtype == torch.uint8 and self.x.ndim == 4, f"Split.x must be uint8 [N, C, H, W], not {self.x.dtype} {list(self.x.shape)}; use as_split", DataError)
@@ -54,6 +55,12 @@ class Split:
         "The images (of rows `idx`) as float32 in [0, 1], on `device`."
         x = self.x if idx is None else self.x[idx.to(self.x.device)]
         return to_unit(x.to(device or x.device))
+    def draw(self, idx: Tensor, g: torch.Generator) -> Tensor:
+        "The images of rows `idx` as training sees them this time, float32 in [0, 1]."
+        return self.images(idx)
+    def padded(self, to: int) -> Split: return replace(self, x=pad(self.x, to))
+    def relabelled(self, y: Tensor) -> Split: return replace(self, y=y)
+    def joined(self, other: Split) -> Split: return Split(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]))
 
 # %% ../nbs/01_data.ipynb #00aa8ee1
 LAYOUTS = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 3, 1, 2), "NHW": (0, 1, 2)}  # axes, in the order N, C, H, W

@@ -16,6 +16,7 @@ from .configs import RunConfig
 from .core import StateError, check, digest, modules_digest, package_folder, read_json, used_modules, write_json
 from .methods import find_method
 from .models import rebuild
+from .scenarios import MADE
 from .settings import TrainConfig
 from .synthesis import Impressions
 
@@ -43,11 +44,12 @@ def identity(
 @lru_cache(maxsize=None)
 def code_of(
     fit: Callable,  # a method's function
+    made: str = "", # module that makes the images, if they are not read from a file with a checksum
 ) -> str:           # 16 hexadecimal digits
     "Hash of the code that runs of a method go through."
     package, _, module = fit.__module__.partition(".")
     ours = package == package_folder().name
-    used = modules_digest(*sorted({*used_modules(*EVERY_RUN, "methods", *([module] if ours else [])), "configs", "runner"}))
+    used = modules_digest(*sorted({*used_modules(*EVERY_RUN, "methods", *([module] if ours else []), *([made] if made else [])), "configs", "runner"}))
     if ours: return used
     try: return digest([used, inspect.getsource(fit)])
     except (OSError, TypeError): return digest([used, fit.__module__, fit.__qualname__])  # typed into a terminal: there is no source to read
@@ -56,7 +58,8 @@ def run_folder(
     cfg: RunConfig,  # settings
 ) -> Path:           # out/scenario/method-seed-settings-code
     "Where a run of these settings and this code lives."
-    hashed, code = digest(identity(asdict(cfg)))[:10], code_of(find_method(cfg.method).fit)[:6]
+    hashed, made = digest(identity(asdict(cfg)))[:10], MADE.get(cfg.scenario)
+    code = code_of(find_method(cfg.method).fit, *([made] if made else []))[:6]
     return Path(cfg.out) / cfg.scenario / f"{cfg.method}-seed{cfg.seed}-{hashed}-{code}"
 
 # %% ../nbs/21_folders.ipynb #26cdd936

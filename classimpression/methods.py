@@ -154,8 +154,7 @@ def real_images(
     "Kept and new images together. Raises `LeakError` for a carryover without exemplars."
     if carry is None: return task.train
     check(isinstance(carry, ExemplarCarryover) and carry.exemplars is not None, "this method needs real images of old classes; register it with exemplars=...", LeakError)
-    old = carry.exemplars.to(task.train.x.device)
-    return Split(torch.cat([old.x, task.train.x]), torch.cat([old.y, task.train.y]))
+    return carry.exemplars.to(task.train.y.device).joined(task.train)
 
 @method("joint", "Joint training", tier="reference", exemplars=None, first="fresh network in every task",
         training=dict(lr=.05, momentum=.9, weight_decay=5e-4, batch_size=64))

@@ -4,7 +4,7 @@
 
 # %% ../nbs/03_scenarios.ipynb #629bc8e2
 from __future__ import annotations
-import io, os, tempfile, zipfile
+import importlib, io, os, tempfile, zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from .tasks import POOLS, SELECTIONS, Scenario, Task, from_arrays, from_splits, 
 _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits", "plan"]  # one address for the user
 
 # %% auto #0
-__all__ = ['IMAGE_ENDINGS', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'SCENARIOS', 'CITATION', 'read_image',
+__all__ = ['IMAGE_ENDINGS', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'SCENARIOS', 'MADE', 'CITATION', 'read_image',
            'class_folders', 'folder_split', 'from_folder', 'DatasetInfo', 'scenario_info', 'data_file', 'make_scenario',
            'list_data', 'download', 'npz_bytes', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays',
            'from_splits', 'plan']
@@ -111,6 +111,7 @@ SCENARIOS = {
     "path": DatasetInfo("PathMNIST", "pathmnist.npz", "a8b06965200029087d5bd730944a56c1", 3, (3, 2, 2, 2), PATH, note=UNPROVED),
     "organa": DatasetInfo("OrganAMNIST", "organamnist.npz", "68e3f8846a6bd62f0c9bf841c0d9eacc", 1, (3, 3, 3, 2), ORGANS),
     "tissue": DatasetInfo("TissueMNIST", "tissuemnist.npz", "ebe78ee8b05294063de985d821c1c34b", 1, (2, 2, 2, 2), TISSUE, note=UNPROVED)}
+MADE = {"echo-phantom": "echo", "echo-phantom-mini": "echo", "echo": "echo"}  # scenarios that a module of the library makes: its function `made_scenario` gets all that `make_scenario` gets
 CITATION = ("Yang et al., MedMNIST v2 - A large-scale lightweight benchmark for 2D and 3D biomedical image classification, Scientific Data 10:41 (2023); "
             "Acevedo et al., A dataset of microscopic peripheral blood cell images for development of automatic recognition systems, Data in Brief 30 (2020)")
 
@@ -118,7 +119,7 @@ def scenario_info(
     name: str,  # one of the names in SCENARIOS
 ) -> DatasetInfo:
     "Look up a named scenario."
-    check(isinstance(name, str) and name in SCENARIOS, f"unknown scenario {name!r}; choose from {', '.join(SCENARIOS)}")
+    check(isinstance(name, str) and name in SCENARIOS, f"unknown scenario {name!r}; choose from {', '.join([*SCENARIOS, *MADE])}")
     return SCENARIOS[name]
 
 def data_file(
@@ -137,7 +138,7 @@ def _load(path: Path, stamp: tuple[int, int], name: str, verify: bool) -> tuple[
     return load_medmnist(path, info.md5 if verify else None, info.channels, info.n_classes), info.md5 if verify else file_md5(path)
 
 def make_scenario(
-    name: str = "blood-mini",              # blood-mini, blood, path, organa or tissue
+    name: str = "blood-mini",              # a name in SCENARIOS or MADE
     class_order: list[int] | None = None,  # original class numbers in order of arrival; None: 0, 1, 2, ...
     sizes: list[int] | None = None,        # classes per task; None: the published ones
     root: str | Path | None = None,        # data folder; None: the environment variable
@@ -145,6 +146,8 @@ def make_scenario(
     verify: bool = True,                   # False: take a file with another MD5 (its own MD5 is what results record)
 ) -> Scenario:
     "Make a named scenario. Raises `ConfigError` for an unknown name or an impossible plan, `DataError` for a file that is missing or wrong."
+    if isinstance(name, str) and name in MADE:
+        return importlib.import_module(f"classimpression.{MADE[name]}").made_scenario(name, class_order, sizes, root, size, verify)
     info = scenario_info(name)
     order, sizes = plan(info.n_classes, class_order, info.sizes if sizes is None else sizes)
     path = data_file(name, root)

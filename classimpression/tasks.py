@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from .core import DataError, LeakError, check, check_number, digest, generator
-from .data import PARTS, Split, as_split, pad
+from .data import PARTS, Split, as_split
 
 # %% auto #0
 __all__ = ['POOLS', 'SELECTIONS', 'total', 'plan', 'Gate', 'what_is_seen', 'Task', 'Store', 'Scenario', 'from_splits',
@@ -152,7 +152,7 @@ class Scenario:
         _, self.channels, h, w = splits["train"].x.shape
         check(size is not None or h == w, f"images of {h}x{w} pixels: pass size=... to pad them to a square", DataError)
         self.size, self.image_bytes = h if size is None else size, image_bytes or self.channels*h*w
-        self._store = store = Store({p: Split(pad(s.x, self.size), s.y) for p, s in splits.items()}, sizes)
+        self._store = store = Store({p: s.padded(self.size) for p, s in splits.items()}, sizes)
         labels = [store.labels(t, "new") for t in range(len(sizes))]
         self.tasks = [Task(t, [class_order[k] for k in new], [class_names[k] for k in new], new.start, store.read) for t, new in enumerate(labels)]
 
@@ -224,7 +224,7 @@ def from_splits(
         empty = (s.counts(k) == 0).nonzero()[:, 0].tolist()
         check(not empty, f"no image of {[names[c] for c in empty]} (class {empty}) in the {part} split; every class of a task needs some", DataError)
     checksum = checksum or digest([s.digest() for s in splits.values()])
-    return Scenario(name, {p: Split(s.x, arrival.to(s.y.device)[s.y]) for p, s in splits.items()}, order, sizes, [names[c] for c in order], checksum, size)
+    return Scenario(name, {p: s.relabelled(arrival.to(s.y.device)[s.y]) for p, s in splits.items()}, order, sizes, [names[c] for c in order], checksum, size)
 
 # %% ../nbs/02_tasks.ipynb #d0606a58
 def from_arrays(

@@ -68,7 +68,7 @@ class Material:
         self.y_syn = impressions.y.to(cfg.device) if impressions else self.real.y[:0]
         self.pool = task.pool.to(cfg.device) if task.pool is not None and cfg.a_idc else None
         self.augmented = bool(cfg.augment_shift or cfg.augment_flip)
-        self.cached = teacher is not None and not self.augmented
+        self.cached = teacher is not None and not self.augmented and not self.real.varies
         if self.cached: self.f_real, self.f_syn = (teacher_features(teacher, x) if len(x) else None for x in (self.real.x, self.x_syn))
 
     def counts(self, n_classes: int) -> Tensor: return self.real.counts(n_classes) + torch.bincount(self.y_syn, minlength=n_classes)
@@ -81,10 +81,10 @@ def epoch_batches(
     "The batches of one epoch."
     cfg = m.cfg
     key = lambda purpose: generator(cfg.seed, purpose, m.idx, epoch)
-    g_augment, g_pool = key("augmentation"), key("pool")
+    g_augment, g_pool, g_draw = key("augmentation"), key("pool"), key("draw")
     for r, s in draw_epoch(len(m.real), len(m.y_syn), cfg.synthetic_share, cfg.batch_size, key("sampling")):
         r, s = r.to(cfg.device), s.to(cfg.device)
-        x, y, old, pool = torch.cat([m.real.images(r), m.x_syn[s]]), torch.cat([m.real.y[r], m.y_syn[s]]), None, None
+        x, y, old, pool = torch.cat([m.real.draw(r, g_draw), m.x_syn[s]]), torch.cat([m.real.y[r], m.y_syn[s]]), None, None
         if m.augmented: x = augment(x, g_augment, cfg.augment_shift, cfg.augment_flip)
         if m.cached: old = torch.cat([m.f_real[r], m.f_syn[s]]) if len(m.y_syn) else m.f_real[r]
         elif m.teacher is not None: old = teacher_features(m.teacher, x)
