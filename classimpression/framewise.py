@@ -103,6 +103,7 @@ def frame_summary(
 # %% ../nbs/30_framewise.ipynb #be62b7ab
 def plot_reliability(
     curves: DataFrame,  # of `frame_rows`
+    few: int = 5,       # bins of fewer answers are not drawn
 ) -> Figure:
     "Accuracy over confidence, per level; the dotted line is a network that knows how much it knows."
     titles = dict(zip(curves.method, curves.title))
@@ -113,9 +114,11 @@ def plot_reliability(
             ax.plot([0, 100], [0, 100], ":", color="#888888", lw=1)
             for m, g in curves[curves.level == level].groupby("method", sort=False):
                 b = g.assign(c=g.confidence * g.n, a=g.accuracy * g.n).groupby("bin")[["c", "a", "n"]].sum()
+                b = b[b.n >= few]
                 ax.plot(b.c / b.n, b.a / b.n, "-o", ms=3, lw=1, color=colours[m], label=titles[m])
             ax.set(title=level, xlabel="confidence in %", xlim=(15, 102), ylim=(-2, 102))
-        axes[0].set_ylabel("right answers in %"); axes[-1].legend(fontsize=6, loc="upper left")
+        axes[0].set_ylabel("right answers in %")
+        fig.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=len(titles), fontsize=7)
     return fig
 
 # %% ../nbs/30_framewise.ipynb #c68ec6b8
