@@ -14,7 +14,6 @@ from .core import DataError, check, check_number
 from .folders import RunResult
 from .metrics import balanced_accuracy, confusion_matrix
 from .plots import WIDTH, image_grid, method_colours, new_figure, style
-from .readers import needs
 from .tasks import Scenario
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['LEVELS', 'frame_probabilities', 'reliability', 'calibration_error', 'levels_of', 'frame_rows', 'frame_summary',
-           'plot_reliability', 'pixel_baseline', 'strip', 'player']
+           'plot_reliability', 'linear_classifier', 'pixel_baseline', 'strip', 'player']
 
 # %% ../nbs/30_framewise.ipynb #124324a8
 @torch.no_grad()
@@ -103,6 +102,7 @@ def frame_summary(
 # %% ../nbs/30_framewise.ipynb #be62b7ab
 def plot_reliability(
     curves: DataFrame,  # of `frame_rows`
+    few: int = 5,       # bins of fewer answers are not drawn
 ) -> Figure:
     "Accuracy over confidence, per level; the dotted line is a network that knows how much it knows."
     titles = dict(zip(curves.method, curves.title))
@@ -113,24 +113,43 @@ def plot_reliability(
             ax.plot([0, 100], [0, 100], ":", color="#888888", lw=1)
             for m, g in curves[curves.level == level].groupby("method", sort=False):
                 b = g.assign(c=g.confidence * g.n, a=g.accuracy * g.n).groupby("bin")[["c", "a", "n"]].sum()
+                b = b[b.n >= few]
                 ax.plot(b.c / b.n, b.a / b.n, "-o", ms=3, lw=1, color=colours[m], label=titles[m])
             ax.set(title=level, xlabel="confidence in %", xlim=(15, 102), ylim=(-2, 102))
-        axes[0].set_ylabel("right answers in %"); axes[-1].legend(fontsize=6, loc="upper left")
+        axes[0].set_ylabel("right answers in %")
+        fig.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=len(titles), fontsize=7)
     return fig
 
 # %% ../nbs/30_framewise.ipynb #c68ec6b8
+def linear_classifier(
+    x: Tensor,        # training pixels [N, D]
+    y: Tensor,        # labels [N]
+    C: float = .01,   # weight of the mean loss times N against half the squared weights, as in scikit-learn
+) -> nn.Module:
+    "Multinomial logistic regression."
+    layer = nn.Linear(x.shape[1], int(y.max()) + 1); nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
+    lbfgs = torch.optim.LBFGS(layer.parameters(), max_iter=500, tolerance_grad=1e-6, tolerance_change=1e-10, line_search_fn="strong_wolfe")
+    def loss():
+        lbfgs.zero_grad()
+        total = C * nn.functional.cross_entropy(layer(x), y, reduction="sum") + .5 * layer.weight.square().sum()
+        total.backward(); return total
+    lbfgs.step(loss)
+    return layer
+
 def pixel_baseline(
     scenario: Scenario,  # any, opened afresh
     part: str = "val",   # "val", or "test" once everything is chosen
     side: int = 32,      # pixels
 ) -> float:              # balanced accuracy, per cent
     "Balanced accuracy of a linear classifier on small images, all classes at once."
-    linear, scale, pipe = needs("sklearn.linear_model"), needs("sklearn.preprocessing"), needs("sklearn.pipeline")
     last = len(scenario.tasks) - 1
-    shrink = lambda s: torch.nn.functional.interpolate(s.images(), size=side, mode="bilinear", antialias=True, align_corners=False).flatten(1).numpy()
+    shrink = lambda s: torch.nn.functional.interpolate(s.images(), size=side, mode="bilinear", antialias=True, align_corners=False).flatten(1)
     train, held = scenario.joint(last, reference=True), scenario.test(last) if part == "test" else scenario.on_validation().test(last)
-    fit = pipe.make_pipeline(scale.StandardScaler(), linear.LogisticRegression(C=.01, max_iter=500)).fit(shrink(train), train.y.numpy())
-    return balanced_accuracy(confusion_matrix(held.y.numpy(), fit.predict(shrink(held)), scenario.n_classes))
+    x, xh = shrink(train), shrink(held)
+    μ, σ = x.mean(0), x.std(0, correction=0)
+    σ = torch.where(σ > 0, σ, 1.)
+    with torch.enable_grad(): answers = linear_classifier((x - μ) / σ, train.y)((xh - μ) / σ).argmax(1)
+    return balanced_accuracy(confusion_matrix(held.y.numpy(), answers.numpy(), scenario.n_classes))
 
 # %% ../nbs/30_framewise.ipynb #f79a6cd5
 def strip(
