@@ -32,6 +32,8 @@ def call(capsys, *argv: str) -> tuple[int, str, str]:
     (["run", "--method", "joint", "--epochs", "-3"], "epochs"),
     (["run", "--method", "joint", "--epochs", "many"], "epochs"),
     (["data", "download", "bloot"], "bloot"),
+    (["bench", "--repeats", "0"], "repeats"),
+    (["bench", "--threads", "0"], "threads"),
 ])
 def test_mistakes_are_refused_before_any_work(capsys, tmp_path, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path); monkeypatch.delenv("CLASSIMPRESSION_DATA", raising=False)
@@ -54,7 +56,7 @@ def test_unwritable_output_is_refused_before_any_work(capsys, tmp_path, monkeypa
     assert not list(tmp_path.rglob("*.ipynb")) and not list(tmp_path.rglob("result.json"))
 
 
-@pytest.mark.parametrize("command", ["reproduce", "run", "tune", "verify", "data", "info"])
+@pytest.mark.parametrize("command", ["reproduce", "run", "tune", "verify", "data", "bench", "info"])
 def test_help_has_an_example(capsys, command):
     code, out, _ = call(capsys, command, "--help")
     assert code == 0 and f"example: classimpression {command}" in " ".join(out.split())
