@@ -55,7 +55,7 @@ def test_notebooks_are_clean(copy):
         assert (copy / notebook.relative_to(ROOT)).read_text() == notebook.read_text(), f"run nbdev_clean: {notebook.name} differs"
 
 
-@pytest.mark.parametrize("name", ["core", "data", "tasks", "scenarios", "heads", "answers", "models", "synthesis", "carryover", "losses", "metrics", "settings", "training", "methods", "regularised", "prototypes", "generated", "drift", "analytic", "rehearsal", "configs", "folders", "runner", "engine", "tuning", "tables", "comparison", "plots", "curves", "panels", "gallery", "likeness", "census", "experiments", "motion", "ablations", "claims", "gates", "weights", "estimator", "export", "adopt", "plugin", "reproduce", "verify", "cli"])
+@pytest.mark.parametrize("name", ["core", "data", "tasks", "scenarios", "heads", "answers", "models", "synthesis", "carryover", "losses", "metrics", "settings", "training", "methods", "regularised", "prototypes", "generated", "drift", "analytic", "rehearsal", "configs", "folders", "runner", "engine", "tuning", "tables", "comparison", "plots", "curves", "panels", "gallery", "likeness", "census", "experiments", "motion", "ablations", "claims", "gates", "weights", "estimator", "export", "adopt", "plugin", "explorers", "reproduce", "verify", "cli"])
 def test_import_is_quiet(name):
     code = """if True:
         import importlib, sys, warnings, numpy, random, torch, os
@@ -84,7 +84,7 @@ def test_imports_go_one_way():
 @needs_notebooks
 def test_only_figures_import_plots():
     users = [p.stem for p in (ROOT / "classimpression").glob("*.py") if re.search(r"import.*\bplots\b|classimpression\.plots|from \.plots", p.read_text()) and p.stem not in ("_modidx", "plots")]
-    assert set(users) <= {"ablations", "curves", "gallery", "likeness", "motion", "panels"}
+    assert set(users) <= {"ablations", "curves", "explorers", "gallery", "likeness", "motion", "panels"}
 
 
 @needs_notebooks
