@@ -61,7 +61,8 @@ def page_link(target: str, source: Path) -> str | None:
     if not there.is_relative_to(ROOT): return None
     if there.parent == ROOT / "nbs" / "experiments":  # the executed one, as reported
         there = next((f for f in (ROOT / "figures" / f"{there.stem}_blood.ipynb", ROOT / "figures" / there.name) if f.exists()), there)
-    if not there.exists() or there.parent.name in ("tests", "experiments") or there.suffix == ".py": return None
+    on_the_site = there.suffix == ".ipynb" and there.parent.name != "experiments" or there.is_relative_to(ROOT / "figures") or there in (ROOT / "README.md", ROOT / "LICENSE")
+    if not (on_the_site and there.is_file()): return None
     def on_site(p: Path) -> Path: return p.relative_to(ROOT / "nbs") if p.is_relative_to(ROOT / "nbs") else p.relative_to(ROOT)
     page = Path("results.html") if there == ROOT / "README.md" else on_site(there)
     relative = os.path.relpath(page, on_site(source).parent)
