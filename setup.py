@@ -25,8 +25,8 @@ class BuildWithNotebooks(build_py):
             shutil.copyfile(notebook, target / notebook.name)
 
 
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("notebooks", "data", "echo", "dev")}
-extras["dev"] = sorted({*extras["notebooks"], *extras["data"], *extras["echo"], *extras["dev"]})
+extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")}
+extras["dev"] = sorted({need for name, needs in extras.items() if name != "avalanche" for need in needs})  # Avalanche brings a lot: an environment of its own
 
 setup(
     name=cfg["lib_name"],

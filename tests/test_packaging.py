@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
-HEAVY = ("torchvision", "pydicom", "av", "nibabel", "pyarrow", "pandas", "matplotlib", "scipy", "sklearn", "seaborn", "papermill", "fastcore", "nbdev")
+TUTORIALS = sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb"))
+HEAVY = ("torchvision", "pydicom", "av", "nibabel", "pyarrow", "onnx", "avalanche", "pandas", "matplotlib", "scipy", "sklearn", "seaborn", "papermill", "fastcore", "nbdev")
 needs_notebooks = pytest.mark.skipif(not NOTEBOOKS, reason="the notebooks are not beside the tests")
 
 
@@ -34,7 +35,7 @@ def module_of(notebook: Path) -> str | None:
 def copy(tmp_path_factory) -> Path:
     "A copy of the repository after cleaning and exporting its notebooks."
     copy = tmp_path_factory.mktemp("copy") / "repository"
-    shutil.copytree(ROOT, copy, ignore=lambda folder, names: [n for n in names if n in {"runs", "figures", "tests", "build", "__pycache__"} or n.startswith((".git", ".venv"))])
+    shutil.copytree(ROOT, copy, ignore=lambda folder, names: [n for n in names if n in {"runs", "figures", "tests", "build", "_site", "__pycache__"} or n.startswith((".git", ".venv"))])
     for module in (copy / "classimpression").glob("*.py"): module.unlink()
     (copy / "classimpression" / "__init__.py").write_text((ROOT / "classimpression" / "__init__.py").read_text())
     done = python("from nbdev.clean import nbdev_clean; from nbdev.doclinks import nbdev_export; nbdev_clean(); nbdev_export()", cwd=copy)
@@ -51,7 +52,7 @@ def test_modules_come_from_the_notebooks(copy):
 
 @needs_notebooks
 def test_notebooks_are_clean(copy):
-    for notebook in [*NOTEBOOKS, *EXPERIMENTS]:
+    for notebook in [*NOTEBOOKS, *EXPERIMENTS, *TUTORIALS]:
         assert (copy / notebook.relative_to(ROOT)).read_text() == notebook.read_text(), f"run nbdev_clean: {notebook.name} differs"
 
 
@@ -87,7 +88,7 @@ def test_imports_go_one_way():
 @needs_notebooks
 def test_only_figures_import_plots():
     users = [p.stem for p in (ROOT / "classimpression").glob("*.py") if re.search(r"import.*\bplots\b|classimpression\.plots|from \.plots", p.read_text()) and p.stem not in ("_modidx", "plots")]
-    assert set(users) <= {"ablations", "calibration", "curves", "descents", "framewise", "gallery", "growth", "likeness", "motion", "panels", "protection"}
+    assert set(users) <= {"ablations", "calibration", "curves", "descents", "explorers", "framewise", "gallery", "growth", "likeness", "motion", "panels", "protection"}
 
 
 @needs_notebooks
