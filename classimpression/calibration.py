@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['reliability', 'calibration_error', 'probabilities', 'calibration_rows', 'recall_rows', 'plot_calibration',
-           'plot_recalls', 'calibration_reading']
+           'plot_recall_ranges', 'calibration_reading']
 
 # %% ../nbs/28_calibration.ipynb #afc6f4b2
 def reliability(
@@ -111,7 +111,7 @@ def plot_calibration(
         fig.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=5, columnspacing=1.2, handlelength=1.4)
     return fig
 
-def plot_recalls(
+def plot_recall_ranges(
     recalls: DataFrame,  # from `recall_rows`
 ) -> Figure:
     "Recall of every class: median run with its interval; thin line: all runs."

@@ -110,7 +110,7 @@ def plot_recalls(
         for edge in np.cumsum(facts["sizes"])[:-1]: ax.axhline(edge - .5, color="#bbbbbb", lw=.6)
         ax.set_yticks(range(len(names)), names); ax.invert_yaxis()
         ax.set(xlim=(0, 100), xlabel="recall (%), with 95 % interval"); ax.grid(axis="x", lw=.4, alpha=.6)
-        fig.legend(loc="outside upper left", ncols=len(groups), handletextpad=.1, columnspacing=1.2, labelcolor="linecolor")
+        fig.legend(loc="outside upper left", ncols=min(4, len(groups)), handletextpad=.1, columnspacing=1.2, labelcolor="linecolor")
     return fig
 
 # %% ../nbs/29_panels.ipynb #fb8ce4f3
