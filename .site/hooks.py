@@ -78,7 +78,8 @@ def api_page(module: Path) -> str:
         start = (node.decorator_list[0].lineno if node.decorator_list else node.lineno) - 1
         text = "\n".join(lines[start:first.lineno - 1 if first.lineno > node.lineno else node.lineno])
         if first.lineno == node.lineno: text = text[:first.col_offset].rstrip() if start == node.lineno - 1 else text
-        return text
+        fields = [n for n in node.body if isinstance(n, ast.AnnAssign)] if isinstance(node, ast.ClassDef) else []  # of a dataclass, with their comments
+        return "\n".join([text, *lines[fields[0].lineno - 1:fields[-1].end_lineno]]) if fields else text
     def entry(node, level: str) -> list[str]:
         doc = ast.get_docstring(node)
         out = [f"{level} {node.name}", "", "```python", header(node), "```", ""]
