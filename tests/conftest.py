@@ -1,5 +1,8 @@
 "Small data of real shape for tests; nothing here is a result."
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
@@ -32,3 +35,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    "The site that CLASSIMPRESSION_SITE names, or a fresh build."
+    if ready := os.environ.get("CLASSIMPRESSION_SITE"): return Path(ready)
+    out = tmp_path_factory.mktemp("site")
+    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", ".mkdocs.yml", "--site-dir", str(out)], cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=900,
+                          env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})  # the theme announces its successor there
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stdout[-2000:] + done.stderr[-4000:]
+    return out

@@ -11,7 +11,6 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from test_site import site  # noqa: F401  the built site
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -115,7 +114,7 @@ def test_explorers_in_jupyterlab(page, lab):
 
 
 @pytest.mark.parametrize("name", ["index", "tutorials/results", "08_synthesis", "api/synthesis", "results"])
-def test_site_is_readable_on_a_phone(page, site, name):  # noqa: F811
+def test_site_is_readable_on_a_phone(page, site, name):
     page.set_viewport_size({"width": 390, "height": 844})
     page.goto(f"file://{site}/{name}.html")
     page.wait_for_load_state()

@@ -1,9 +1,6 @@
 "The site builds offline with one command and without warnings, and none of its links is dead."
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -28,17 +25,6 @@ class Links(HTMLParser):
         if tag == "a" and a.get("href"): self.targets.append(a["href"])
         if tag in ("img", "script", "source", "iframe") and a.get("src"): self.loads.append(a["src"])
         if tag == "link" and a.get("href") and a.get("rel") != "canonical": self.loads.append(a["href"])
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory) -> Path:
-    "The site that CLASSIMPRESSION_SITE names, or a fresh build."
-    if ready := os.environ.get("CLASSIMPRESSION_SITE"): return Path(ready)
-    out = tmp_path_factory.mktemp("site")
-    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", ".mkdocs.yml", "--site-dir", str(out)], cwd=ROOT, capture_output=True, text=True, timeout=900,
-                          env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})  # the theme announces its successor there
-    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stdout[-2000:] + done.stderr[-4000:]
-    return out
 
 
 @pytest.mark.xdist_group("site")

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from classimpression.carryover import Carryover
-from classimpression.core import ConfigError, StateError
-from classimpression.models import build_classifier, frozen_copy
+from classimpression.core import ConfigError, StateError, compiler_works
+from classimpression.heads import CosineHead
+from classimpression.models import Classifier, build_classifier, frozen_copy
 from classimpression.synthesis import (PUBLISHED, Impressions, SynthesisConfig, captured_inputs, descend, draw_group, impression_loss, synthesis_rate,
                                        synthesize)
 
@@ -179,3 +180,39 @@ def test_divergence_and_foreign_files_are_reported(carry, tmp_path):
     with pytest.raises(StateError, match="class means"): synthesize(Carryover(carry.model, 4), SynthesisConfig(steps=1))
     (tmp_path / "x.safetensors").write_bytes(b"not a tensor file at all")
     with pytest.raises(StateError, match="cannot read"): Impressions.load(tmp_path / "x.safetensors")
+
+
+class Tiny(nn.Module):
+    "Small enough to be compiled in some seconds."
+    n_features = 4
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+
+    def features(self, x): return self.net(x).mean((2, 3))
+
+
+@pytest.fixture
+def tiny():
+    return Carryover(frozen_copy(Classifier(Tiny(), CosineHead(4, [2]))), 2, torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(3)))
+
+
+def test_compiled_steps_equal_plain_ones(tiny, near=1e-4):
+    if not compiler_works(): pytest.skip("torch.compile does not work here")
+    settings = dict(groups=2, group_size=4, steps=3, warmup=0)
+    plain, fast = (synthesize(tiny, SynthesisConfig(compiled=c, **settings), chunk=2) for c in (False, True))
+    for name, values in plain.terms.items(): torch.testing.assert_close(fast.terms[name], values, rtol=near, atol=near)
+    assert not fast.settings == plain.settings  # what was done is written down
+    assert (fast.x - plain.x).abs().mean() < near
+    assert not any(m._forward_pre_hooks for m in tiny.model.modules())
+
+
+def test_without_a_compiler_the_synthesis_warns_and_goes_on(tiny, monkeypatch):
+    def broken(*_, **__): raise RuntimeError("no compiler in sight")
+    compiler_works.cache_clear()
+    monkeypatch.setattr(torch, "compile", broken)
+    settings = dict(groups=1, group_size=4, steps=2)
+    with pytest.warns(UserWarning, match="no compiler in sight"): got = synthesize(tiny, SynthesisConfig(compiled=True, **settings))
+    compiler_works.cache_clear()
+    assert torch.equal(got.x, synthesize(tiny, SynthesisConfig(**settings)).x)
