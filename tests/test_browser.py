@@ -40,7 +40,7 @@ def lab(tmp_path_factory):
     "Address of a JupyterLab server of its own, in a folder with the notebooks that have widgets and the reported figures."
     home = tmp_path_factory.mktemp("lab")
     (home / "nbs").mkdir(); (home / "figures").symlink_to(ROOT / "figures")
-    for name, cells in {"tutorials/explorers": None, "echocardiography": 6}.items():  # of the tour of echocardiography as far as the player
+    for name, cells in {"tutorials/explorers": None, "echocardiography": 5}.items():  # of the tour of echocardiography as far as the player
         notebook = json.loads((ROOT / "nbs" / f"{name}.ipynb").read_text())
         notebook["cells"] = notebook["cells"][:cells]
         for cell in notebook["cells"]:
