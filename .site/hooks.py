@@ -122,6 +122,7 @@ def on_config(config):
     "The menu, from what is there."
     def entries(pattern, folder="nbs"):
         found = [(p, json.loads(p.read_text())) for p in sorted((ROOT / folder).glob(pattern))]
+        if pattern.startswith("tutorials/"): path = (ROOT / "nbs" / "index.ipynb").read_text(); found.sort(key=lambda f: path.find(f[0].name) % len(path))  # in the order of the tour
         return [{title_of(nb): (p.relative_to(ROOT / "nbs") if folder == "nbs" else p.relative_to(ROOT)).as_posix()} for p, nb in found]
     config.nav = [{"Tour": "index.ipynb"}, {"Tutorials": entries("tutorials/*.ipynb")}, {"Results": ["results.md", {"Experiments": entries("*.ipynb", "figures")}, {"Small budgets": entries("small/*.ipynb", "figures")}, {"Reproducibility": "reproducibility.ipynb"}]},
                   {"The library": entries("[0-9]*.ipynb")}, {"API reference": [f"api/{m.stem}.md" for m in sorted((ROOT / "classimpression").glob("[a-z]*.py"))]}, {"Changes": "changes.md"}]

@@ -11,8 +11,8 @@ from .core import ClassImpressionError, environment
 
 # %% auto #0
 __all__ = ['TYPED', 'EXAMPLES', 'COMMANDS', 'reproduce_some', 'settings_of', 'run_one', 'tune_some', 'verify_some',
-           'index_series', 'look_after_data', 'bench_some', 'show_info', 'add_reproduce', 'add_run', 'add_tune',
-           'add_verify', 'add_data', 'add_bench', 'parser', 'main']
+           'index_series', 'look_after_data', 'bench_some', 'show_info', 'add_reproduce', 'notes', 'add_run',
+           'add_tune', 'add_verify', 'add_data', 'add_bench', 'parser', 'main']
 
 # %% ../nbs/37_cli.ipynb #1e7e0dca
 TYPED = ("scenario", "seeds", "pairs", "methods", "root", "out", "figures", "any_code")  # options that are parameters of notebooks
@@ -163,13 +163,26 @@ def add_reproduce(p: argparse.ArgumentParser) -> None:
     p.set_defaults(command=reproduce_some)
 
 # %% ../nbs/37_cli.ipynb #b53682e8
+def notes(
+    *classes: type,   # dataclasses of settings; what a later one says counts
+) -> dict[str, str]:  # field -> the comment behind it
+    "What `--help` says about settings."
+    import inspect, re
+    found: dict[str, str] = {}
+    for name, text in re.findall(r"^    (\w+):[^#\n]*# (.+)$", "\n".join(map(inspect.getsource, classes)), re.M):
+        found[name] = f"{found[name]}; {text}" if text.startswith("None:") and name in found else text
+    return found
+
 def add_run(p: argparse.ArgumentParser) -> None:
     "Options of `run`: every field of `RunConfig`."
+    from classimpression.configs import RunConfig
     from classimpression.reproduce import parse_value
     from classimpression.runner import setting_types
+    from classimpression.synthesis import SynthesisConfig
+    said = notes(SynthesisConfig, *reversed(RunConfig.__mro__[:-1]))
     for name, kind in setting_types().items():
         many = dict(nargs="+", type=parse_value) if "list" in str(kind) else {}
-        p.add_argument(f"--{name.replace('_', '-')}", metavar=getattr(kind, "__name__", str(kind)).upper(), **many)
+        p.add_argument(f"--{name.replace('_', '-')}", metavar=getattr(kind, "__name__", str(kind)).upper(), help=said.get(name, "").replace("%", "%%"), **many)
     p.set_defaults(command=run_one)
 
 def add_tune(p: argparse.ArgumentParser) -> None:

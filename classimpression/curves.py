@@ -106,7 +106,8 @@ def plot_accuracy(
     with style():
         fig, [[ax]] = new_figure(width=4.6, height=2.7)
         ends = [draw_curve(ax, rs, measure, colours[m], rs[0]["title"]) for m, rs in groups.items()]
-        ax.set(ylabel=task_axis(ax, sizes, measure), xlabel="after task (classes seen)")
+        label = task_axis(ax, sizes, measure)
+        ax.set(ylabel=label if len(label) < 34 else label.replace(" on ", "\non "), xlabel="after task (classes seen)")  # a long one on two lines
         label_ends(ax, ends)
     return fig
 

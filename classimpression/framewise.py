@@ -4,7 +4,7 @@
 
 # %% ../nbs/30_framewise.ipynb #0dd2d218
 from __future__ import annotations
-import html
+import html, io, os
 from typing import TYPE_CHECKING, Any, Iterable
 import torch
 from torch import Tensor, nn
@@ -147,11 +147,12 @@ def player(
     split: CineSplit,                # series
     names: list[str],                # of the classes
     model: nn.Module | None = None,  # answers beside the frames
-) -> Any:                            # a widget, or a figure without ipywidgets
+) -> Any:                            # a widget; a figure without ipywidgets or with CLASSIMPRESSION_STATIC
     "Scrub through series."
     try: import ipywidgets as w
-    except ImportError: return strip(split, [0], names)
-    from classimpression.plots import to_png
+    except ImportError: w = None
+    if w is None or os.environ.get("CLASSIMPRESSION_STATIC"): return strip(split, [0], names)
+    from PIL import Image
     view = w.Dropdown(options=[(n, k) for k, n in enumerate(names)], description="view")
     which, frame = w.IntSlider(0, 0, 0, description="series"), w.IntSlider(0, 0, 0, description="frame")
     play, picture, said = w.Play(interval=120), w.Image(format="png", width=300), w.HTML()
@@ -164,12 +165,14 @@ def player(
         rows = (split.y == view.value).nonzero()[:, 0]
         if not len(rows): said.value = f"no series of {html.escape(names[view.value])}"; return
         row = rows[min(which.value, len(rows) - 1)]
-        x = split.frames[split.start[row] + min(frame.value, int(split.count[row]) - 1)][None, None].float() / 255
-        picture.value = to_png(image_grid({"": x}, size=2.5), dpi=100)
+        shown, out = split.frames[split.start[row] + min(frame.value, int(split.count[row]) - 1)], io.BytesIO()
+        Image.fromarray(shown.numpy()).resize((300, 300), Image.Resampling.BILINEAR).save(out, "PNG"); picture.value = out.getvalue()
         if model is not None:
-            with torch.no_grad(): p = model.eval()(x).float().softmax(1)[0]
+            with torch.no_grad(): p = model.eval()(shown[None, None].float() / 255).float().softmax(1)[0]
             said.value = "<br>".join(f"{html.escape(n)}: {100 * float(q):.0f} %" for n, q in zip(names, p))
     view.observe(choose, "value"); which.observe(choose, "value"); frame.observe(show, "value"); choose()
-    box = w.VBox([w.HBox([view, which]), w.HBox([play, frame]), w.HBox([picture, said])])
-    box.parts = dict(view=view, which=which, frame=frame, picture=picture, said=said)
+    box = w.VBox([w.Box(pair, layout=w.Layout(flex_flow="row wrap")) for pair in ((view, which), (play, frame), (picture, said))])
+    box.parts = dict(view=view, which=which, play=play, frame=frame, picture=picture, said=said)
+    bundle = box._repr_mimebundle_
+    box._repr_mimebundle_ = lambda **how: bundle(**how) | ({"image/png": strip(split, [0], names)._repr_png_()} if len(split) else {})  # for readers without widgets
     return box

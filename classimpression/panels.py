@@ -52,8 +52,9 @@ def plot_accuracy_matrix(
         for ax, rs in panels:
             mean = np.mean([accuracy_matrix([t["row"] for t in r["tasks"]]) for r in rs], 0)
             labels = range(1, len(mean) + 1)
+            said = dict(xlabel=ax.get_xlabel(), ylabel=ax.get_ylabel())  # seaborn wipes both
             sns.heatmap(mean, ax=ax, mask=np.isnan(mean), annot=True, fmt=".0f", linewidths=1.5, annot_kws={"size": 7.5}, xticklabels=labels, yticklabels=labels, **SHADES)
-            ax.tick_params(axis="y", rotation=0)
+            ax.set(**said); ax.tick_params(axis="y", rotation=0)
     return fig
 
 # %% ../nbs/29_panels.ipynb #c93f4de5
@@ -83,13 +84,14 @@ def plot_confusion(
     names = [short_name(n, 22) for n in facts["class_names"]]
     inch = min(.3 + 1.6 / len(names), 5.6 / len(groups) / len(names))  # of one class
     with style():
-        fig, panels = matrix_panels(groups, 1.3 + inch * len(names) * len(groups), 1.35 + inch * len(names), "true class", "answer", "in % of each true class")
+        fig, panels = matrix_panels(groups, 1.3 + inch * len(names) * len(groups), 1.35 + inch * len(names), "true class", "", "columns: answers, in % of each true class")
         for ax, rs in panels:
             share = confusion_shares(rs)
             text = np.where(share >= .5, np.round(share).astype(int).astype(str), "")
+            said = dict(xlabel=ax.get_xlabel(), ylabel=ax.get_ylabel())
             sns.heatmap(share, ax=ax, annot=text, fmt="", annot_kws={"size": min(7.5, 22 * inch)}, xticklabels=names, yticklabels=names, **SHADES)
             for edge in np.cumsum(facts["sizes"])[:-1]: ax.axhline(edge, color="#777777", lw=.6); ax.axvline(edge, color="#777777", lw=.6)
-            ax.spines[:].set_visible(True); ax.set_xticks(ax.get_xticks(), names, rotation=90)
+            ax.set(**said); ax.spines[:].set_visible(True); ax.set_xticks(ax.get_xticks(), names, rotation=90)
     return fig
 
 # %% ../nbs/29_panels.ipynb #7a5d7bde

@@ -134,7 +134,7 @@ def image_grid(
         letters = max(len(line) for label in rows for line in label.splitlines() or [""])
         fig, [[ax]] = new_figure(width=picture.shape[1] * inch + .3 + .078 * letters, height=picture.shape[0] * inch + .45)
         ax.imshow(picture, interpolation="nearest"); ax.spines[:].set_visible(False)
-        ax.xaxis.tick_top(); ax.tick_params(length=0)
+        ax.xaxis.tick_top(); ax.tick_params(length=0); ax.set_anchor("NW")  # in the middle, labels are cut off
         ax.set_xticks(where, titles or [label for label, _ in groups])
         ax.set_yticks([r * (height + gutter) + height / 2 for r in range(len(rows))], list(rows))
     return fig

@@ -37,13 +37,15 @@ def page():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    "Address of a JupyterLab server of its own, in a folder with the explorers' notebook and the reported figures."
+    "Address of a JupyterLab server of its own, in a folder with the notebooks that have widgets and the reported figures."
     home = tmp_path_factory.mktemp("lab")
     (home / "nbs").mkdir(); (home / "figures").symlink_to(ROOT / "figures")
-    notebook = json.loads((ROOT / "nbs" / "tutorials" / "explorers.ipynb").read_text())
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code": cell["outputs"] = []
-    (home / "nbs" / "explorers.ipynb").write_text(json.dumps(notebook))
+    for name, cells in {"tutorials/explorers": None, "echocardiography": 5}.items():  # of the tour of echocardiography as far as the player
+        notebook = json.loads((ROOT / "nbs" / f"{name}.ipynb").read_text())
+        notebook["cells"] = notebook["cells"][:cells]
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code": cell["outputs"] = []
+        (home / "nbs" / f"{Path(name).name}.ipynb").write_text(json.dumps(notebook))
     (home / "config" / "labconfig").mkdir(parents=True); (home / "config" / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(OVERRIDES))
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
     folders = {f"JUPYTER_{k}_DIR": str(home / k.lower()) for k in ("CONFIG", "DATA", "RUNTIME")} | dict(JUPYTERLAB_SETTINGS_DIR=str(home / "user"), JUPYTERLAB_WORKSPACES_DIR=str(home / "work"))
@@ -69,12 +71,17 @@ def shoot(page, name: str) -> None:
 def until(page, script: str, argument=None) -> None: page.wait_for_function(script, arg=argument, timeout=90_000)
 
 
-def test_explorers_in_jupyterlab(page, lab):
-    page.goto(f"{lab}/lab/tree/nbs/explorers.ipynb?reset")
+def run_all_cells(page, address: str) -> None:
+    "Open a notebook in JupyterLab and run it."
+    page.goto(address)
     page.get_by_text("Python 3", exact=False).first.wait_for()
     until(page, "() => [...document.querySelectorAll('.jp-StatusBar-TextItem, .jp-StatusBar-GroupItem')].some(e => /Idle/.test(e.textContent))")
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+
+def test_explorers_in_jupyterlab(page, lab):
+    run_all_cells(page, f"{lab}/lab/tree/nbs/explorers.ipynb?reset")
     start = page.get_by_role("button", name="Start", exact=True); start.wait_for()
     page.get_by_text("step 0 of 150").wait_for()
     first = page.locator(".widget-image").first
@@ -113,7 +120,24 @@ def test_explorers_in_jupyterlab(page, lab):
     assert not page.outside, page.outside[:5]
 
 
-@pytest.mark.parametrize("name", ["index", "tutorials/results", "08_synthesis", "api/synthesis", "results"])
+def test_cine_player_in_jupyterlab(page, lab):
+    run_all_cells(page, f"{lab}/lab/tree/nbs/echocardiography.ipynb?reset")
+    shown = page.locator(".widget-image"); shown.wait_for()
+    def another_picture(after: str) -> None: until(page, "(old) => document.querySelector('.widget-image').src !== old", after)
+    before = shown.get_attribute("src")
+    page.locator(".widget-dropdown select").select_option(label="PLAX"); another_picture(before)
+    for slider in (0, 1):                                                                 # series, then frame
+        before = shown.get_attribute("src")
+        page.locator(".widget-slider .noUi-handle").nth(slider).focus(); page.keyboard.press("ArrowRight"); another_picture(before)
+    before = shown.get_attribute("src")
+    page.locator(".widget-play button").first.click(); another_picture(before)
+    until(page, "() => Number(document.querySelectorAll('.widget-slider .widget-readout')[1].textContent) >= 4")  # it goes on by itself
+    shoot(page, "cine")
+    assert not page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr'], .jp-mod-error").count(), "a cell wrote an error"
+    assert not page.outside, page.outside[:5]
+
+
+@pytest.mark.parametrize("name", ["index", "tutorials/pictures", "tutorials/results", "08_synthesis", "api/synthesis", "results"])
 def test_site_is_readable_on_a_phone(page, site, name):
     page.set_viewport_size({"width": 390, "height": 844})
     page.goto(f"file://{site}/{name}.html")
