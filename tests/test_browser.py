@@ -74,7 +74,7 @@ def until(page, script: str, argument=None) -> None: page.wait_for_function(scri
 def run_all_cells(page, address: str) -> None:
     "Open a notebook in JupyterLab and run it."
     page.goto(address)
-    page.get_by_text("Python 3", exact=False).first.wait_for()
+    page.locator("text=Python 3 >> visible=true").first.wait_for()                         # kernels of other notebooks are listed too, out of sight
     until(page, "() => [...document.querySelectorAll('.jp-StatusBar-TextItem, .jp-StatusBar-GroupItem')].some(e => /Idle/.test(e.textContent))")
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
