@@ -155,7 +155,7 @@ def player(
     from PIL import Image
     view = w.Dropdown(options=[(n, k) for k, n in enumerate(names)], description="view")
     which, frame = w.IntSlider(0, 0, 0, description="series"), w.IntSlider(0, 0, 0, description="frame")
-    play, picture, said = w.Play(interval=120), w.Image(format="png", width=300), w.HTML()
+    play, picture, said = w.Play(interval=120, repeat=True), w.Image(format="png", width=300), w.HTML()
     w.jslink((play, "value"), (frame, "value"))
     def choose(*_):
         rows = (split.y == view.value).nonzero()[:, 0]
