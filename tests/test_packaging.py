@@ -1,6 +1,8 @@
 "The project as a whole: notebooks and modules in step, quiet imports, one direction of imports, notebooks that run."
 import ast
 import json
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import re
 import shutil
@@ -91,12 +93,32 @@ def test_only_figures_import_plots():
     assert set(users) <= {"ablations", "calibration", "curves", "descents", "explorers", "framewise", "gallery", "growth", "likeness", "motion", "panels", "protection"}
 
 
+def run_notebook(notebook: Path, log: Path) -> None:
+    "Run all cells of a notebook in this process, and end it."
+    with log.open("w") as out: os.dup2(out.fileno(), 1); os.dup2(out.fileno(), 2)
+    os.chdir(notebook.parent); sys.path.insert(0, str(ROOT))
+    from nbdev.test import test_nb
+    sys.exit(not test_nb(notebook, skip_flags=["notest", "slow"])[0])
+
+
+@pytest.fixture(scope="module")
+def forks():
+    "Processes of their own for notebooks, forked from one that has imported the large packages: that takes as long as running a small notebook."
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torchvision", "pandas", "seaborn", "nbdev.test"])
+    with pytest.MonkeyPatch.context() as set_for_all:
+        set_for_all.setenv("OMP_NUM_THREADS", "1")
+        multiprocessing.forkserver.ensure_running()
+    return context
+
+
 @needs_notebooks
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_runs(notebook):
-    code = "import sys; from pathlib import Path; from nbdev.test import test_nb; ok, _ = test_nb(Path(sys.argv[1]), skip_flags=['notest', 'slow']); sys.exit(not ok)"
-    done = python(code, str(notebook), cwd=notebook.parent, env={**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+def test_notebook_runs(notebook, forks, tmp_path):
+    process = forks.Process(target=run_notebook, args=(notebook, tmp_path / "log"))
+    process.start(); process.join(600)
+    if process.exitcode is None: process.kill()
+    assert process.exitcode == 0, (tmp_path / "log").read_text()[-6000:]
 
 
 @needs_notebooks
