@@ -96,7 +96,7 @@ def test_only_figures_import_plots():
 def run_notebook(notebook: Path, log: Path) -> None:
     "Run all cells of a notebook in this process, and end it."
     with log.open("w") as out: os.dup2(out.fileno(), 1); os.dup2(out.fileno(), 2)
-    os.chdir(notebook.parent); sys.path.insert(0, str(ROOT))
+    os.chdir(notebook.parent)
     from nbdev.test import test_nb
     sys.exit(not test_nb(notebook, skip_flags=["notest", "slow"])[0])
 
@@ -107,7 +107,7 @@ def forks():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torchvision", "pandas", "seaborn", "nbdev.test"])
     with pytest.MonkeyPatch.context() as set_for_all:
-        set_for_all.setenv("OMP_NUM_THREADS", "1")
+        for name, value in {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}.items(): set_for_all.setenv(name, value)
         multiprocessing.forkserver.ensure_running()
     return context
 
