@@ -4,7 +4,7 @@
 
 # %% ../nbs/19_census.ipynb #8a5cedad
 from __future__ import annotations
-import copy
+import copy, math
 from functools import partial
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from .training import History, teacher_features
 
 # %% auto #0
 __all__ = ['VIEWS', 'CENTROIDS', 'SIDES', 'ring_cells', 'grid_cells', 'cells', 'turned', 'frame', 'Census', 'census_of',
-           'affordable_rank', 'SketchedLDA', 'census']
+           'jittered', 'affordable_rank', 'SketchedLDA', 'census']
 
 # %% ../nbs/19_census.ipynb #51c659f9
 def ring_cells(
@@ -123,6 +123,23 @@ def census_of(base: str, layout: str, channels: int) -> Census:
 for base in ("small", "large"):
     for layout in VIEWS: register_network(f"census-{layout}-{base}", partial(census_of, base, layout))
 
+# %% ../nbs/19_census.ipynb #e5df6326
+def jittered(
+    x: Tensor,           # images, uint8 [N, C, H, W]
+    box: Tensor,         # top, bottom, left, right (pixels): what lies outside stays as it is
+    g: torch.Generator,  # draws
+    amount: float = 1.,  # of turn, zoom, shift and gamma, as multiples of those above
+) -> Tensor:             # uint8 [N, C, H, W]
+    "One copy of every image, as another operator or scanner might have taken it."
+    top, bottom, left, right = box.tolist()
+    inside = x[..., top:bottom, left:right]
+    u = lambda most: ((2 * torch.rand(len(x), generator=g) - 1) * most * amount).to(x.device)
+    α, s, γ = u(math.radians(10)), 1 + u(.1), u(.25).exp().view(-1, 1, 1, 1)
+    θ = torch.stack([s * α.cos(), -s * α.sin(), u(1/7), s * α.sin(), s * α.cos(), u(1/7)], 1).view(-1, 2, 3)  # sides are 2 long here
+    moved = F.grid_sample(inside.float() / 255, F.affine_grid(θ, list(inside.shape), align_corners=False), padding_mode="border", align_corners=False)
+    out = x.clone(); out[..., top:bottom, left:right] = (moved.clamp(0, 1) ** γ * 255).round().to(torch.uint8)
+    return out
+
 # %% ../nbs/19_census.ipynb #df0fd4e5
 def affordable_rank(
     allowed: float,    # bytes for all statistics
@@ -164,14 +181,14 @@ class SketchedLDA(Answer):
         self.rest = ((cov.diagonal().sum() - self.sketch.double().square().sum()) / len(cov)).clamp(min=0).float()
         self.derived = None
     @torch.no_grad()
-    def update(self, f: Tensor, y: Tensor, labels: list[int], budget: float) -> None:
-        "Learn new classes from their features [N, D]; what is carried may take `budget` bytes per image seen."
+    def update(self, f: Tensor, y: Tensor, labels: list[int], budget: float, copies: int = 1) -> None:
+        "Learn new classes from their features [N, D], `copies` of them for each image; what is carried may take `budget` bytes per image seen."
         expect_labels(self, y, labels)
         self.to(f.device); K, means = self.n_classes, feature_means(f, y, labels)
         parts = [(f[y == k] - m).double() for k, m in zip(labels, means, strict=True)]
         new = sum(z.T @ z / max(1, len(z) - 1) for z in parts)
         cov = (K * self.covariance() + new) / (K + len(labels))
-        self.means, self.images = torch.cat([self.means, means]), self.images + len(y)
+        self.means, self.images = torch.cat([self.means, means]), self.images + len(y) // copies
         self.keep(cov, affordable_rank(budget * int(self.images), self.n_features, self.n_classes))
 
     def solve(self) -> tuple[Tensor, ...]: return discriminant(self.means.double(), self.covariance(), self.shrinkage)
@@ -185,11 +202,12 @@ def census(carry: Carryover | None, task, impressions: None, cfg: TrainConfig,
            layout: str = "rings",     # "rings": turning an image leaves its class alone; "grid": it does not
            share: float = .09,        # of the bytes of the images seen: what means and covariance may take
            shrinkage: float = 3e-3,   # share of the identity in the covariance
+           jitter: float = 0.,        # statistics over a jittered copy of every image too? 1: by the amounts above; 0: no
            n_patches: int = 50_000,   # patches that the centroids are found from
            rounds: int = 20,          # of k-means
 ) -> tuple[nn.Module, History]:
     "Discriminant on patch codes over cells and poses, with a covariance that fits a budget."
-    check(layout in VIEWS, f"unknown layout {layout!r}; known: {', '.join(VIEWS)}"); check_number("share", share, 1e-6, 1)
+    check(layout in VIEWS, f"unknown layout {layout!r}; known: {', '.join(VIEWS)}"); check_number("share", share, 1e-6, 1); check_number("jitter", jitter, 0, 5)
     new, history = task.train.to(cfg.device), History()
     if carry is None:
         known, history = first_task(task, cfg)
@@ -198,5 +216,6 @@ def census(carry: Carryover | None, task, impressions: None, cfg: TrainConfig,
         net.learn(new.x, generator(cfg.seed, "patches"), n_patches, rounds)
     else: model = copy.deepcopy(carry.model).to(cfg.device).eval()
     budget = share * model.backbone.cut(new.x[:1]).numel()
-    model.answer.update(teacher_features(model, new.x), new.y, task.labels, budget)
+    seen = [new.x] + ([jittered(new.x, model.backbone.box, generator(cfg.seed, "jitter", task.idx), jitter)] if jitter else [])
+    model.answer.update(torch.cat([teacher_features(model, x) for x in seen]), new.y.repeat(len(seen)), task.labels, budget, len(seen))
     return model, history

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from .benchmark import threads
+from .benchmark import inversion_contenders, threads, training_contenders
 from .core import check, keep_freed_memory
 from .data import to_unit
+from .settings import TrainConfig
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['step_flops', 'peak_rate', 'roofline_rows']
+__all__ = ['KINDS', 'step_flops', 'peak_rate', 'roofline_rows', 'kind_of', 'profile_rows']
 
 # %% ../nbs/34_roofline.ipynb #68166141
 def step_flops(
@@ -68,3 +69,30 @@ def roofline_rows(
         out.append(dict(row=r.row, device=r.device, threads=r.threads, batch=r.batch, dtype=r.dtype, gflop=round(work / 1e9, 3), peak_gflop_per_s=round(rates[key] / 1e9, 1), floor_ms=round(floor, 2), ours_ms=r.ours,
                         share_of_peak=round(floor / r.ours, 3), most_against_naive=round(r.naive / floor, 2), most_against_plain=None if r.plain is None else round(r.plain / floor, 2)))
     return out
+
+# %% ../nbs/34_roofline.ipynb #914fb97e
+KINDS = {"convolutions": ("conv",), "normalisation": ("batch_norm",), "activations": ("relu", "threshold", "clamp"), "optimiser": ("optimizer", "adam", "sgd"),
+         "copies, shifts, types": ("copy", "roll", "cat", "flip", "index", "clone", "_to_", "contiguous"), "statistics, losses, sums": ("mean", "sum", "norm", "square", "mul", "add", "sub", "div", "sqrt", "where", "softmax", "nll", "mm")}
+
+def kind_of(
+    name: str,  # of an operation, such as aten::relu_
+) -> str:       # a key of `KINDS`, or "the rest"
+    "What kind of work an operation is."
+    return next((k for k, parts in KINDS.items() if any(p in name.lower() for p in parts)), "the rest")
+
+def profile_rows(
+    case: SimpleNamespace,   # of `make_case`
+    dtype: str = "float32",  # of the passes
+    cpu_threads: int = 1,    # of torch
+    steps: int = 20,         # that are profiled, after two that are not
+) -> list[dict]:             # row, dtype, threads, kind, milliseconds per step, share in per cent
+    "Where the processor time of our training and inversion steps goes, at batch 40."
+    ours, rows = {"training step": training_contenders(case, TrainConfig(batch_size=40, dtype=dtype), naive=False)["ours"], "inversion step": inversion_contenders(case, dtype=dtype, naive=False)["ours"]}, []
+    for row, run in ours.items():
+        with threads(cpu_threads):
+            run(2)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as watched: run(steps)
+        spent = {k: 0. for k in (*KINDS, "the rest")}
+        for e in watched.key_averages(): spent[kind_of(e.key)] += e.self_cpu_time_total / 1e3 / steps
+        rows += [dict(row=row, dtype=dtype, threads=cpu_threads, kind=k, ms=round(ms, 3), share=round(100 * ms / sum(spent.values()), 1)) for k, ms in spent.items()]
+    return rows

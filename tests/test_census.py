@@ -8,7 +8,7 @@ import torch
 
 from classimpression import gates, motion
 from classimpression.carryover import hand_over
-from classimpression.census import Census, SketchedLDA, affordable_rank, cells, frame
+from classimpression.census import Census, SketchedLDA, affordable_rank, cells, frame, jittered
 from classimpression.configs import profile_config
 from classimpression.core import ConfigError, DataError, StateError, generator
 from classimpression.methods import find_method
@@ -61,6 +61,24 @@ def test_statistics_never_exceed_their_share(toy, tmp_path):
         carry = hand_over(model, task, carry, means=False)
         assert carry.statistics <= .09 * scenario.n_train_seen_bytes(t) and len(model.answer.sketch) > 0
     assert carry.images == 0 and model.answer.n_classes == 4
+
+
+def test_jittered_copies_repeat_by_seed_leave_the_frame_alone_and_move_more_when_asked():
+    x, box, draw = pictures(pixels=24), torch.tensor([2, 22, 3, 21]), lambda amount, seed=0: jittered(x, box, generator(seed, "jitter"), amount)
+    assert torch.equal(draw(1.), draw(1.)) and not torch.equal(draw(1.), draw(1., seed=1))
+    outside = torch.ones(24, 24, dtype=torch.bool); outside[2:22, 3:21] = False
+    assert torch.equal(draw(1.)[..., outside], x[..., outside]) and not torch.equal(draw(1.)[..., ~outside], x[..., ~outside])
+    gap = [(draw(a).float() - x).abs().mean() for a in (0., .05, 1.)]
+    assert gap[0] < .5 < gap[1] < gap[2]
+
+
+def test_copies_count_for_the_statistics_and_not_for_what_may_be_carried():
+    g = torch.Generator().manual_seed(2)
+    f, y = torch.randn(60, 6, generator=g), torch.arange(2).repeat_interleave(30)
+    once, twice, moved = SketchedLDA(6), SketchedLDA(6), SketchedLDA(6)
+    once.update(f, y, [0, 1], 2.5); twice.update(torch.cat([f, f]), y.repeat(2), [0, 1], 2.5, copies=2); moved.update(torch.cat([f, f + 1]), y.repeat(2), [0, 1], 2.5, copies=2)
+    assert int(once.images) == int(twice.images) == 60 and len(once.sketch) == len(twice.sketch) == len(moved.sketch) > 0
+    assert torch.allclose(once.means, twice.means, atol=1e-6) and torch.allclose(moved.means, once.means + .5, atol=1e-6)
 
 
 @pytest.mark.parametrize("n, d", [(1, 5), (3, 8), (40, 8)])
