@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['MAIN', 'MAIN_KEYS', 'MEASURES', 'main_rows', 'merge_table', 'merge_main', 'merge_runs', 'title_of', 'main_summary',
            'save_summary', 'paired_table', 'bootstrap_table', 'bootstrap_of', 'reproduced', 'judged', 'rows_of',
-           'save_frame', 'expected_but_missing', 'verdict_count']
+           'save_frame', 'expected_but_missing', 'verdict_count', 'merge_bootstrap']
 
 # %% ../nbs/26_comparison.ipynb #e3bd1e0f
 MAIN = ("scenario", "method", "own", "data_free", "tier", "protocol", "profile", "seed", "class_order", "final_accuracy", "average_incremental_accuracy", "balanced_accuracy",
@@ -145,7 +145,7 @@ def bootstrap_table(
         if m == against or (against, seed) not in hits: continue
         mean, low, high = bootstrap_interval(mine, hits[against, seed], labels[seed])
         rows.append(dict(method=title_of(m), against=title_of(against), seed=seed, difference=round(mean, 2), low=round(low, 2), high=round(high, 2)))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["method", "against", "seed", "difference", "low", "high"])
 
 # %% ../nbs/26_comparison.ipynb #c341739e
 def bootstrap_of(
@@ -154,7 +154,6 @@ def bootstrap_of(
     against: str = "class-impression",  # method that the others are compared with
 ) -> DataFrame:                         # see `bootstrap_table`
     "Bootstrap intervals for runs on the disk; empty without a run to compare with."
-    import pandas as pd
     hits, labels = {}, {}
     for seed in sorted({r.data["seed"] for r in results}):
         mine = [r for r in results if r.data["seed"] == seed]
@@ -163,7 +162,7 @@ def bootstrap_of(
         test = make_scenario(where["name"], class_order=where["class_order"], sizes=where["sizes"], root=root).test(len(where["sizes"]) - 1)
         labels[seed] = test.y.numpy()
         hits |= {(r.data["method"], seed): (predict(r.model, test) == test.y).numpy() for r in mine}
-    return bootstrap_table(hits, labels, against) if hits else pd.DataFrame()
+    return bootstrap_table(hits, labels, against)
 
 # %% ../nbs/26_comparison.ipynb #da2d8de7
 def reproduced(
@@ -227,3 +226,16 @@ def verdict_count(
     "How many methods got which verdict, and who did not reproduce."
     lines = [f"{v}: {len(g)} ({', '.join(g.method)})" for v, g in verdicts.groupby("verdict")]
     return "\n".join(lines)
+
+# %% ../nbs/26_comparison.ipynb #e490f7db
+def merge_bootstrap(
+    path: str | Path,        # main_table_..._bootstrap.csv; made if it is missing
+    frame: DataFrame,        # from `bootstrap_of`
+    made: Iterable[tuple[str, int]],  # (method, seed) of the runs that it was computed from
+) -> DataFrame:              # all rows of the file as it is now
+    "Add intervals to the file; older ones stay as they were computed, unless their run has been made anew."
+    import pandas as pd
+    made = {(title_of(m), seed) for m, seed in made}
+    old = pd.read_csv(path) if Path(path).exists() and Path(path).read_text().strip() else frame
+    kept = old[[(m, s) not in made for m, s in zip(old.method, old.seed, strict=True)]]
+    return save_frame(path, pd.concat([d for d in (kept, frame) if len(d)] or [frame]).sort_values(["seed", "method"], kind="stable").reset_index(drop=True))
