@@ -231,6 +231,6 @@ def show_info(
         try: return metadata.version(name)
         except metadata.PackageNotFoundError: return None
     from classimpression.experiments import experiments
-    optional = {k: version(k) for k in ("torchvision", "papermill", "distributed", "medmnist", "matplotlib", "seaborn")}
+    optional = {k: version(k) for k in ("torchvision", "papermill", "distributed", "medmnist", "matplotlib", "seaborn", "jupyterlab", "ipywidgets", "onnx", "avalanche-lib")}
     print(json.dumps(dict(classimpression=version("classimpression"), **environment(), optional=optional, experiments=list(experiments())), indent=1))
     return 0
