@@ -52,7 +52,7 @@ def prepared(path: Path) -> dict:
             source = re.sub(r"^#\| ?\w+.*\n", "", source, flags=re.M)
             for out in cell.get("outputs", []): out.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
         cells.append(cell | {"source": source.splitlines(keepends=True)})
-    return nb | {"cells": cells, "metadata": nb["metadata"] | {"title": "Tour" if path == ROOT / "nbs" / "index.ipynb" else title_of(nb)}}
+    return nb | {"cells": cells, "metadata": nb["metadata"] | {"title": title_of(nb)}}
 
 
 def page_link(target: str, source: Path) -> str | None:
@@ -141,6 +141,15 @@ def on_config(config):
     config.nav = [{"Tour": "index.ipynb"}, {"Tutorials": entries("tutorials/*.ipynb")}, {"Results": [{"Results": "results.md"}, {"Experiments": entries("*.ipynb", "figures")}, {"Small budgets": entries("small/*.ipynb", "figures")}, {"Reproducibility": "reproducibility.ipynb"}]},
                   {"The library": entries("[0-9]*.ipynb")}, {"API reference": ["api/index.md"] + [f"api/{m.stem}.md" for m in sorted((ROOT / "classimpression").glob("[a-z]*.py"))]}, {"Changes": "changes.md"}]
     return config
+
+
+def on_env(env, config, files):
+    "The menu's names stay: the builder of notebooks would put a page's heading in their place."
+    def named(entry):
+        for name, there in entry.items():
+            if isinstance(there, str): yield there, name
+            else: yield from (x for e in there if isinstance(e, dict) for x in named(e))
+    for there, name in (x for e in config.nav for x in named(e)): files.get_file_from_path(there).page.title = name
 
 
 def on_post_page(output, page, config):
