@@ -147,7 +147,6 @@ def profile_config(
 ) -> RunConfig:
     "Settings of a method under a profile."
     find_method(method)
-    check(settings.get("options") is None or isinstance(settings["options"], dict), f"options are a dictionary such as {{\"lr\": 0.05}} (in quotes on the command line), not {settings.get('options')!r}")
     p, chosen = profile(name), read_json(package_folder() / "assets" / "tuned.json").get(method, {}) if tuned else {}
     own = p.get("scenarios", {}).get(settings.get("scenario"), {})
     parts = [part for source in (p, own) for part in (source.get("all", {}), source.get(method, {}))]
