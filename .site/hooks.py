@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import textwrap
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -79,7 +80,7 @@ def api_page(module: Path) -> str:
         text = "\n".join(lines[start:first.lineno - 1 if first.lineno > node.lineno else node.lineno])
         if first.lineno == node.lineno: text = text[:first.col_offset].rstrip() if start == node.lineno - 1 else text
         fields = [n for n in node.body if isinstance(n, ast.AnnAssign)] if isinstance(node, ast.ClassDef) else []  # of a dataclass, with their comments
-        return "\n".join([text, *lines[fields[0].lineno - 1:fields[-1].end_lineno]]) if fields else text
+        return textwrap.dedent("\n".join([text, *lines[fields[0].lineno - 1:fields[-1].end_lineno]]) if fields else text)
     def entry(node, level: str) -> list[str]:
         doc = ast.get_docstring(node)
         out = [f"{level} {node.name}", "", "```python", header(node), "```", ""]
@@ -93,6 +94,16 @@ def api_page(module: Path) -> str:
             for m in node.body:
                 if isinstance(m, ast.FunctionDef) and (m.name == "__init__" or not m.name.startswith("_")): out += entry(m, "###")
     return "\n".join(out)
+
+
+def api_index(modules: list[Path]) -> str:
+    "Every module with the first line of its docstring, in the order of the notebooks."
+    rows = []
+    for m in modules:
+        source = m.read_text(); made_by = re.search(r"File to edit: \.\./nbs/(\S+)\.ipynb", source)
+        doc = html.escape((ast.get_docstring(ast.parse(source)) or "").partition("\n")[0], quote=False)
+        rows.append((made_by[1] if made_by else "", f"| [{m.stem}]({m.stem}.md) | {doc} | " + (f"[{made_by[1]}](../{made_by[1]}.ipynb)" if made_by else "") + " |"))
+    return "\n".join(["# API reference", "", "| module | what it is for | notebook |", "| --- | --- | --- |", *(row for _, row in sorted(rows))])
 
 
 def results_page(known: set[str]) -> str:
@@ -113,6 +124,7 @@ def on_files(files, config):
     for path in sorted([*(ROOT / "figures").rglob("*.*"), ROOT / "LICENSE"]):
         if path.suffix not in (".ipynb", ".md", ".svg") and path.is_file(): files.append(File(path.relative_to(ROOT).as_posix(), str(ROOT), config.site_dir, config.use_directory_urls))
     for module in sorted((ROOT / "classimpression").glob("[a-z]*.py")): files.append(File.generated(config, f"api/{module.stem}.md", content=api_page(module)))
+    files.append(File.generated(config, "api/index.md", content=api_index(sorted((ROOT / "classimpression").glob("[a-z]*.py")))))
     files.append(File.generated(config, "results.md", content=results_page({f.src_uri for f in files})))
     files.append(File.generated(config, "changes.md", content=(ROOT / "CHANGELOG.md").read_text()))
     return files
@@ -123,10 +135,21 @@ def on_config(config):
     def entries(pattern, folder="nbs"):
         found = [(p, json.loads(p.read_text())) for p in sorted((ROOT / folder).glob(pattern))]
         if pattern.startswith("tutorials/"): path = (ROOT / "nbs" / "index.ipynb").read_text(); found.sort(key=lambda f: path.find(f[0].name) % len(path))  # in the order of the tour
-        return [{title_of(nb): (p.relative_to(ROOT / "nbs") if folder == "nbs" else p.relative_to(ROOT)).as_posix()} for p, nb in found]
-    config.nav = [{"Tour": "index.ipynb"}, {"Tutorials": entries("tutorials/*.ipynb")}, {"Results": ["results.md", {"Experiments": entries("*.ipynb", "figures")}, {"Small budgets": entries("small/*.ipynb", "figures")}, {"Reproducibility": "reproducibility.ipynb"}]},
-                  {"The library": entries("[0-9]*.ipynb")}, {"API reference": [f"api/{m.stem}.md" for m in sorted((ROOT / "classimpression").glob("[a-z]*.py"))]}, {"Changes": "changes.md"}]
+        titles = [title_of(nb) for _, nb in found]
+        def title(p, nb): return title_of(nb) + (f", {p.stem.rpartition('_')[2]}" if titles.count(title_of(nb)) > 1 else "")  # of two scenarios
+        return [{title(p, nb): (p.relative_to(ROOT / "nbs") if folder == "nbs" else p.relative_to(ROOT)).as_posix()} for p, nb in found]
+    config.nav = [{"Tour": "index.ipynb"}, {"Tutorials": entries("tutorials/*.ipynb")}, {"Results": [{"Results": "results.md"}, {"Experiments": entries("*.ipynb", "figures")}, {"Small budgets": entries("small/*.ipynb", "figures")}, {"Reproducibility": "reproducibility.ipynb"}]},
+                  {"The library": entries("[0-9]*.ipynb")}, {"API reference": ["api/index.md"] + [f"api/{m.stem}.md" for m in sorted((ROOT / "classimpression").glob("[a-z]*.py"))]}, {"Changes": "changes.md"}]
     return config
+
+
+def on_env(env, config, files):
+    "The menu's names stay: the builder of notebooks would put a page's heading in their place."
+    def named(entry):
+        for name, there in entry.items():
+            if isinstance(there, str): yield there, name
+            else: yield from (x for e in there if isinstance(e, dict) for x in named(e))
+    for there, name in (x for e in config.nav for x in named(e)): files.get_file_from_path(there).page.title = name
 
 
 def on_post_page(output, page, config):

@@ -61,10 +61,12 @@ def run_one(
     args: argparse.Namespace,  # from the command line
 ) -> int:                      # exit code
     "Run one method once; every setting can be given."
+    from classimpression.core import check
     from classimpression.reproduce import check_writable
     from classimpression.runner import profile_config, run
     from classimpression.scenarios import make_scenario
     given = settings_of(args)
+    check(isinstance(given.get("options", {}), dict), f"options are a dictionary in quotes, such as '{{\"lr\": 0.05}}', not {given.get('options')}")
     cfg = profile_config(given.pop("profile", "quick"), given.pop("method", "class-impression"), **given)
     make_scenario(cfg.scenario, class_order=cfg.class_order, sizes=cfg.sizes, root=cfg.root)  # before a folder is made
     check_writable(cfg.out)
@@ -231,6 +233,6 @@ def show_info(
         try: return metadata.version(name)
         except metadata.PackageNotFoundError: return None
     from classimpression.experiments import experiments
-    optional = {k: version(k) for k in ("torchvision", "papermill", "distributed", "medmnist", "matplotlib", "seaborn")}
+    optional = {k: version(k) for k in ("torchvision", "papermill", "distributed", "medmnist", "matplotlib", "seaborn", "jupyterlab", "ipywidgets", "onnx", "avalanche-lib")}
     print(json.dumps(dict(classimpression=version("classimpression"), **environment(), optional=optional, experiments=list(experiments())), indent=1))
     return 0

@@ -82,14 +82,15 @@ def plot_confusion(
     import seaborn as sns
     groups, facts = one_order(results)
     names = [short_name(n, 22) for n in facts["class_names"]]
-    inch = min(.3 + 1.6 / len(names), 5.6 / len(groups) / len(names))  # of one class
+    words = .3 + .065 * max(len(line) for n in names for line in n.splitlines())  # inches that the names take, at the left and below
+    inch = min(.3 + 1.6 / len(names), (WIDTH - .4 - words) / len(groups) / len(names))  # of one class
     with style():
-        fig, panels = matrix_panels(groups, 1.3 + inch * len(names) * len(groups), 1.35 + inch * len(names), "true class", "", "columns: answers, in % of each true class")
+        fig, panels = matrix_panels(groups, .4 + words + inch * len(names) * len(groups), .5 + words + inch * len(names), "true class", "", "columns: answers, in % of each true class")
         for ax, rs in panels:
             share = confusion_shares(rs)
             text = np.where(share >= .5, np.round(share).astype(int).astype(str), "")
             said = dict(xlabel=ax.get_xlabel(), ylabel=ax.get_ylabel())
-            sns.heatmap(share, ax=ax, annot=text, fmt="", annot_kws={"size": min(7.5, 22 * inch)}, xticklabels=names, yticklabels=names, **SHADES)
+            sns.heatmap(share, ax=ax, annot=text, fmt="", annot_kws={"size": min(7.5, 30 * inch)}, xticklabels=names, yticklabels=names, **SHADES)
             for edge in np.cumsum(facts["sizes"])[:-1]: ax.axhline(edge, color="#777777", lw=.6); ax.axvline(edge, color="#777777", lw=.6)
             ax.set(**said); ax.spines[:].set_visible(True); ax.set_xticks(ax.get_xticks(), names, rotation=90)
     return fig
@@ -112,7 +113,8 @@ def plot_recalls(
         for edge in np.cumsum(facts["sizes"])[:-1]: ax.axhline(edge - .5, color="#bbbbbb", lw=.6)
         ax.set_yticks(range(len(names)), names); ax.invert_yaxis()
         ax.set(xlim=(0, 100), xlabel="recall (%), with 95 % interval"); ax.grid(axis="x", lw=.4, alpha=.6)
-        fig.legend(loc="outside upper left", ncols=min(4, len(groups)), handletextpad=.1, columnspacing=1.2, labelcolor="linecolor")
+        columns = max(1, 62 // (4 + max(len(rs[0]["title"]) for rs in groups.values())))  # that 4.6 inches hold
+        fig.legend(loc="outside upper left", ncols=min(columns, len(groups)), handletextpad=.1, columnspacing=1.2, labelcolor="linecolor")
     return fig
 
 # %% ../nbs/29_panels.ipynb #fb8ce4f3
@@ -136,7 +138,7 @@ def plot_history(
             low.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             top.set_title(f"task {t['task']}"); low.set(xlabel="epoch", xlim=(.5, len(epochs) + .5))
         for row in axes: row[0].set_ylim(0, 1.06 * max(ax.dataLim.y1 for ax in row))
-        axes[0, 0].set_ylabel("loss term, unweighted"); axes[1, 0].set_ylabel("learning rate")
+        axes[0, 0].set_ylabel("loss term,\nunweighted"); axes[1, 0].set_ylabel("learning\nrate"); fig.align_ylabels(axes[:, 0])
         for k, c in colours.items(): axes[0, 0].plot([], [], color=c, label=TERMS.get(k, k))
         fig.legend(loc="outside upper left", ncols=len(names), labelcolor="linecolor", handlelength=1.2)
     return fig

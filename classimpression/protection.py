@@ -111,7 +111,7 @@ def plot_mean_areas(
             ax.plot(g.k, g.area, "o-", ms=3.5, color=colour, label=f"{space}, {int(g.dimensions.iloc[0]):,} dimensions"); ax.fill_between(g.k, g.low, g.high, color=colour, alpha=.2, lw=0)
         ax.axvline(10, color="#888888", lw=.7, ls=":"); ax.annotate("fewer are refused", (10, 1.03), ha="right", fontsize=6.5, color="#555555", xytext=(-3, 0), textcoords="offset points")
         ax.set_xscale("log"); ax.set_xticks(ks := sorted(set(rows.k)), [f"{k:,}" for k in ks]); ax.minorticks_off()
-        ax.axhline(.5, color="#888888", lw=.7, ls="--"); ax.set(xlabel="images behind a mean", ylabel="area under the ROC curve", ylim=(.42, 1.06)); ax.legend()
+        ax.axhline(.5, color="#888888", lw=.7, ls="--"); ax.set(xlabel="images behind a mean", ylabel="area under the ROC curve", ylim=(.42, 1.06)); fig.legend(loc="outside upper left", ncols=2)
     return fig
 
 def plot_protections(
@@ -123,7 +123,8 @@ def plot_protections(
         fig, [[ax]] = new_figure(height=3., width=5.4)
         for (m, way), g in rows.groupby(["method", "protection"], sort=False):
             ax.plot(g.area, g.balanced_accuracy, "o-" if way == "noise" else "s--", ms=3.5, lw=1, color=colour[m], mfc=colour[m] if way == "noise" else "white", label=f"{title_of(m)}, {way}")
-            for _, r in g.iterrows(): ax.annotate(f"{r.strength:g}", (r.area, r.balanced_accuracy), xytext=(2, 3), textcoords="offset points", fontsize=5.5, color="#444444")
+            above = way == "noise"  # its strengths stand above the line, ranks below
+            for _, r in g.iterrows(): ax.annotate(f"{r.strength:g}", (r.area, r.balanced_accuracy), xytext=(-2, 4) if above else (2, -8), textcoords="offset points", fontsize=5.5, color=colour[m], ha="right" if above else "left")
         ax.axvline(.5, color="#888888", lw=.7, ls="--"); ax.set(xlabel="area under the ROC curve of the attack on the covariance", ylabel="balanced accuracy, unseen images (%)"); ax.legend(fontsize=6.5)
     return fig
 

@@ -29,7 +29,7 @@ class TrainConfig:
     lr: float = 0.1                  # learning rate
     momentum: float = 0.0            # of SGD
     weight_decay: float = 0.0        # of the optimiser
-    schedule: str = "cosine"         # learning rate over the epochs, see below
+    schedule: str = "cosine"         # learning rate over the epochs: cosine, paper, as_published or constant
     synthetic_share: float = 0.66    # expected share of impressions among the draws
     class_weighting: bool = True     # inverse-frequency class weights in the cross-entropy?
     head: str = "cosine"             # "cosine"; or "linear", with bias, to see what the normalisation is worth

@@ -149,3 +149,12 @@ def test_site_is_readable_on_a_phone(page, site, name):
     assert page.locator("h1").first.is_visible() and not page.outside
     small = page.evaluate("Math.min(...[...document.querySelectorAll('article p')].filter(e => e.innerText.length > 80).map(e => parseFloat(getComputedStyle(e).fontSize)))")
     assert small >= 12, f"text of {small} pixels"
+
+
+def test_search_without_a_server(page, site):
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.goto(f"file://{site}/index.html")
+    page.locator("[data-md-component=search-query]").fill("total variation")
+    page.locator(".md-search-result__item").first.wait_for()
+    shoot(page, "site_search")
+    assert "synthesis" in page.locator(".md-search-result__list").inner_text().lower() and not page.outside

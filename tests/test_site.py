@@ -49,4 +49,6 @@ def test_site(site):
     assert "<math" in (site / "index.html").read_text() and "data:image/png" in (site / "index.html").read_text()
     index = (site / "search/search_index.json").read_text()
     assert "total_variation" in index and "Ask the network" in index, "code and prose can be searched"
+    menu = re.sub(r"\s+", " ", re.sub("<[^>]+>", "", (site / "results.html").read_text()))
+    assert "Tour" in menu and "Main table, organa" in menu, "the menu has names of its own"
     assert "#| export" not in (site / "08_synthesis.html").read_text()
