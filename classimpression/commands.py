@@ -158,7 +158,7 @@ def index_series(
         name = root / f"{args.layout}.csv"
         layout_manifest(args.layout, args.files or root).to_csv(name, index=False)
     mask = np.asarray(read_picture(args.mask, Limits(min_frames=1)))[0].any(-1) if args.mask else None
-    store = index_manifest(name, root / "echo", args.files, args.size, args.seed, args.skip_unreadable, Limits(**given), args.colour, mask, args.salt)
+    store = index_manifest(name, root / "echo", args.files, args.size, args.seed, args.skip_unreadable, Limits(**given), args.colour, mask, args.salt, tuple(args.views), args.marks)
     rows = store.series
     print(f"{store}, checksum {store.checksum}")
     for part in ("train", "val", "test"): print(f"  {part}: {sum(r['split'] == part for r in rows)} series of {len({r['patient'] for r in rows if r['split'] == part})} patients")
@@ -181,6 +181,7 @@ def look_after_data(
 def add_data(p: argparse.ArgumentParser) -> None:
     "Options of `data`."
     from dataclasses import fields
+    from classimpression.phantom import VIEWS
     from classimpression.readers import Limits
     said = notes(Limits)
     p.add_argument("action", choices=["list", "check", "download", "index"],
@@ -192,10 +193,12 @@ def add_data(p: argparse.ArgumentParser) -> None:
     p.add_argument("--skip-unreadable", action="store_true", help="index: leave out what cannot be read, after listing it in echo.report.json")
     p.add_argument("--colour", choices=["refuse", "mean"], default="refuse", help="index: what to do with colour Doppler (default: refuse)")
     p.add_argument("--mask", help="index: picture whose pixels other than black are kept, for all series; needed for files that declare burned-in annotation")
+    p.add_argument("--marks", choices=["refuse", "keep"], default="refuse", help="index: what to do with series in which something bright, perhaps letters, stands still inside the sector (default: refuse)")
+    p.add_argument("--views", nargs="+", default=list(VIEWS), help=f"index: names of your views, in order of arrival (default: {' '.join(VIEWS)})")
     p.add_argument("--salt", help="index: file of the secret behind the patients' hashes, made if missing (default: echo.salt beside the store)")
     p.add_argument("--seed", type=int, default=0, help="index: of the split by patient (default: 0)")
     for f in fields(Limits): p.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), help=f"index: limit, {said[f.name]} (default: {f.default})")
-    p.add_argument("--root", help="folder of the MedMNIST files (default: the variable CLASSIMPRESSION_DATA)")
+    p.add_argument("--root", help="folder of the MedMNIST files, and of the store `echo` (default: the variable CLASSIMPRESSION_DATA)")
     p.set_defaults(command=look_after_data)
 
 # %% ../nbs/37_commands.ipynb #8ee86798

@@ -13,7 +13,7 @@ from .core import DataError, StateError, check, check_number
 from .readers import needs
 
 # %% auto #0
-__all__ = ['load_salt', 'hashed', 'sector_mask', 'clean_frames']
+__all__ = ['MARK_FRAMES', 'MARK_PIXELS', 'load_salt', 'hashed', 'sector_mask', 'clean_frames', 'standing_marks', 'check_marks']
 
 # %% ../nbs/21_deidentify.ipynb #ace7f5ca
 def load_salt(
@@ -72,3 +72,32 @@ def clean_frames(
         f = F.pad(f, ((max(h - w, 0)) // 2, (max(h - w, 0) + 1) // 2, 0, max(w - h, 0)))
         out.append(F.interpolate(f, size=(size, size), mode="bilinear", antialias=True, align_corners=False).round().clamp(0, 255)[:, 0].to(torch.uint8).numpy())
     return np.concatenate(out)
+
+# %% ../nbs/21_deidentify.ipynb #h5610911
+MARK_FRAMES = 12, 48        # frames that are looked at, at least and at most
+MARK_PIXELS = 20, .0008     # a mark has so many pixels at least, and this share of the sector
+
+def standing_marks(
+    x: np.ndarray,       # uint8 [T, H, W]
+    mask: np.ndarray,    # bool [H, W], the sector
+    bright: float = 80,  # mean over the frames of a letter's pixel, at least
+    spread: float = 5,   # and its standard deviation, at most
+) -> np.ndarray:         # bool [H, W]; none in series of less than 12 frames
+    "Pixels of bright things that stand still inside the sector: letters, perhaps."
+    if len(x) < MARK_FRAMES[0]: return np.zeros_like(mask)
+    image, T = needs("scipy.ndimage"), min(len(x), MARK_FRAMES[1])
+    first, second = np.zeros((2, *mask.shape), np.uint32)
+    for t in np.linspace(0, len(x) - 1, T).round().astype(int): f = x[t].astype(np.uint32); first += f; second += f * f
+    mean = first / T
+    still = mask & (mean > bright) & (second / T - mean**2 <= spread**2)
+    parts, n = image.label(image.binary_dilation(still, np.ones((7, 7))))
+    return still & (np.bincount(parts[still], minlength=n + 1)[parts] >= max(MARK_PIXELS[0], MARK_PIXELS[1] * mask.sum()))
+
+def check_marks(
+    x: np.ndarray,     # uint8 [T, H, W]
+    mask: np.ndarray,  # bool [H, W], the sector
+) -> None:
+    "Raise `DataError` that says where something bright stands still inside the sector."
+    rows, columns = np.nonzero(standing_marks(x, mask))
+    check(not len(rows), f"{len(rows)} bright pixels stand still inside the sector (rows {rows.min(initial=9**6)}-{rows.max(initial=0)}, columns {columns.min(initial=9**6)}-{columns.max(initial=0)}): letters? "
+          "Look at it; give a mask without them, or keep them with marks='keep' if they name nobody", DataError)

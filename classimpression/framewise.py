@@ -140,8 +140,9 @@ def strip(
     n: int = 8,         # frames of each
 ) -> Figure:
     "Some frames of some series, from left to right."
-    label = lambda i, r: names[int(split.y[r])].replace("$", r"\$") + " " * i  # markup is text here too; blanks keep labels apart
-    return image_grid({label(i, r): torch.cat([split.at(torch.tensor([r]), (f + .5) / n) for f in range(n)]) for i, r in enumerate(rows)}, [f"{100 * f // n} %" for f in range(n)], size=.8)
+    known = [names[int(split.y[r])].replace("$", r"\$") for r in rows]  # markup is text here too
+    label = lambda i: known[i] + " " * known[:i].count(known[i])         # blanks keep equal names apart
+    return image_grid({label(i): torch.cat([split.at(torch.tensor([r]), (f + .5) / n) for f in range(n)]) for i, r in enumerate(rows)}, [f"{100 * f // n} %" for f in range(n)], size=.8)
 
 def player(
     split: CineSplit,                # series

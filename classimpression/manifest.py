@@ -4,15 +4,16 @@
 
 # %% ../nbs/22_manifest.ipynb #c59bd3b6
 from __future__ import annotations
+import posixpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator
 import numpy as np
 from .cine import CineStore, check_disjoint, write_store
 from .core import ClassImpressionError, DataError, StateError, check, file_md5, inside, progress, write_json
 from .data import PARTS
-from .deidentify import clean_frames, hashed, load_salt
+from .deidentify import check_marks, clean_frames, hashed, load_salt, sector_mask
 from .phantom import VIEWS
-from .readers import Limits, needs, read_series
+from .readers import READERS, Limits, ending_of, needs, read_series, read_video
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -36,6 +37,7 @@ def read_manifest(
     check(not missing, f"{path} lacks the columns {missing}; a manifest has path, view, patient and, if you like, split", DataError)
     check(len(f), f"{path} has no rows", DataError)
     f = f[[c for c in ("path", "view", "patient", "split") if c in f.columns]].fillna("").astype(str)
+    for c in f.columns.drop("path"): f[c] = f[c].str.strip()   # "7 " and "7" are one patient
     return check_rows(f, views)
 
 def which(rows: Any) -> str:
@@ -49,9 +51,10 @@ def check_rows(
 ) -> DataFrame:
     "Raise `DataError` for rows that cannot be."
     for column in ("path", "patient"): check(not (bad := f[column].str.strip() == "").any(), f"{which(bad)} of the manifest: no {column}", DataError)
+    check(not (bad := f["path"].str.contains("\0", regex=False)).any(), f"{which(bad)} of the manifest: a path with a zero byte", DataError)
     bad = ~f["view"].isin(views)
-    check(not bad.any(), f"{which(bad)} of the manifest: unknown view {sorted(set(f['view'][bad]))[:3]}; known: {', '.join(views)}. Rename them, or name your own views", DataError)
-    check(not (bad := f["path"].duplicated()).any(), f"{which(bad)} of the manifest: a path that an earlier row has already", DataError)
+    check(not bad.any(), f"{which(bad)} of the manifest: unknown view {sorted(set(f['view'][bad]))[:3]}; known: {', '.join(views)}. Rename them, or name your own views (--views)", DataError)
+    check(not (bad := f["path"].map(posixpath.normpath).duplicated()).any(), f"{which(bad)} of the manifest: a path that an earlier row has already", DataError)
     if "split" in f:
         check(not (bad := ~f["split"].isin(PARTS)).any(), f"{which(bad)} of the manifest: split must be train, val or test in every row; or leave the column out", DataError)
         check_disjoint(f.to_dict("records"))
@@ -104,24 +107,31 @@ def fingerprints(
     root: Path,     # folder of the paths
     salt: bytes,
 ) -> list[str]:     # one per row
-    "What each row's file, view, patient and split are, without telling. Raises `DataError` for a path that leaves its root."
-    out = []
-    for i, r in enumerate(f.to_dict("records")):
+    "What each row's file, view, patient and split are, without telling. Raises `DataError` for a path that leaves its root, and for one file as two patients."
+    out, seen = [], {}
+    for i, r in enumerate(progress(f.to_dict("records"), "fingerprints of files")):
         try: p = inside(root, r["path"])
         except DataError as e: raise DataError(f"row {i + 2} of the manifest: its path, links followed, lies outside the root folder; move the file, or give another root") from e
-        out.append(hashed("|".join([file_md5(p) if p.is_file() else "missing", r["view"], r["patient"], r.get("split", "")]), salt))
+        md5 = file_md5(p) if p.is_file() else "missing"
+        row, patient = seen.setdefault(md5, (i, r["patient"])) if md5 != "missing" and p.stat().st_size else (i, r["patient"])
+        check(patient == r["patient"], f"rows {row + 2} and {i + 2} of the manifest: the same file, byte by byte, as two patients; remove one of them", DataError)
+        out.append(hashed("|".join([md5, r["view"], r["patient"], r.get("split", "")]), salt))
     return out
 
 def series_of(
-    f: DataFrame, root: Path, salt: bytes, marks: list[str], splits: list[str], size: int,
-    limits: Limits, colour: str, mask: np.ndarray | None,
+    f: DataFrame, root: Path, salt: bytes, prints: list[str], splits: list[str], size: int,
+    limits: Limits, colour: str, mask: np.ndarray | None, marks: str,
     bad: list[dict],  # filled with row and reason of what cannot be read
 ) -> Iterator[tuple[dict, np.ndarray]]:
     "Facts and cleaned frames of every series that can be read."
     for i, r in enumerate(progress(f.to_dict("records"), "indexing series")):
-        try: x = clean_frames(read_series(inside(root, r["path"]), limits, colour, mask is not None), size, mask)
+        try:
+            x = read_series(inside(root, r["path"]), limits, colour, mask is not None)
+            sector = sector_mask(x) if mask is None else mask
+            if marks == "refuse" and sector.shape == x.shape[1:] and READERS.get(ending_of(Path(r["path"]))) is not read_video: check_marks(x, sector)
+            x = clean_frames(x, size, sector)
         except ClassImpressionError as e: bad.append(dict(row=i + 2, view=r["view"], reason=str(e))); continue
-        yield dict(view=r["view"], patient=hashed(r["patient"], salt), split=splits[i], source=marks[i]), x
+        yield dict(view=r["view"], patient=hashed(r["patient"], salt), split=splits[i], source=prints[i]), x
 
 # %% ../nbs/22_manifest.ipynb #316cb039
 def index_manifest(
@@ -136,13 +146,15 @@ def index_manifest(
     mask: np.ndarray | None = None, # bool [H, W]: pixels to keep, the same for all series
     salt: str | Path | None = None, # file of the secret; None: <folder>.salt
     views: tuple[str, ...] = VIEWS, # known views, in order
+    marks: str = "refuse",        # bright things that stand still inside the sector, perhaps letters: "refuse" or "keep"
 ) -> CineStore:
     "Make a store from a manifest, or open it if it is there. Raises `DataError` for wrong rows and series, `StateError` for a store of other files."
     from filelock import FileLock
+    check(marks in ("refuse", "keep"), f"marks must be 'refuse' or 'keep', not {marks!r}")
     folder, f = Path(folder), read_manifest(manifest, views)
     root, secret = Path(root or Path(manifest).parent), load_salt(salt or folder.parent/f"{folder.name}.salt")
-    marks, bad = fingerprints(f, root, secret), []
-    settings = dict(size=size, colour=colour, masked=mask is not None, seed=seed, skip=skip, mark=hashed(repr((marks, limits, None if mask is None else mask.tolist())), secret))
+    prints, bad, kept, report = fingerprints(f, root, secret), [], set(), folder.parent/f"{folder.name}.report.json"
+    settings = dict(size=size, colour=colour, masked=mask is not None, marks=marks, seed=seed, skip=skip, mark=hashed(repr((prints, limits, None if mask is None else mask.tolist())), secret))
     splits = f["split"].tolist() if "split" in f else split_by_patient(f["patient"].tolist(), seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -151,9 +163,10 @@ def index_manifest(
             check(store.index["settings"] == settings, f"{folder} is a store of other files or settings than this manifest's; delete it, or give another folder", StateError)
             return store
         def whole():
-            yield from series_of(f, root, secret, marks, splits, size, limits, colour, mask, bad)
-            if bad: write_json(folder.parent/f"{folder.name}.report.json", bad)
+            for facts, x in series_of(f, root, secret, prints, splits, size, limits, colour, mask, marks, bad): kept.add(facts["view"]); yield facts, x
+            if bad: write_json(report, bad)
+            else: report.unlink(missing_ok=True)   # of an earlier attempt
             check(skip or not bad, f"{len(bad)} of {len(f)} series cannot be read, the first in row {bad[0]['row'] if bad else ''}: {bad[0]['reason'] if bad else ''}. All of them: "
                   f"{folder.name}.report.json; repair or remove them, or skip them on purpose", DataError)
-        write_store(folder, whole(), size, [v for v in views if v in set(f["view"])], settings)
+        write_store(folder, whole(), size, (v for v in views if v in kept), settings)   # asked for when all series are written
     return CineStore.open(folder)

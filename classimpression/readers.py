@@ -8,13 +8,14 @@ import importlib, math, struct, zlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Callable, Iterable
+from typing import Any, Callable, Iterable, Iterator
 import numpy as np
 from .core import ClassImpressionError, DataError, check, check_number
 
 # %% auto #0
-__all__ = ['COLOUR_SHARE', 'COLOUR_GAP', 'READERS', 'Limits', 'to_grey', 'as_frames', 'needs', 'read_dicom', 'gather_frames',
-           'read_video', 'read_picture', 'read_nifti', 'read_numpy', 'mat_bytes', 'read_matlab', 'read_series']
+__all__ = ['COLOUR_SHARE', 'COLOUR_GAP', 'HIDDEN', 'READERS', 'Limits', 'to_grey', 'as_frames', 'needs', 'dicom_seconds',
+           'read_dicom', 'looked_up', 'gather_frames', 'read_video', 'read_picture', 'timed_frames', 'read_nifti',
+           'read_numpy', 'mat_bytes', 'read_matlab', 'ending_of', 'read_series']
 
 # %% ../nbs/20_readers.ipynb #e926bd24
 @dataclass(frozen=True)
@@ -53,10 +54,11 @@ def to_grey(
     if x.ndim == 3: return x
     if x.shape[3] == 1: return x[..., 0]
     out = np.empty(x.shape[:3], np.uint8)
-    for t, f in enumerate(x[..., :3]):
-        share = ((f.max(-1) - f.min(-1)) > COLOUR_GAP).mean()   # no overflow: max is at least min
+    for t, f in enumerate(x):
+        r, g, b = (f[..., i] for i in range(3))   # channel by channel: much faster than along the last axis
+        share = (np.maximum(np.maximum(r, g), b) - np.minimum(np.minimum(r, g), b) > COLOUR_GAP).mean()   # no overflow: the largest is at least the smallest
         check(colour == "mean" or share <= COLOUR_SHARE, f"frame {t} has {100 * share:.0f} % coloured pixels: colour Doppler where grey is asked for; remove it, or pass colour='mean'", DataError)
-        out[t] = f.mean(-1).round()
+        out[t] = (r.astype(np.uint16) + g + b + 1) // 3   # the mean, rounded
     return out
 
 def as_frames(
@@ -78,6 +80,15 @@ def needs(
     try: return importlib.import_module(name)
     except ImportError as e: raise DataError(f"this needs the package {name.split('.')[0]}: pip install 'classimpression[echo]'") from e
 
+def dicom_seconds(
+    ds: Any,   # header, as pydicom reads it
+    T: int,    # frames
+) -> float | None:  # None: the file does not tell
+    "How long a series lasts."
+    ms = float(ds.get("FrameTime") or 0)
+    rate = next((float(ds.get(k)) for k in ("CineRate", "RecommendedDisplayFrameRate") if ds.get(k)), 0.)
+    return T * ms / 1000 if ms > 0 else T / rate if rate > 0 else None
+
 def read_dicom(
     path: Path, limits: Limits,
     colour: str = "refuse",   # see `to_grey`
@@ -87,14 +98,24 @@ def read_dicom(
     dicom, pixels = needs("pydicom"), needs("pydicom.pixels")
     ds = dicom.dcmread(path, defer_size=1024)
     T, H, W, C = (int(ds.get(k) or d) for k, d in (("NumberOfFrames", 1), ("Rows", 0), ("Columns", 0), ("SamplesPerPixel", 1)))
-    bits, ms = int(ds.get("BitsAllocated") or 0), ds.get("FrameTime")
-    limits.judge(T, H, W, C, T * float(ms) / 1000 if ms else None, max(bits // 8, 1))
+    bits = int(ds.get("BitsAllocated") or 0)
+    limits.judge(T, H, W, C, dicom_seconds(ds, T), max(bits // 8, 1))
     check(masked or str(ds.get("BurnedInAnnotation") or "NO").upper() != "YES", "it declares burned-in annotation, which may show a name; give a mask of the pixels to keep", DataError)
     check(colour == "mean" or not ds.get("UltrasoundColorDataPresent"), "it declares colour flow: colour Doppler where grey is asked for; remove it, or pass colour='mean'", DataError)
     check(bits == 8, f"it has {bits} bits per pixel; ultrasound has 8", DataError)
     x = pixels.pixel_array(ds)
     x = x.reshape(T, H, W, C) if C > 1 else x.reshape(T, H, W)
+    if ds.PhotometricInterpretation == "PALETTE COLOR": return looked_up(x, ds)
     return 255 - x if ds.PhotometricInterpretation == "MONOCHROME1" else x
+
+# %% ../nbs/20_readers.ipynb #h5979770
+def looked_up(
+    x: np.ndarray,  # uint8 [T, H, W], numbers into the palette
+    ds: Any,        # header with the palette
+) -> np.ndarray:    # uint8 [T, H, W, 3]
+    "Colours of a palette, in bytes whatever the palette's depth."
+    table = needs("pydicom.pixels").apply_color_lut(np.arange(256, dtype=np.uint8)[None], ds)[0, :, :3]
+    return (table >> 8 * (table.dtype.itemsize - 1)).astype(np.uint8)[x]
 
 # %% ../nbs/20_readers.ipynb #75c12c9d
 def gather_frames(
@@ -111,6 +132,8 @@ def gather_frames(
     limits.judge(len(kept), *(kept[0].shape[:2] if kept else (1, 1)))
     return np.stack(kept)
 
+HIDDEN = 2  # frames of a video that an edit list may hide
+
 def read_video(path: Path, limits: Limits) -> np.ndarray:
     "Frames of a video file, such as AVI or MP4."
     with needs("av").open(str(path), mode="r") as box:
@@ -118,14 +141,27 @@ def read_video(path: Path, limits: Limits) -> np.ndarray:
         s = box.streams.video[0]
         seconds = float(s.duration * s.time_base) if s.duration and s.time_base else None
         limits.judge(max(s.frames, limits.min_frames), s.codec_context.height, s.codec_context.width, 3, seconds)
-        return gather_frames((f.to_ndarray(format="rgb24") for f in box.decode(s)), limits)
+        x = gather_frames((f.to_ndarray(format="rgb24") for f in box.decode(s)), limits)
+        check(len(x) >= s.frames - HIDDEN, f"it declares {s.frames} frames and holds {len(x)}: it was cut off", DataError)
+        return x
 
 def read_picture(path: Path, limits: Limits) -> np.ndarray:
     "Frames of an animated GIF, or of another picture that Pillow knows."
     image, sequence = needs("PIL.Image"), needs("PIL.ImageSequence")
     with image.open(path, formats=["GIF", "PNG", "TIFF"]) as im:
         limits.judge(limits.min_frames, im.height, im.width, 3)
-        return gather_frames((np.asarray(f.convert("RGB")) for f in sequence.Iterator(im)), limits)
+        return gather_frames(timed_frames(sequence.Iterator(im), limits), limits)
+
+def timed_frames(
+    frames: Iterable[Any],  # pictures, as Pillow reads them
+    limits: Limits,
+) -> Iterator[np.ndarray]:  # uint8 [H, W, 3]
+    "Decode pictures one by one until their durations exceed the limit."
+    seconds = 0.
+    for f in frames:
+        seconds += float(f.info.get("duration") or 0) / 1000
+        limits.judge(limits.min_frames, f.height, f.width, 3, seconds)
+        yield np.asarray(f.convert("RGB"))
 
 # %% ../nbs/20_readers.ipynb #27bd31d6
 def read_nifti(path: Path, limits: Limits) -> np.ndarray:
@@ -183,6 +219,14 @@ def read_matlab(path: Path, limits: Limits) -> np.ndarray:
 READERS: dict[str, Callable] = {".dcm": read_dicom, ".dicom": read_dicom, ".avi": read_video, ".mp4": read_video, ".mov": read_video, ".gif": read_picture, ".png": read_picture,
                                 ".tif": read_picture, ".nii": read_nifti, ".nii.gz": read_nifti, ".npy": read_numpy, ".mat": read_matlab}
 
+def ending_of(
+    path: Path,  # a file
+) -> str:        # with its dot, lower case
+    "What a file is, by its name or, for DICOM, by its fifth word."
+    ending = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()
+    if ending in READERS or not path.is_file(): return ending
+    with open(path, "rb") as f: return ".dcm" if f.read(132)[128:] == b"DICM" else ending
+
 def read_series(
     path: str | Path,          # the file
     limits: Limits = Limits(), # noqa: B008  (frozen) what it may be
@@ -191,7 +235,7 @@ def read_series(
 ) -> np.ndarray:               # uint8 [T, H, W]
     "Read a cine series. Raises `DataError`; its message names neither path nor patient."
     path = Path(path)
-    ending = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()
+    ending = ending_of(path)
     check(ending in READERS, f"its ending {ending[:10]!r} is unknown; known: {', '.join(READERS)}", DataError)
     check(path.is_file(), "there is no such file", DataError)
     try: x = READERS[ending](path, limits, *([colour, masked] if READERS[ending] is read_dicom else []))

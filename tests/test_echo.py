@@ -72,6 +72,30 @@ def test_dicom(tmp_path, frames, rle):
     assert np.array_equal(read_series(dicom(tmp_path / "c.dcm", 255 - frames, PhotometricInterpretation="MONOCHROME1")), frames)
 
 
+def test_dicom_as_scanners_write_it(tmp_path, frames):
+    "JPEG frames, a palette, no ending, a rate in place of the time per frame."
+    pydicom = pytest.importorskip("pydicom")
+    from classimpression.recordings import write_dicom
+    write_dicom(tmp_path / "a.dcm", frames, jpeg=True)
+    assert pydicom.dcmread(tmp_path / "a.dcm").file_meta.TransferSyntaxUID == pydicom.uid.JPEGBaseline8Bit
+    assert np.abs(read_series(tmp_path / "a.dcm").astype(int) - frames).mean() < 5
+    for name in ("IM_0001", "1.2.840.113"): assert np.array_equal(read_series(dicom(tmp_path / name, frames)), frames)
+    ds = pydicom.dcmread(dicom(tmp_path / "b.dcm", 255 - frames, PhotometricInterpretation="PALETTE COLOR"))
+    for i in range(3): ds.add_new(0x00281101 + i, "US", [256, 0, 16]); ds.add_new(0x00281201 + i, "OW", (np.arange(256, dtype=np.uint16)[::-1] * 257).tobytes())
+    pydicom.dcmwrite(tmp_path / "b.dcm", ds)
+    assert np.array_equal(read_series(tmp_path / "b.dcm"), frames)
+    ds = pydicom.dcmread(dicom(tmp_path / "c.dcm", frames)); del ds.FrameTime; ds.CineRate = 1; pydicom.dcmwrite(tmp_path / "c.dcm", ds)
+    with pytest.raises(DataError, match="max_seconds"): read_series(tmp_path / "c.dcm", Limits(max_seconds=4))
+
+
+def test_a_video_that_was_cut_off_is_refused(tmp_path, frames):
+    for name, codec in (("a.avi", "mjpeg"), ("a.mp4", "libx264")):
+        whole = video(tmp_path / name, np.concatenate([frames] * 6), codec).read_bytes()
+        assert len(read_series(tmp_path / name)) == 30
+        (tmp_path / name).write_bytes(whole[:2 * len(whole) // 3])
+        with pytest.raises(DataError, match="cut off|cannot be read"): read_series(tmp_path / name)
+
+
 @pytest.mark.parametrize("name, codec", [("a.mp4", "libx264"), ("a.mp4", "mpeg4"), ("a.avi", "mjpeg")])
 def test_video(tmp_path, frames, name, codec):
     x = read_series(video(tmp_path / name, frames, codec))
@@ -203,6 +227,43 @@ def test_declared_annotation_needs_a_mask(tmp_path):
     with pytest.raises(StateError, match="other files or settings"): index_manifest(m, tmp_path / "s", size=32, mask=~mask)
 
 
+def test_letters_inside_the_sector_stop_the_index(tmp_path, capsys):
+    "A name that no header declares; the report says where, not what; a mask or a word lets the series in."
+    from classimpression.recordings import put_name
+    (tmp_path / "w").mkdir(); rows, rng = [], np.random.default_rng(0)
+    for p in range(5):
+        x = phantom_series(PhantomConfig(frames=14, size=96), p, "PSAX").numpy()
+        if p == 3: x = put_name(x, sector_mask(x), "DOE JANE", 12, 255, rng)
+        dicom(tmp_path / "w" / f"{p}.dcm", x); rows.append(dict(path=f"{p}.dcm", view="PSAX", patient=p))
+    pd.DataFrame(rows).to_csv(tmp_path / "w" / "m.csv", index=False)
+    (tmp_path / "data").mkdir(); args = ["data", "index", str(tmp_path / "w" / "m.csv"), "--root", str(tmp_path / "data"), "--size", "48"]
+    assert cli.main(args) == 2 and not (tmp_path / "data" / "echo").exists()
+    assert "1 of 5 series cannot be read, the first in row 5" in (said := capsys.readouterr().err) and "stand still inside the sector" in said and "DOE" not in said
+    assert len(json.loads((tmp_path / "data" / "echo.report.json").read_text())) == 1
+    assert cli.main([*args, "--marks", "keep"]) == 0 and "5 series" in capsys.readouterr().out
+    assert not (tmp_path / "data" / "echo.report.json").exists()   # nothing is unreadable any more
+    with pytest.raises(StateError, match="other files or settings"): index_manifest(tmp_path / "w" / "m.csv", tmp_path / "data" / "echo", size=48)
+    with pytest.raises(ConfigError, match="marks must be"): index_manifest(tmp_path / "w" / "m.csv", tmp_path / "s", marks="see")
+
+
+def test_views_of_your_own_and_one_file_as_two_patients(tmp_path, frames, capsys):
+    rows = []
+    for p in range(6):
+        for v in ("A5C", "<b>SC</b>"): np.save(tmp_path / f"{p}{v[1]}.npy", np.roll(frames, p, 1) // (1 + (v == "A5C"))); rows.append(dict(path=f"{p}{v[1]}.npy", view=f"{v} ", patient=f" {p}"))
+    (tmp_path / "5x.npy").write_bytes(b"no numpy"); rows.append(dict(path="5x.npy", view="A3C", patient="5"))
+    pd.DataFrame(rows).to_csv(tmp_path / "m.csv", index=False)
+    args = ["data", "index", str(tmp_path / "m.csv"), "--root", str(tmp_path), "--size", "32", "--skip-unreadable"]
+    assert cli.main(args) == 2 and "unknown view" in capsys.readouterr().err
+    assert cli.main([*args, "--views", "A5C", "A3C", "<b>SC</b>"]) == 0
+    assert CineStore.open(tmp_path / "echo").index["views"] == ["A5C", "<b>SC</b>"]   # a view of which nothing could be read is none
+    from classimpression.scenarios import make_scenario
+    assert make_scenario("echo", root=tmp_path).class_names == ["A5C", "<b>SC</b>"]
+    rows[2]["path"] = "same.npy"; (tmp_path / "same.npy").write_bytes((tmp_path / rows[0]["path"]).read_bytes())
+    pd.DataFrame(rows[:12]).to_csv(tmp_path / "m.csv", index=False)
+    with pytest.raises(DataError, match="rows 2 and 4 of the manifest: the same file"): index_manifest(tmp_path / "m.csv", tmp_path / "t", size=32, views=("A5C", "<b>SC</b>"))
+    assert not (tmp_path / "t").exists()
+
+
 def test_a_store_belongs_to_its_manifest(ward, tmp_path):
     store = index_manifest(ward, tmp_path / "a" / "echo", size=32, skip=True)
     again = index_manifest(ward, tmp_path / "a" / "echo", size=32, skip=True)
@@ -325,6 +386,21 @@ def test_your_own_series_become_a_scenario(ward, tmp_path):
     os.utime(tmp_path / "echo" / "index.json", (1, 1))
     with pytest.raises(StateError, match="wrong MD5"): make_scenario("echo", root=tmp_path)
     with pytest.raises(DataError, match="data index MANIFEST"): make_scenario("echo", root=ward.parent)
+
+
+@pytest.mark.parametrize("size", [112, 224])
+def test_the_papers_size_and_one_for_a_cpu(tmp_path, size):
+    "Files, index, all tasks with the large network and impressions of the full size, by the commands that README names."
+    from classimpression.phantom import phantom_set
+    from classimpression.runner import profile_config, run
+    rows = []
+    for i, (facts, x) in enumerate(phantom_set(PhantomConfig(patients=5, series=1, frames=2, size=96))):
+        np.save(tmp_path / f"{i}.npy", x.numpy()); rows.append(dict(path=f"{i}.npy", view=facts["view"], patient=facts["patient"], split=("train", "train", "train", "val", "test")[i // 5]))
+    pd.DataFrame(rows).to_csv(tmp_path / "m.csv", index=False)
+    assert cli.main(["data", "index", str(tmp_path / "m.csv"), "--root", str(tmp_path), "--size", str(size)]) == 0
+    cfg = profile_config("smoke", "class-impression", tuned=False, scenario="echo", root=str(tmp_path), out=str(tmp_path / "runs"), k_min=1, group_size=5, synthesis_steps=2, snapshots=[1, 2], synthesis_warmup=1)
+    r = run(cfg)
+    assert cfg.network == "large" and r.data["scenario"]["size"] == size and r.impressions(3).x.shape[1:] == (1, size, size) and r.carry(3).means.shape == (5, 1, size, size)
 
 
 def test_without_optional_packages(monkeypatch, tmp_path, frames):
