@@ -4,12 +4,12 @@
 
 # %% ../nbs/22_manifest.ipynb #c59bd3b6
 from __future__ import annotations
-import posixpath
+import posixpath, shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator
 import numpy as np
-from .cine import CineStore, check_disjoint, write_store
-from .core import ClassImpressionError, DataError, StateError, check, file_md5, inside, progress, write_json
+from .cine import CineStore, check_disjoint, npy_header, write_store
+from .core import ClassImpressionError, DataError, StateError, check, file_md5, inside, progress, write_bytes, write_json
 from .data import PARTS
 from .deidentify import check_marks, clean_frames, hashed, load_salt, sector_mask
 from .phantom import VIEWS
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['LAYOUTS', 'read_manifest', 'which', 'check_rows', 'split_by_patient', 'layout_manifest', 'fingerprints', 'series_of',
-           'index_manifest']
+__all__ = ['LAYOUTS', 'read_manifest', 'which', 'check_rows', 'split_by_patient', 'layout_manifest', 'fingerprints', 'decoded',
+           'series_of', 'index_manifest']
 
 # %% ../nbs/22_manifest.ipynb #031ce3b8
 def read_manifest(
@@ -118,19 +118,30 @@ def fingerprints(
         out.append(hashed("|".join([md5, r["view"], r["patient"], r.get("split", "")]), salt))
     return out
 
+def decoded(
+    path: Path,    # of one series
+    size: int, limits: Limits, colour: str, mask: np.ndarray | None, marks: str,  # as in `index_manifest`
+) -> np.ndarray:   # uint8 [T, size, size], nothing outside the sector
+    "Read one series and take out what may not stay."
+    x = read_series(path, limits, colour, mask is not None)
+    sector = sector_mask(x) if mask is None else mask
+    if marks == "refuse" and sector.shape == x.shape[1:] and READERS.get(ending_of(path)) is not read_video: check_marks(x, sector)
+    return clean_frames(x, size, sector)
+
 def series_of(
-    f: DataFrame, root: Path, salt: bytes, prints: list[str], splits: list[str], size: int,
-    limits: Limits, colour: str, mask: np.ndarray | None, marks: str,
+    f: DataFrame, root: Path, salt: bytes, prints: list[str], splits: list[str],
+    parts: Path,      # folder of series that an earlier attempt has decoded; this one's are added
+    how: tuple,       # size, limits, colour, mask, marks
     bad: list[dict],  # filled with row and reason of what cannot be read
 ) -> Iterator[tuple[dict, np.ndarray]]:
     "Facts and cleaned frames of every series that can be read."
     for i, r in enumerate(progress(f.to_dict("records"), "indexing series")):
-        try:
-            x = read_series(inside(root, r["path"]), limits, colour, mask is not None)
-            sector = sector_mask(x) if mask is None else mask
-            if marks == "refuse" and sector.shape == x.shape[1:] and READERS.get(ending_of(Path(r["path"]))) is not read_video: check_marks(x, sector)
-            x = clean_frames(x, size, sector)
-        except ClassImpressionError as e: bad.append(dict(row=i + 2, view=r["view"], reason=str(e))); continue
+        part = parts / hashed(repr((prints[i], [a.tolist() if isinstance(a, np.ndarray) else a for a in how])), salt)
+        if part.exists(): x = np.load(part, allow_pickle=False)
+        else:
+            try: x = decoded(inside(root, r["path"]), *how)
+            except ClassImpressionError as e: bad.append(dict(row=i + 2, view=r["view"], reason=str(e))); continue
+            write_bytes(part, npy_header(x.shape) + np.ascontiguousarray(x).tobytes())
         yield dict(view=r["view"], patient=hashed(r["patient"], salt), split=splits[i], source=prints[i]), x
 
 # %% ../nbs/22_manifest.ipynb #316cb039
@@ -154,6 +165,7 @@ def index_manifest(
     folder, f = Path(folder), read_manifest(manifest, views)
     root, secret = Path(root or Path(manifest).parent), load_salt(salt or folder.parent/f"{folder.name}.salt")
     prints, bad, kept, report = fingerprints(f, root, secret), [], set(), folder.parent/f"{folder.name}.report.json"
+    parts = folder.parent/f".{folder.name}.parts"
     settings = dict(size=size, colour=colour, masked=mask is not None, marks=marks, seed=seed, skip=skip, mark=hashed(repr((prints, limits, None if mask is None else mask.tolist())), secret))
     splits = f["split"].tolist() if "split" in f else split_by_patient(f["patient"].tolist(), seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -163,10 +175,11 @@ def index_manifest(
             check(store.index["settings"] == settings, f"{folder} is a store of other files or settings than this manifest's; delete it, or give another folder", StateError)
             return store
         def whole():
-            for facts, x in series_of(f, root, secret, prints, splits, size, limits, colour, mask, marks, bad): kept.add(facts["view"]); yield facts, x
+            for facts, x in series_of(f, root, secret, prints, splits, parts, (size, limits, colour, mask, marks), bad): kept.add(facts["view"]); yield facts, x
             if bad: write_json(report, bad)
             else: report.unlink(missing_ok=True)   # of an earlier attempt
             check(skip or not bad, f"{len(bad)} of {len(f)} series cannot be read, the first in row {bad[0]['row'] if bad else ''}: {bad[0]['reason'] if bad else ''}. All of them: "
                   f"{folder.name}.report.json; repair or remove them, or skip them on purpose", DataError)
         write_store(folder, whole(), size, (v for v in views if v in kept), settings)   # asked for when all series are written
+        shutil.rmtree(parts, ignore_errors=True)
     return CineStore.open(folder)

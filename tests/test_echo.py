@@ -227,6 +227,21 @@ def test_declared_annotation_needs_a_mask(tmp_path):
     with pytest.raises(StateError, match="other files or settings"): index_manifest(m, tmp_path / "s", size=32, mask=~mask)
 
 
+def test_what_was_decoded_is_not_decoded_again(ward, tmp_path, monkeypatch):
+    from classimpression import manifest
+    table, calls, real = pd.read_csv(ward), [], manifest.decoded
+    (ward.parent / "broken.dcm").write_bytes(b"damaged")
+    pd.concat([table, pd.DataFrame([dict(path="broken.dcm", view="AP2", patient=table.patient[0])])]).to_csv(ward.parent / "with_broken.csv", index=False)
+    monkeypatch.setattr(manifest, "decoded", lambda path, *how: calls.append(path.name) or real(path, *how))
+    index = lambda size, **more: manifest.index_manifest(ward.parent / "with_broken.csv", tmp_path / "echo", size=size, **more)
+    with pytest.raises(DataError, match="1 of 31 series cannot be read"): index(32)
+    assert len(calls) == 31 and calls.count("broken.dcm") == 1
+    store = index(32, skip=True)
+    assert calls[31:] == ["broken.dcm"] and len(store.series) == 30 and not (tmp_path / ".echo.parts").exists()
+    whole = manifest.index_manifest(ward, tmp_path / "apart" / "echo", size=32)
+    assert whole.index["md5"] == store.index["md5"]                                     # the same frames, whichever way they came
+
+
 def test_letters_inside_the_sector_stop_the_index(tmp_path, capsys):
     "A name that no header declares; the report says where, not what; a mask or a word lets the series in."
     from classimpression.recordings import put_name
