@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['KINDS', 'write_dicom', 'write_video', 'on_screen', 'write_recordings', 'epoch_rates', 'memory_mb', 'many_series',
+__all__ = ['KINDS', 'write_dicom', 'write_video', 'on_screen', 'write_recordings', 'epoch_rates', 'process_mb', 'many_series',
            'put_name', 'coded', 'mark_rows', 'mark_summary']
 
 # %% ../nbs/30_recordings.ipynb #h5526234
@@ -107,7 +107,7 @@ def epoch_rates(
     return rows
 
 # %% ../nbs/30_recordings.ipynb #h5772470
-def memory_mb(
+def process_mb(
     field: str = "RssAnon",  # of /proc/self/status
 ) -> float:                  # 10**6 bytes; NaN where there is no /proc
     "Memory of this process."
@@ -123,19 +123,19 @@ def many_series(
     epochs: int = 2,     # of drawing
 ) -> dict[str, Any]:     # megabytes and seconds
     "Write and draw from a store of many series (shifted noise), and look at the memory."
-    noise, base, most = np.random.default_rng(0).integers(0, 255, (frames, size, size), dtype=np.uint8), memory_mb(), []
+    noise, base, most = np.random.default_rng(0).integers(0, 255, (frames, size, size), dtype=np.uint8), process_mb(), []
     def series() -> Iterator[tuple[dict, np.ndarray]]:
         for i in range(n):
-            if i % 500 == 0: most.append(memory_mb())
+            if i % 500 == 0: most.append(process_mb())
             yield dict(view=VIEWS[i % 5], patient=str(i // 10), split=("train", "val", "test")[i // 10 % 3]), np.roll(noise, i, 2)
     seconds, start = [], time.perf_counter()
     store = CineStore.open(write_store(folder, series(), size, VIEWS, {})); writing, train = time.perf_counter() - start, cine_splits(store)["train"]
     for e in range(epochs):
         start = time.perf_counter()
-        for rows in torch.arange(len(train)).split(40): train.draw(rows, generator(0, e)); most.append(memory_mb())
+        for rows in torch.arange(len(train)).split(40): train.draw(rows, generator(0, e)); most.append(process_mb())
         seconds.append(round(time.perf_counter() - start, 2))
     return dict(series=n, frames=frames, size=size, store_mb=round((folder/"frames.npy").stat().st_size / 1e6, 1), at_start_mb=round(base, 1), above_start_mb=round(max(most) - base, 1),
-                most_with_mapped_mb=round(memory_mb("VmHWM"), 1), write_and_check_seconds=round(writing, 1), train_series=len(train), epoch_seconds=seconds)
+                most_with_mapped_mb=round(process_mb("VmHWM"), 1), write_and_check_seconds=round(writing, 1), train_series=len(train), epoch_seconds=seconds)
 
 # %% ../nbs/30_recordings.ipynb #h5153044
 def put_name(
