@@ -179,7 +179,7 @@ def index_manifest(
             if bad: write_json(report, bad)
             else: report.unlink(missing_ok=True)   # of an earlier attempt
             check(skip or not bad, f"{len(bad)} of {len(f)} series cannot be read, the first in row {bad[0]['row'] if bad else ''}: {bad[0]['reason'] if bad else ''}. All of them: "
-                  f"{folder.name}.report.json; repair or remove them, or skip them on purpose", DataError)
+                  f"{folder.name}.report.json; repair or remove them, or skip them on purpose; what was decoded waits in {parts.name} for the next attempt", DataError)
         write_store(folder, whole(), size, (v for v in views if v in kept), settings)   # asked for when all series are written
         shutil.rmtree(parts, ignore_errors=True)
     return CineStore.open(folder)

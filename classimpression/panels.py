@@ -92,7 +92,7 @@ def plot_confusion(
             said = dict(xlabel=ax.get_xlabel(), ylabel=ax.get_ylabel())
             sns.heatmap(share, ax=ax, annot=text, fmt="", annot_kws={"size": min(7.5, 30 * inch)}, xticklabels=names, yticklabels=names, **SHADES)
             for edge in np.cumsum(facts["sizes"])[:-1]: ax.axhline(edge, color="#777777", lw=.6); ax.axvline(edge, color="#777777", lw=.6)
-            ax.set(**said); ax.spines[:].set_visible(True); ax.set_xticks(ax.get_xticks(), names, rotation=90)
+            ax.set(**said); ax.spines[:].set_visible(True); ax.set_xticks(ax.get_xticks(), names, rotation=90); ax.tick_params(axis="y", rotation=0)
     return fig
 
 # %% ../nbs/29_panels.ipynb #7a5d7bde

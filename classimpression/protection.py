@@ -106,12 +106,12 @@ def plot_mean_areas(
 ) -> Figure:
     "Success against means over k images."
     with style():
-        fig, [[ax]] = new_figure(height=2.7, width=5)
+        fig, [[ax]] = new_figure(height=3, width=5)
         for (space, g), colour in zip(rows.groupby("space", sort=False), SPARE):
             ax.plot(g.k, g.area, "o-", ms=3.5, color=colour, label=f"{space}, {int(g.dimensions.iloc[0]):,} dimensions"); ax.fill_between(g.k, g.low, g.high, color=colour, alpha=.2, lw=0)
         ax.axvline(10, color="#888888", lw=.7, ls=":"); ax.annotate("fewer are refused", (10, 1.03), ha="right", fontsize=6.5, color="#555555", xytext=(-3, 0), textcoords="offset points")
         ax.set_xscale("log"); ax.set_xticks(ks := sorted(set(rows.k)), [f"{k:,}" for k in ks]); ax.minorticks_off()
-        ax.axhline(.5, color="#888888", lw=.7, ls="--"); ax.set(xlabel="images behind a mean", ylabel="area under the ROC curve", ylim=(.42, 1.06)); fig.legend(loc="outside upper left", ncols=2)
+        ax.axhline(.5, color="#888888", lw=.7, ls="--"); ax.set(xlabel="images behind a mean", ylabel="area under the ROC curve", ylim=(.42, 1.06)); fig.legend(loc="outside upper left")
     return fig
 
 def plot_protections(
