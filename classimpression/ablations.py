@@ -110,9 +110,9 @@ def plot_variants(
             right.hlines(d.index.map(y), d.low, d.high, color=colours[m], lw=1.2)
             right.plot(d.difference, d.index.map(y), "o", ms=4, color=colours[m])
         right.axvline(0, color="#777777", lw=.7)
-        left.set_yticks(range(len(variants)), variants); left.invert_yaxis()
+        left.set_yticks(range(len(variants)), variants); left.set_ylim(len(variants) - .5, -.5)
         left.set(xlim=(0, 100), xlabel=f"{measure.replace('_', ' ')} after the last task (%)")
-        right.set_xlabel(f"difference to '{base}' (points)" if len(base) < 25 else "difference to the base (points)")
+        right.set_xlabel(f"difference to '{base}' (points)" if len(base) < 15 else "difference to the base (points)")
         for ax in (left, right): ax.grid(axis="x", lw=.4, alpha=.6)
         if len(methods) > 1: fig.legend(loc="outside upper left", ncols=len(methods), labelcolor="linecolor", handletextpad=.1)
     return fig
