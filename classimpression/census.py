@@ -107,9 +107,11 @@ class Census(nn.Module):
         return sum(self.in_pose(turned(x, *pose)) for pose in VIEWS[self.layout]) / len(VIEWS[self.layout])
     def in_pose(self, x: Tensor) -> Tensor:
         net, x = self.net.features(x).float(), self.cut(x)
-        found = [(p.encode(b).permute(0, 2, 3, 1) for b in x.split(32)) for p in self.patches]                           # few at a time, so that they fit the cache
-        codes = [torch.cat([(self.cells(h.shape[2], False, x) @ h.flatten(1, 2)).flatten(1) for h in parts]) for parts in found]
+        codes = [torch.cat([self.counted(p.encode(b)) for b in x.split(32)]) for p in self.patches]                      # few at a time, so that they fit the cache
         return torch.cat([*codes, (x.flatten(2) @ self.cells(x.shape[2], True, x).T).flatten(1), net], 1)
+    def counted(self, h: Tensor) -> Tensor:  # codes [N, centroids, n, n] -> [N, cells * centroids]
+        h = h.permute(0, 2, 3, 1)
+        return (self.cells(h.shape[2], False, h) @ h.flatten(1, 2)).flatten(1)
     def cells(self, n: int, fine: bool, like: Tensor) -> Tensor: return cells(self.layout, n, fine).to(like)
 
     def features(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, D]
