@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['KEYS', 'STRICT', 'variant_rows', 'merge_variants', 'variants_of', 'differences', 'variant_summary', 'plot_variants',
-           'variant_reading', 'main_effects', 'spread_over_orders']
+__all__ = ['KEYS', 'STRICT', 'variant_rows', 'merge_variants', 'variants_of', 'differences', 'variant_summary', 'fewer_pairs',
+           'plot_variants', 'variant_reading', 'main_effects', 'spread_over_orders']
 
 # %% ../nbs/32_ablations.ipynb #ca2e7783
 KEYS = ["experiment", "variant", *MAIN_KEYS]  # what a rerun replaces
@@ -62,7 +62,7 @@ def differences(
     frame: DataFrame,    # rows of one experiment, scenario and profile
     base: str,           # variant that the others are compared with
     measure: str = "balanced_accuracy",  # column
-) -> DataFrame:          # method, variant, measure, mean, difference, low, high, pairs
+) -> DataFrame:          # method, variant, measure, mean, base_mean (on the variant's pairs), difference, low, high, pairs
     "What each variant is worth against the base of the same method, seed and class order."
     import pandas as pd
     check(base in set(frame.variant), f"there is no run of the base {base!r} to compare with; finish it first", DataError)
@@ -73,7 +73,7 @@ def differences(
             both = wide[[base, v]].dropna() if base in wide and v != base else wide.iloc[:0]
             mean, low, high = paired_interval(both[v], both[base]) if len(both) else (np.nan,) * 3
             ends = (low, high) if len(both) > 1 else (np.nan, np.nan)
-            found.append(dict(method=title_of(m), variant=v, measure=measure, mean=wide[v].mean(), difference=mean, low=ends[0], high=ends[1], pairs=int(wide[v].notna().sum())))
+            found.append(dict(method=title_of(m), variant=v, measure=measure, mean=wide[v].mean(), base_mean=wide[base][wide[v].notna()].mean() if base in wide else np.nan, difference=mean, low=ends[0], high=ends[1], pairs=int(wide[v].notna().sum())))
     return pd.DataFrame(found).round(2)
 
 def variant_summary(
@@ -91,6 +91,15 @@ def variant_summary(
     return pd.DataFrame(rows)
 
 # %% ../nbs/32_ablations.ipynb #ea06782a
+def fewer_pairs(
+    gain: DataFrame,  # from `differences`
+    base: str,        # variant that the others are compared with
+    variant: str,     # one of them
+) -> str:             # " (1 of 2 pairs)", or nothing
+    "What to add to the name of a variant that was run on fewer pairs than the base."
+    n, all_of = (int(gain[gain.variant == v].pairs.min()) for v in (variant, base))
+    return f" ({n} of {all_of} pairs)" if n < all_of else ""
+
 def plot_variants(
     frame: DataFrame,  # rows of one experiment, scenario and profile
     base: str,         # variant that the others are compared with
@@ -106,11 +115,13 @@ def plot_variants(
             y = {v: k + (i - (len(methods) - 1) / 2) * .6 / len(methods) for k, v in enumerate(variants)}
             left.plot(g[measure], g.variant.map(y), "o", ms=2.5, color=colours[m], alpha=.45)
             left.plot(d["mean"], d.index.map(y), "o", ms=5, color=colours[m], label=title_of(m))
+            few = d[d.pairs < d.pairs[base]]
+            left.plot(few.base_mean, few.index.map(y), "|", ms=9, mew=1.2, color="#777777")
             left.axvline(d.loc[base, "mean"], color=colours[m], lw=.7, ls=":")
             right.hlines(d.index.map(y), d.low, d.high, color=colours[m], lw=1.2)
             right.plot(d.difference, d.index.map(y), "o", ms=4, color=colours[m])
         right.axvline(0, color="#777777", lw=.7)
-        left.set_yticks(range(len(variants)), variants); left.set_ylim(len(variants) - .5, -.5)
+        left.set_yticks(range(len(variants)), [v + fewer_pairs(gain, base, v) for v in variants]); left.set_ylim(len(variants) - .5, -.5)
         left.set(xlim=(0, 100), xlabel=f"{measure.replace('_', ' ')} after the last task (%)")
         right.set_xlabel(f"difference to '{base}' (points)" if len(base) < 15 else "difference to the base (points)")
         for ax in (left, right): ax.grid(axis="x", lw=.4, alpha=.6)
@@ -128,8 +139,9 @@ def variant_reading(
     for m, g in gain[gain.variant != base].dropna(subset="difference").groupby("method", sort=False):
         g = g.sort_values("difference")
         say = lambda rows: "; ".join(f"{r.variant} ({r.difference:+.1f})" for r in rows.itertuples()) or "none"
-        clear = (g.low > 0) | (g.high < 0)
-        lines += [f"{m}: clearly different from '{base}' (95 % interval excludes 0): {say(g[clear])}.", f"{m}: not told apart with {g.pairs.min()} pair{'' if g.pairs.min() == 1 else 's'}: {say(g[~clear])}."]
+        once, clear = g.pairs == 1, (g.low > 0) | (g.high < 0)
+        lines += [f"{m}: clearly different from '{base}' (95 % interval excludes 0): {say(g[clear])}.", f"{m}: not told apart: {say(g[~clear & ~once])}."]
+        if once.any(): lines.append(f"{m}: run on one pair only, which gives a direction and no interval: {say(g[once])}.")
     return "\n".join(lines)
 
 # %% ../nbs/32_ablations.ipynb #a92e9cc0
