@@ -18,7 +18,7 @@ from .synthesis import SynthesisConfig, published_synthesis
 
 # %% auto #0
 __all__ = ['RunConfig', 'setting_types', 'check_type', 'replace_none', 'training_settings', 'synthesis_settings', 'profile',
-           'profile_config', 'reported_pairs', 'tuning_pair']
+           'tuned_choice', 'profile_config', 'reported_pairs', 'tuning_pair']
 
 # %% ../nbs/20_configs.ipynb #c9ffcb2d
 @dataclass(frozen=True)
@@ -139,6 +139,14 @@ def profile(
     check(name in known, f"unknown profile {name!r}; known: {', '.join(known)}")
     return read_json(folder / f"{name}.json")
 
+def tuned_choice(
+    method: str,    # registered method
+    scenario: str,  # named scenario; blood-mini counts as blood
+) -> dict:          # options, and how they were found; empty for a method that nobody tuned
+    "What tuning chose: on this scenario if the method has trials on it, else on BloodMNIST."
+    found = read_json(package_folder() / "assets" / "tuned.json").get(method, {})
+    return found.get("scenarios", {}).get(scenario.removesuffix("-mini"), found)
+
 def profile_config(
     name: str,    # profile
     method: str,  # registered method
@@ -147,8 +155,9 @@ def profile_config(
 ) -> RunConfig:
     "Settings of a method under a profile."
     find_method(method)
-    p, chosen = profile(name), read_json(package_folder() / "assets" / "tuned.json").get(method, {}) if tuned else {}
-    own = p.get("scenarios", {}).get(settings.get("scenario"), {})
+    scenario = settings.get("scenario", RunConfig.scenario)
+    p, chosen = profile(name), tuned_choice(method, scenario) if tuned else {}
+    own = p.get("scenarios", {}).get(scenario, {})
     parts = [part for source in (p, own) for part in (source.get("all", {}), source.get(method, {}))]
     given = {k: v for part in [*parts, settings] for k, v in part.items()}
     options = {k: v for part in [chosen, *parts, settings] for k, v in (part.get("options") or {}).items()}

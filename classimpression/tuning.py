@@ -13,7 +13,7 @@ from .methods import find_method
 from .runner import RunConfig, RunResult
 
 # %% auto #0
-__all__ = ['N_TRIALS', 'SHOWN', 'trial_configs', 'choose', 'tune']
+__all__ = ['N_TRIALS', 'SHOWN', 'trial_configs', 'choose', 'tune', 'with_choice']
 
 # %% ../nbs/24_tuning.ipynb #3c0b6def
 N_TRIALS = 8
@@ -62,6 +62,17 @@ def tune(
     by_folder = {r.folder: r for r in results}
     for m, cs in configs.items():
         mine = [by_folder[f] for c in cs if (f := finished_run(c)) in by_folder]
-        if mine: write_json(path, (read_json(path) if path.exists() else {}) | {m: choose(mine) | dict(failed=len(cs) - len(mine))})
+        if mine: write_json(path, with_choice(read_json(path) if path.exists() else {}, m, choose(mine) | dict(failed=len(cs) - len(mine))))
     raise_failures(failed)
     return read_json(path)
+
+def with_choice(
+    known: dict[str, dict],  # method -> choice, as in the file
+    method: str,             # whose
+    choice: dict,            # from `choose`
+) -> dict[str, dict]:        # with the new one
+    "Put a choice where runs look for it: BloodMNIST's serves all scenarios, another scenario's itself alone."
+    name, before = choice["scenario"].removesuffix("-mini"), known.get(method, {})
+    others = before.get("scenarios", {})
+    if name != "blood" and before: return known | {method: before | dict(scenarios=others | {name: choice})}
+    return known | {method: choice | (dict(scenarios=others) if others else {})}
