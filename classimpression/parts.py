@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Callable
 import torch
 from torch import Tensor
+from .ablations import differences
 from .answers import Answer, Gaussians, Ridge
 from .census import SIDES, VIEWS, Census, SketchedLDA, cells, turned
 from .core import check
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['CODES', 'PARTS', 'UNTRAINED', 'BASE', 'VARIANTS', 'columns', 'Look', 'looked_at', 'Variant', 'whole_image',
-           'described', 'judge_variant', 'study_parts']
+           'described', 'judge_variant', 'study_parts', 'part_summary']
 
 # %% ../nbs/31_parts.ipynb #400619ae
 CODES = tuple(f"codes of {s}x{s}" for s in SIDES)
@@ -161,3 +162,13 @@ def study_parts(
         rows.append(dict(method="census", seed=seed, class_order=str(result.data["scenario"]["class_order"]), variant=name, **judge_variant(v, census, tasks, val, pixels)))
         tell(f"seed {seed}, {name}: {rows[-1]['balanced_accuracy']:.1f} %")
     return pd.DataFrame(rows)
+
+# %% ../nbs/31_parts.ipynb #bd9ba1ef
+def part_summary(
+    rows: DataFrame,  # from `study_parts`, one or more runs
+) -> DataFrame:       # variant, balanced_accuracy, difference, low, high, worst_class_recall, carried_bytes, pairs
+    "Mean over runs, and the paired difference to the whole method with its 95 % t-interval."
+    gain = differences(rows, BASE).set_index("variant")
+    found = rows.groupby("variant", sort=False)[["balanced_accuracy", "worst_class_recall", "carried_bytes"]].mean()
+    found = found.join(gain[["difference", "low", "high", "pairs"]]).reset_index().round(2)
+    return found.astype(dict(carried_bytes=int))[["variant", "balanced_accuracy", "difference", "low", "high", "worst_class_recall", "carried_bytes", "pairs"]]
