@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from classimpression import gates, motion
+from classimpression import gates, motion, parts
 from classimpression.carryover import hand_over
 from classimpression.census import Census, SketchedLDA, affordable_rank, cells, frame, jittered
 from classimpression.configs import profile_config
@@ -48,6 +48,27 @@ def test_a_frame_of_padding_is_cut_and_images_that_are_all_the_same_are_not():
     assert frame(x).tolist() == [1, 21, 2, 22] and frame(x[:1]).tolist() == [0, 25, 0, 25]
     bare, padded = learned("grid", pictures()), learned("grid", x)
     assert torch.allclose(bare.describe(pictures() / 255)[:, :-256], padded.describe(x / 255)[:, :-256], atol=1e-5)
+
+
+def test_both_sizes_of_patches_are_counted_each_in_its_own_columns():
+    x = pictures()
+    for layout in ("rings", "grid"):
+        net = learned(layout, x)
+        where, f = parts.columns(net), net.in_pose(x / 255)
+        for name, p in zip(parts.CODES, net.patches, strict=True): assert torch.allclose(f[:, where[name]], net.counted(p.encode(net.cut(x / 255))), atol=1e-6)
+        assert not torch.allclose(f[:, where[parts.CODES[0]]], f[:, where[parts.CODES[1]]], atol=1e-2)
+        assert torch.allclose(f[:, where["network"]], net.net.features(x / 255), atol=1e-6) and where["network"].stop == net.n_features
+
+
+def test_parts_are_judged_without_a_look_at_test_images(toy):
+    scenario = toy(sizes=(2, 1), pixels=32)
+    noise = scenario.again(); noise._store.splits["test"] = None
+    x = pictures(pixels=32); net, bare = learned("rings", x), SmallNet(3).eval()
+    looks = [parts.looked_at(net, bare, s) for s in (scenario.joint(0, reference=True), noise.joint(0, reference=True))]
+    judged = [parts.judge_variant(parts.Variant(share=None), net, [look], look, 28 * 28 * 3) for look in looks]
+    assert judged[0] == judged[1] and judged[0]["carried_bytes"] > 0
+    nothing = parts.judge_variant(parts.Variant(share=0.), net, [looks[0]], looks[0], 28 * 28 * 3)
+    assert nothing["carried_bytes"] < judged[0]["carried_bytes"]
 
 
 def test_images_smaller_than_a_patch_are_refused():
