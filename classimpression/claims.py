@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['verdict', 'in_points', 'read_table', 'judge_part', 'judge_whole', 'judge_claims', 'wanted', 'inventory']
+__all__ = ['verdict', 'in_points', 'read_table', 'judge_part', 'judge_whole', 'judge_claims', 'judge_target', 'judge_targets',
+           'wanted', 'inventory']
 
 # %% ../nbs/33_claims.ipynb #6ce926cd
 def verdict(
@@ -90,6 +91,38 @@ def judge_claims(
             rows.append(dict(claim=c["claim"], experiment=c["experiment"]) | found | {"in favour, points": in_points(*numbers), "verdict": verdict(*numbers)})
     order = ["claim", "experiment", "scenario", "budget", "pairs", "compared", "in favour, points", "verdict", "figure"]
     return pd.DataFrame(rows).reindex(columns=order).fillna("")
+
+# %% ../nbs/33_claims.ipynb #b4e2d1ef
+def judge_target(
+    target: dict,     # method, scenario, measure, and at_least or against and more_than (points)
+    rows: DataFrame,  # of the main table, strict, of the scenario at the reported budget
+) -> dict:            # target, reached, pairs, verdict
+    "One target against the main table."
+    m, k = target["method"], target["measure"]
+    wide = rows.pivot_table(index=["seed", "class_order"], columns="method", values=k)
+    other, bound = target.get("against"), target.get("at_least", target.get("more_than"))
+    name = f"{title_of(m)}: {k.replace('_', ' ')} " + (f"more than {bound:g} points above {title_of(other)}" if other else f"at least {bound:g} %")
+    have = wide[[m, *([other] if other else [])]].dropna() if {m, other or m} <= set(wide) else wide.iloc[:0]
+    row = dict(target=name, scenario=target["scenario"], pairs=len(have))
+    if have.empty: return row | dict(reached="", verdict="missing")
+    if not other: return row | dict(reached=f"{have[m].mean():.1f} ({', '.join(f'{v:.1f}' for v in have[m])})", verdict="reached" if have[m].mean() >= bound else f"missed by {bound - have[m].mean():.1f}")
+    mean, low, high = paired_interval(have[m], have[other])
+    if len(have) == 1: return row | dict(reached=f"{mean:+.1f}", verdict="one pair only")
+    return row | dict(reached=in_points(mean, low, high), verdict="reached" if low > bound else "missed" if high < bound else "not shown")
+
+def judge_targets(
+    figures: str | Path = "figures",  # folder of reported results
+    profile: str = "standard",        # budget of the rows
+) -> DataFrame:                       # target, scenario, reached, verdict, pairs
+    "Every target with what was measured and the verdict."
+    import pandas as pd
+    table = read_table(Path(figures) / "main_table.csv")
+    table = pd.DataFrame(columns=["seed", "class_order", "method", "scenario", "protocol", "profile"]) if table is None else table
+    strict = table[(table.protocol == "strict") & (table.profile == profile)]
+    targets = read_json(package_folder() / "assets" / "targets.json")
+    empty = {t["measure"]: float("nan") for t in targets}
+    found = [judge_target(t, strict[strict.scenario == t["scenario"]].assign(**{k: v for k, v in empty.items() if k not in strict})) for t in targets]
+    return pd.DataFrame(found)[["target", "scenario", "reached", "verdict", "pairs"]]
 
 # %% ../nbs/33_claims.ipynb #d62e2bc2
 def wanted(
