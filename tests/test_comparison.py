@@ -52,6 +52,10 @@ def test_trials_are_as_many_for_all_and_chosen_values_come_from_them():
             assert max(x["balanced_accuracy"] for x in t["trials"]) == next(x for x in t["trials"] if x["options"] == t["options"])["balanced_accuracy"]
             options = profile_config("standard", m).options or {}
             assert {k: options[k] for k in t["options"]} == t["options"], f"the standard profile of {m} does not use what tuning chose"
+        for scenario, t in tuned.get(m, {}).get("scenarios", {}).items():      # chosen there, on that scenario's own tuning order
+            best = max(t["trials"], key=lambda x: (x["balanced_accuracy"], x["average_incremental_accuracy"]))
+            assert t["options"] == best["options"] and (t["scenario"], t["class_order"]) == (scenario, tuning_pair(scenario)["class_order"])
+            assert profile_config("standard", m, scenario=scenario).options.items() >= t["options"].items() and profile_config("standard", m, scenario=scenario) != profile_config("standard", m)
 
 
 def test_a_failed_run_stops_no_other_and_runs_are_apart(tmp_path):
