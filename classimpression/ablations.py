@@ -104,6 +104,7 @@ def plot_variants(
     frame: DataFrame,  # rows of one experiment, scenario and profile
     base: str,         # variant that the others are compared with
     measure: str = "balanced_accuracy",  # column
+    span: tuple[float, float] = (0, 100),  # of the left axis, per cent
 ) -> Figure:
     "Accuracy after the last task of every variant, and the paired difference to the base."
     gain, variants, methods = differences(frame, base, measure), list(dict.fromkeys(frame.variant)), list(dict.fromkeys(frame.method))
@@ -122,7 +123,7 @@ def plot_variants(
             right.plot(d.difference, d.index.map(y), "o", ms=4, color=colours[m])
         right.axvline(0, color="#777777", lw=.7)
         left.set_yticks(range(len(variants)), [v + fewer_pairs(gain, base, v) for v in variants]); left.set_ylim(len(variants) - .5, -.5)
-        left.set(xlim=(0, 100), xlabel=f"{measure.replace('_', ' ')} after the last task (%)")
+        left.set(xlim=span, xlabel=f"{measure.replace('_', ' ')} after the last task (%)")
         right.set_xlabel(f"difference to '{base}' (points)" if len(base) < 15 else "difference to the base (points)")
         for ax in (left, right): ax.grid(axis="x", lw=.4, alpha=.6)
         if len(methods) > 1: fig.legend(loc="outside upper left", ncols=len(methods), labelcolor="linecolor", handletextpad=.1)

@@ -91,7 +91,7 @@ VARIANTS = {
     "shrinkage 0.0003": Variant(shrinkage=3e-4),
     "shrinkage 0.03": Variant(shrinkage=3e-2),
     "whole covariance (reference)": Variant(share=None),
-    "covariance per class (reference)": Variant(head=partial(Gaussians, shrinkage1=1., shrinkage2=0., correlation=False, quadratic=True, tukey=1.)),
+    "covariance per class (reference)": Variant(head=partial(Gaussians, shrinkage1=1., shrinkage2=1., tukey=1.)),
     "ridge regression (reference)": Variant(head=partial(Ridge, penalty=100.)),
 }
 
