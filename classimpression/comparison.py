@@ -14,7 +14,7 @@ from .folders import identity
 from .methods import METHODS
 from .metrics import bootstrap_interval, paired_interval
 from .scenarios import make_scenario
-from .tables import as_dict, mean_and_spread, rounded, to_markdown
+from .tables import as_dict, mean_and_spread, renewed, rounded, to_markdown
 from .training import predict
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['MAIN', 'MAIN_KEYS', 'MEASURES', 'main_rows', 'merge_table', 'merge_main', 'merge_runs', 'title_of', 'main_summary',
            'save_summary', 'paired_table', 'bootstrap_table', 'bootstrap_of', 'reproduced', 'judged', 'rows_of',
-           'save_frame', 'expected_but_missing', 'verdict_count', 'merge_bootstrap']
+           'save_frame', 'renew_frame', 'expected_but_missing', 'verdict_count', 'merge_bootstrap']
 
 # %% ../nbs/26_comparison.ipynb #e3bd1e0f
 MAIN = ("scenario", "method", "own", "data_free", "tier", "protocol", "profile", "seed", "class_order", "final_accuracy", "average_incremental_accuracy", "balanced_accuracy",
@@ -210,6 +210,17 @@ def save_frame(path: str | Path, frame: DataFrame) -> DataFrame:
     "Write a table as CSV and return it."
     write_bytes(path, frame.to_csv(index=False, lineterminator="\n").encode())
     return frame
+
+def renew_frame(
+    path: str | Path,  # name.csv; made if it is missing
+    frame: DataFrame,  # rows measured now
+    keys: list[str],   # columns that name what was measured
+) -> DataFrame:        # all rows of the file as it is now
+    "Write a table in which only what was measured now is replaced. Raises `ConfigError` for a file with other columns."
+    import pandas as pd
+    old = pd.read_csv(path) if Path(path).exists() and Path(path).read_text().strip() else frame
+    check(list(old.columns) == list(frame.columns), f"{path} has other columns than the rows that are to be added; move it away and run again")
+    return save_frame(path, renewed(old, frame, keys))
 
 def expected_but_missing(
     frame: DataFrame,  # rows of the table

@@ -8,15 +8,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
-from .core import DataError, StateError, check, read_json, write_bytes
+from .core import DataError, StateError, check, read_json, write_bytes, write_json
 from .metrics import summarise, task_summary
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
 __all__ = ['OF_RUN', 'OF_TASK', 'OF_SEQUENCE', 'COLUMNS', 'KEYS', 'SHOWN', 'REPORTED', 'MARKERS', 'as_dict', 'example_result',
-           'tidy', 'read_rows', 'merge_rows', 'rounded', 'merge_results', 'mean_and_spread', 'summary', 'reading',
-           'to_markdown', 'results_text', 'Markdown', 'reported_tables', 'fill_readme', 'figures_folder']
+           'tidy', 'read_rows', 'renewed', 'merge_rows', 'rounded', 'add_measurement', 'merge_results',
+           'mean_and_spread', 'summary', 'reading', 'to_markdown', 'results_text', 'Markdown', 'reported_tables',
+           'fill_readme', 'figures_folder']
 
 # %% ../nbs/25_tables.ipynb #ec607d30
 def as_dict(
@@ -86,17 +87,24 @@ def read_rows(
     check(tuple(frame.columns) == COLUMNS, f"{path} has other columns than a table of results; move it away and run again", StateError)
     return frame
 
+def renewed(
+    old: DataFrame,   # rows as they were
+    new: DataFrame,   # rows made anew
+    keys: list[str],  # columns that name a group of rows
+) -> DataFrame:       # the old groups that were not made anew, and all new ones
+    "Rows of both tables, where a group that is in both is the new one's."
+    import pandas as pd
+    fresh = set(new[keys].itertuples(index=False, name=None))
+    kept = old[[k not in fresh for k in old[keys].itertuples(index=False, name=None)]]
+    return pd.concat([d for d in (kept, new) if len(d)] or [new]).reset_index(drop=True)
+
 def merge_rows(
     path: str | Path,  # name.csv; made if it is missing
     frame: DataFrame,  # new rows, from `tidy`
 ) -> DataFrame:        # all rows of the file as it is now
     "Add rows to a table on the disk, in place of older rows of the same scenario, profile, method and seed."
-    import pandas as pd
     keys = list(KEYS)
-    if Path(path).exists():
-        old, new = read_rows(path), set(frame[keys].itertuples(index=False, name=None))
-        keep = [k not in new for k in old[keys].itertuples(index=False, name=None)]
-        frame = pd.concat([d for d in (old[keep], frame) if len(d)])
+    if Path(path).exists(): frame = renewed(read_rows(path), frame, keys)
     frame = frame.sort_values([*keys, "task"], kind="stable").reset_index(drop=True)
     write_bytes(path, frame.to_csv(index=False, float_format="%.10g", lineterminator="\n").encode())
     return frame
@@ -110,6 +118,16 @@ def rounded(
     if isinstance(obj, float): return float(f"{obj:.{digits}g}")
     if isinstance(obj, dict): return {k: rounded(v, digits) for k, v in obj.items()}
     return [rounded(v, digits) for v in obj] if isinstance(obj, (list, tuple)) else obj
+
+def add_measurement(
+    path: str | Path,  # name.json; made if it is missing
+    facts: dict,       # scenario, profile, pairs, methods, seconds, environment, ...
+) -> list[dict]:       # all measurements of the file as it is now
+    "Add to a file how something was measured, in place of an older measurement of the same methods."
+    old = read_json(path) if Path(path).exists() else []
+    old = old if isinstance(old, list) else [old]
+    write_json(path, kept := [*(m for m in old if not set(m["methods"]) <= set(facts["methods"])), rounded(facts)])
+    return kept
 
 def merge_results(
     path: str | Path,        # name.json; made if it is missing
