@@ -123,10 +123,11 @@ def add_measurement(
     path: str | Path,  # name.json; made if it is missing
     facts: dict,       # scenario, profile, pairs, methods, seconds, environment, ...
 ) -> list[dict]:       # all measurements of the file as it is now
-    "Add to a file how something was measured, in place of an older measurement of the same methods."
+    "Add to a file how something was measured, in place of an older one of the same methods on the same pairs."
     old = read_json(path) if Path(path).exists() else []
     old = old if isinstance(old, list) else [old]
-    write_json(path, kept := [*(m for m in old if not set(m["methods"]) <= set(facts["methods"])), rounded(facts)])
+    again = lambda m: all(set(m.get(k, [])) <= set(facts.get(k, [])) for k in ("methods", "pairs"))
+    write_json(path, kept := [*(m for m in old if not again(m)), rounded(facts)])
     return kept
 
 def merge_results(
