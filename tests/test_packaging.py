@@ -167,9 +167,9 @@ class TestReadme:
         assert out.count("[[") == 3 and "average_incremental_accuracy" in out
 
     def test_numbers_come_from_the_tables(self, tmp_path):
-        from classimpression.tables import fill_readme
+        from classimpression.readme import fill_readme
         copy = tmp_path / "README.md"; copy.write_text(self.text)
-        assert fill_readme(copy, ROOT / "figures") == self.text, "run classimpression.tables.fill_readme()"
+        assert fill_readme(copy, ROOT / "figures") == self.text, "run classimpression.readme.fill_readme()"
 
     def test_picture_and_links_exist(self):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", self.text):
