@@ -11,7 +11,7 @@ import numpy as np
 from .carryover import TIERS
 from .core import check, package_folder, read_json, write_bytes
 from .folders import identity
-from .methods import METHODS
+from .methods import METHODS, registered
 from .metrics import bootstrap_interval, paired_interval
 from .scenarios import make_scenario
 from .tables import as_dict, mean_and_spread, renewed, rounded, to_markdown
@@ -88,7 +88,7 @@ def title_of(
     method: str,  # name of a method, registered or not
 ) -> str:         # with a dagger if its first task is its own
     "What tables call a method."
-    m = METHODS.get(method)
+    m = registered().get(method)
     return (m.title + ("†" if m.first else "") + (" (ours)" if m.own else "")) if m else method
 
 def main_summary(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Iterable
 from .configs import RunConfig, profile_config, reported_pairs
 from .core import check, package_folder, read_json, write_bytes
 from .folders import finished_run, run_folder
-from .methods import METHODS
+from .methods import registered
 from .scenarios import make_scenario
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -88,7 +88,7 @@ def plan_runs(
     committed = reported_pairs(scenario) if pairs else []
     check(not pairs or all(0 <= i < len(committed) for i in pairs), f"{scenario} has the pairs 0 to {len(committed) - 1}, not {pairs}")
     chosen = [committed[i] for i in pairs] if pairs else [dict(seed=s) for s in seeds]
-    methods = list(METHODS) if methods == ["all"] else methods
+    methods = list(registered()) if methods == ["all"] else methods
     runs = [profile_config(profile, m, tuned, scenario=scenario, root=root or None, **settings, **c) for c in chosen for m in methods]
     make_scenario(scenario, sizes=settings.get("sizes"), root=root or None)
     return runs

@@ -4,13 +4,15 @@
 
 # %% ../nbs/13_methods.ipynb #4c86e0ef
 from __future__ import annotations
-import copy, inspect
+import copy, importlib, importlib.util, inspect, os, sys
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 from .carryover import TIERS, Carryover, ExemplarCarryover
-from .core import LeakError, cached, check, modules_digest, saved_seconds
+from .core import ConfigError, LeakError, cached, check, modules_digest, saved_seconds
 from .data import Split
 from .heads import as_linear
 from .settings import TrainConfig
@@ -18,8 +20,8 @@ from .synthesis import Impressions
 from .training import Batch, History, Material, epoch_batches, fit_task, start_model, teacher_features, train
 
 # %% auto #0
-__all__ = ['Fit', 'METHODS', 'Method', 'method', 'find_method', 'sort_options', 'first_task', 'learn', 'class_impression',
-           'fine_tuning', 'UnionTask', 'real_images', 'joint']
+__all__ = ['Fit', 'METHODS', 'ELSEWHERE', 'Method', 'method', 'load_methods', 'registered', 'find_method', 'sort_options',
+           'first_task', 'learn', 'class_impression', 'fine_tuning', 'UnionTask', 'real_images', 'joint']
 
 # %% ../nbs/13_methods.ipynb #5122039b
 Fit = Callable[..., tuple[nn.Module, History]]
@@ -38,6 +40,7 @@ class Method:
     own: bool = False               # is it our own method?
     first: str = ""                 # what its recipe changes in the first task; "": nothing, it is the one that all methods share
     training: dict = field(default_factory=dict)  # training settings of its recipe, for the tasks after the first
+    trials: tuple[dict, ...] = ()   # options that tuning tries, at most eight; (): those of assets/trials.json
 
     @property
     def data_free(self) -> bool: return self.exemplars == 0
@@ -56,7 +59,7 @@ def method(
     impressions: bool = False,    # does it learn from impressions? It then carries class means
     means: bool = False,          # does it carry class means?
     exemplars: int | None = 0,    # real images of each old class that it keeps; None: all; needs tier "reference"
-    **more,                       # herding, own, first, training: see `Method`
+    **more,                       # herding, own, first, training, trials: see `Method`
 ) -> Callable[[Fit], Fit]:
     "Decorator that registers a method. Raises `ConfigError` for a contradiction in the declaration."
     check(name not in METHODS, f"a method named {name!r} exists already; choose another name")
@@ -69,10 +72,31 @@ def method(
         return fit
     return register
 
+ELSEWHERE = "CLASSIMPRESSION_METHODS"  # variable: modules or files that register further methods, separated by commas
+
+@lru_cache(maxsize=None)
+def load_methods(
+    name: str,  # a module that can be imported, or the absolute path of a .py file
+) -> None:
+    "Import a module for the methods that it registers. Raises `ConfigError` if that fails."
+    check(not name.endswith(".py") or Path(name).is_absolute(), f"{ELSEWHERE} names the file {name!r}: give its absolute path, since runs and notebooks start in folders of their own")
+    try:
+        if not name.endswith(".py"): importlib.import_module(name); return
+        spec = importlib.util.spec_from_file_location(f"classimpression_methods_{Path(name).stem}", name)
+        sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[spec.name])
+    except Exception as e: raise ConfigError(f"{ELSEWHERE} names {name!r}, which cannot be imported: {type(e).__name__}: {e}") from e
+
+def registered() -> dict[str, Method]:
+    "All methods, those from elsewhere as well."
+    for name in filter(None, (n.strip() for n in os.environ.get(ELSEWHERE, "").split(","))): load_methods(name)
+    return METHODS
+
 def find_method(name: str) -> Method:
     "A registered method. Raises `ConfigError` that lists the known ones."
-    check(name in METHODS, f"unknown method {name!r}; known: {', '.join(METHODS)}")
-    return METHODS[name]
+    known = registered()
+    check(name in known, f"unknown method {name!r}; known: {', '.join(known)}; methods of your own: see {ELSEWHERE}")
+    return known[name]
 
 # %% ../nbs/13_methods.ipynb #e4f815cd
 def sort_options(

@@ -127,3 +127,31 @@ def test_rerun_replaces_only_its_own_rows(experiment, capsys, monkeypatch):
     assert len(after) == 2 * len(before)
     stored = [json.loads(p.read_text()) for p in (folder / "runs").rglob("result.json")]
     assert len(tidy(stored)) == len(before), "the finished run was read again, not repeated"
+
+
+MINE = """
+from classimpression.methods import first_task, method
+
+@method("stands-still", "Learns the first task only", tier="M0", trials=({"lr": .05}, {"lr": .1}))
+def stands_still(carry, task, impressions, cfg):
+    "The lower bound of lower bounds."
+    from classimpression.methods import find_method
+    return first_task(task, cfg) if carry is None else find_method("fine-tuning").fit(carry, task, None, cfg)
+"""
+
+
+def test_methods_of_a_readers_own_reach_runs_and_tables(tmp_path):
+    "The command line, a run in a process of its own and a notebook's kernel are three processes; all know the method."
+    import os
+    from classimpression.tuning import trial_configs
+    (tmp_path / "mine.py").write_text(MINE)
+    env = {**os.environ, "CLASSIMPRESSION_METHODS": str(tmp_path / "mine.py"), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    argv = ["reproduce", "main_table", "--profile", "smoke", "--methods", "stands-still", "ncm", "--jobs", "1", "--out", "runs", "--figures", "figures"]
+    done = subprocess.run([sys.executable, "-c", "import sys; from classimpression.cli import main; sys.exit(main())", *argv], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    table = pd.read_csv(next((tmp_path / "figures").rglob("main_table_blood-mini_summary.csv")))
+    assert set(table.method) == {"Learns the first task only", "Nearest class mean"}
+    asked = "from classimpression.tuning import trial_configs; print([c.options for c in trial_configs('stands-still', scenario='blood-mini', profile='smoke')])"
+    said = subprocess.run([sys.executable, "-c", asked], env=env, capture_output=True, text=True, timeout=300)
+    assert said.stdout.strip() == "[{'lr': 0.05}, {'lr': 0.1}]", said.stderr[-2000:]
+    with pytest.raises(ValueError, match="unknown method 'stands-still'"): trial_configs("stands-still")
