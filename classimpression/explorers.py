@@ -16,7 +16,7 @@ from .core import DataError, check, read_json
 from .curves import plot_accuracy
 from .panels import plot_accuracy_matrix, plot_confusion, plot_recalls
 from .plots import image_grid, montage, plot_synthesis_terms, short_name, to_png
-from .scenarios import make_scenario
+from .scenarios import SCENARIOS, make_scenario
 from .synthesis import SynthesisConfig, draw_group, group_views, impression_loss, synthesis_rate
 from .training import predict
 from .weights import load_released, released
@@ -292,7 +292,9 @@ class ResultsBrowser:
         except DataError as e: self.plot.value, self.status.value = b"", str(e)
         self.plot.layout.display = None if self.plot.value else "none"
         if not self.plot.value: return
-        if cell and self.scenario.value in released():
+        if cell and not getattr(SCENARIOS.get(f"{self.scenario.value}-mini"), "embedded", False):
+            self.status.value = "no test images of this scenario are in the package, so those behind a cell cannot be shown"
+        elif cell:
             x, self.status.value = images_of_cell(self.true.value, self.answer.value, self.scenario.value)
             if len(x): self.cell.value, self.cell.layout.display = picture(x), None
     def _repr_mimebundle_(self, **_) -> dict: return with_picture(self.box, self.figure)

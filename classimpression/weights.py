@@ -4,6 +4,8 @@
 
 # %% ../nbs/34_weights.ipynb #36af2423
 from __future__ import annotations
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from .carryover import Carryover, load_carryover, save_carryover
 from .core import StateError, check, file_md5, package_folder, read_json, write_bytes, write_json
@@ -12,7 +14,7 @@ from .models import rebuild
 from .tables import rounded
 
 # %% auto #0
-__all__ = ['CARD', 'release', 'released', 'load_released']
+__all__ = ['CARD', 'ORIGIN', 'MEDMNIST', 'halved', 'release', 'released', 'load_released']
 
 # %% ../nbs/34_weights.ipynb #efa7bcfb
 CARD = """# {title} on {scenario}: weights after each task
@@ -29,18 +31,28 @@ CARD = """# {title} on {scenario}: weights after each task
 
 **Intended use.** Teaching and research on class-incremental learning: synthesising class impressions, looking at features, checking results of this repository.
 
-**Not intended.** Any clinical use. The images are small research crops of one laboratory each; accuracy on images of another device or hospital is unknown, {forgetting} points of what was
+**Not intended.** Any clinical use. {images}; accuracy on images of another device or hospital is unknown, {forgetting} points of what was
 known of earlier tasks are forgotten, and of the worst class {worst_class_recall} % of the images are recognised.
 
-**What is inside.** The model's weights and the mean training image of each class, as each task handed them to the next; no image of a patient. The means are averages over {fewest} images or more.
+**What is inside.** The model's weights and the mean training image of each class, as each task handed them to the next{stored}; no image of a patient. The means are averages over {fewest} images or more.
 
-**Licence.** Weights: Apache 2.0, as the code. Derived from MedMNIST, CC BY 4.0.
+**Licence.** Weights: Apache 2.0, as the code.{source}
 """
+ORIGIN = {"echo-phantom": ("The images are phantoms that a program drew: no patient was behind them", "")}  # of scenarios that are not MedMNIST's
+MEDMNIST = ("The images are small research crops of one laboratory each", " Derived from MedMNIST, CC BY 4.0.")
+
+def halved(carry: Carryover) -> Carryover:
+    "The same carryover with kernels and matrices in 16 bits; statistics of batch normalisation, scales and means stay as they are."
+    model = deepcopy(carry.model)
+    for p in model.parameters():
+        if p.dim() > 1: p.data = p.data.half()
+    return replace(carry, model=model)
 
 def release(
     result: RunResult,   # a finished run of a method that carries no real image
     folder: str | Path,  # where to write task1.safetensors, ... and the card
     fewest: int,         # smallest number of images behind a class mean
+    half: bool = False,  # store kernels and matrices in 16 bits? For large networks; loading gives float32 again
 ) -> dict:               # the card's facts
     "Write the models of a run with a card. Raises `ConfigError` for a run that kept real images."
     d, n = result.data, len(result.data["tasks"])
@@ -48,14 +60,15 @@ def release(
     names = [f"task{t + 1}.safetensors" for t in range(n)]
     for t, name in enumerate(names):
         carry = result.carry(t)
-        save_carryover(Path(folder) / name, carry, dict(carry.model.spec, settings=d["run_id"], task=t + 1))
+        save_carryover(Path(folder) / name, halved(carry) if half else carry, dict(carry.model.spec, settings=d["run_id"], task=t + 1))
     where = d["scenario"]
+    images, source = ORIGIN.get(where["name"].removesuffix("-mini"), MEDMNIST)
     facts = dict(run_id=d["run_id"], method=d["method"], scenario=where, seed=d["seed"], profile=d["profile"], protocol=d["protocol"], settings=d["settings"], metrics=rounded(d["metrics"]),
                  environment=d["environment"], finished=d["finished"], files={name: file_md5(Path(folder) / name) for name in names})
     write_json(Path(folder) / "card.json", facts)
     shown = {k: f"{v:.1f}" for k, v in d["metrics"].items()} | dict(after=", ".join(f"{t['balanced_accuracy']:.1f}" for t in d["tasks"]), classes=", ".join(where["class_names"]), sizes=" + ".join(map(str, where["sizes"])))
     spec = result.model.spec
-    write_bytes(Path(folder) / "card.md", CARD.format(**shown, title=d["title"], scenario=where["name"], network=spec["network"], channels=spec["channels"], size=where.get("size", 32), data=f"{where['name']}, checksum `{where['checksum']}`", profile=d["profile"],
+    write_bytes(Path(folder) / "card.md", CARD.format(**shown, images=images, source=source, stored=", kernels in 16 bits" if half else "", title=d["title"], scenario=where["name"], network=spec["network"], channels=spec["channels"], size=where.get("size", 32), data=f"{where['name']}, checksum `{where['checksum']}`", profile=d["profile"],
                 seed=d["seed"], options=d["settings"]["options"] or "none", protocol=d["protocol"], run_id=d["run_id"], finished=d["finished"][:10], torch=d["environment"]["torch"], code=d["environment"]["code"]["commit"] or d["environment"]["code"]["modules"], fewest=fewest).encode())
     return facts
 

@@ -41,7 +41,8 @@ def test_released_models_are_as_good_as_their_card_says(name):
     scenario = make_scenario(where["name"], class_order=where["class_order"], sizes=where["sizes"])
     last = len(where["sizes"])
     conf = evaluate(load_released(name, last).model, scenario.test(last - 1), sum(where["sizes"]))
-    assert abs(balanced_accuracy(conf) - card["metrics"]["balanced_accuracy"]) < .2, "another machine may flip an image or two, no more"
+    flips = 2 * 100 / (int(conf.sum(1).min()) * len(conf))                       # two images of the smallest class, in points
+    assert abs(balanced_accuracy(conf) - card["metrics"]["balanced_accuracy"]) < max(.2, flips), "another machine may flip an image or two, no more"
 
 
-def test_there_are_released_weights(): assert "blood" in NAMES
+def test_every_scenario_with_reported_results_has_weights(): assert {"blood", "organa", "echo-phantom"} <= set(NAMES)
