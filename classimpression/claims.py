@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 import numpy as np
 from .ablations import differences, variants_of
+from .budgets import better_budget
 from .carryover import TIERS
 from .comparison import title_of
 from .core import package_folder, read_json
@@ -117,8 +118,8 @@ def judge_targets(
     "Every target with what was measured and the verdict."
     import pandas as pd
     table = read_table(Path(figures) / "main_table.csv")
-    table = pd.DataFrame(columns=["seed", "class_order", "method", "scenario", "protocol", "profile"]) if table is None else table
-    strict = table[(table.protocol == "strict") & (table.profile == profile)]
+    table = pd.DataFrame(columns=["seed", "class_order", "method", "scenario", "protocol", "profile", "balanced_accuracy"]) if table is None else table
+    strict = better_budget(table[table.protocol == "strict"], profile)
     targets = read_json(package_folder() / "assets" / "targets.json")
     empty = {t["measure"]: float("nan") for t in targets}
     found = [judge_target(t, strict[strict.scenario == t["scenario"]].assign(**{k: v for k, v in empty.items() if k not in strict})) for t in targets]
@@ -142,7 +143,7 @@ def inventory(
     import pandas as pd
     rows = []
     for e in experiments().values():
-        name = f"{e.table}.csv" if e.table else "main_table.csv" if e.name == "main_table" else ""
+        name = f"{e.table}.csv" if e.table else "main_table.csv" if e.name in ("main_table", "published") else ""
         if not name: continue                                   # looks at runs of the others
         table = read_table(Path(figures) / name)
         for w in wanted(e, profile):

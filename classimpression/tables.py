@@ -212,5 +212,5 @@ def figures_folder(
     profile: str,         # name of the settings' profile
 ) -> Path:
     "Folder for the tables and figures of a profile."
-    kind = {"ablation": "standard", "ablation-quick": "quick"}.get(profile, profile)  # a smaller budget for more runs, reported in the same place
+    kind = {"ablation": "standard", "faithful": "standard", "ablation-quick": "quick"}.get(profile, profile)  # other budgets, reported in the same place
     return Path(figures) if kind == "standard" else Path(figures) / kind
