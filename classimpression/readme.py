@@ -37,7 +37,7 @@ def short_table(
     names, rows = list(dict.fromkeys(frame.scenario)), []
     for m in first_look(frame[frame.scenario == names[0]]):
         mine = frame[frame.method == m]; images, tier = mine.carried_images.max(), mine.tier.iloc[0]
-        row = {"method": title_of(m), "carries": HOLDS.get(tier) or (f"up to {images:,} real images" if images else "second moments, uncut"), "MB": f"{mine.carried_bytes.max() / 1e6:.1f}"}
+        row = {"method": title_of(m), "carries": HOLDS.get(tier) or (f"up to {images:,} real images" if images else "second moments, uncut"), "MB": ", ".join(f"{g.max() / 1e6:.1f}" if len(g := mine.carried_bytes[mine.scenario == s]) else "–" for s in names)}
         for s in names:
             g = mine[mine.scenario == s]
             row |= {f"{s}: balanced": mean_and_spread(g.balanced_accuracy, 1) if len(g) else "–", f"{s}: worst class": mean_and_spread(g.worst_class_recall, 1) if len(g) else "–"}
