@@ -95,18 +95,19 @@ def judge_claims(
 
 # %% ../nbs/33_claims.ipynb #b4e2d1ef
 def judge_target(
-    target: dict,     # method, scenario, measure, and at_least or against and more_than (points)
+    target: dict,     # method, scenario, measure, and at_least, or against and more_than (points) or at_most_times
     rows: DataFrame,  # of the main table, strict, of the scenario at the reported budget
 ) -> dict:            # target, reached, pairs, verdict
     "One target against the main table."
     m, k = target["method"], target["measure"]
     wide = rows.pivot_table(index=["seed", "class_order"], columns="method", values=k)
-    other, bound = target.get("against"), target.get("at_least", target.get("more_than"))
-    name = f"{title_of(m)}: {k.replace('_', ' ')} " + (f"more than {bound:g} points above {title_of(other)}" if other else f"at least {bound:g} %")
+    other, times, bound = target.get("against"), target.get("at_most_times"), target.get("at_least", target.get("more_than"))
+    name = f"{title_of(m)}: {k.replace('_', ' ')} " + (f"at most {times:g} times those of {title_of(other)}" if times else f"more than {bound:g} points above {title_of(other)}" if other else f"at least {bound:g} %")
     have = wide[[m, *([other] if other else [])]].dropna() if {m, other or m} <= set(wide) else wide.iloc[:0]
     row = dict(target=name, scenario=target["scenario"], pairs=len(have))
     if have.empty: return row | dict(reached="", verdict="missing")
     if not other: return row | dict(reached=f"{have[m].mean():.1f} ({', '.join(f'{v:.1f}' for v in have[m])})", verdict="reached" if have[m].mean() >= bound else f"missed by {bound - have[m].mean():.1f}")
+    if times: return row | dict(reached=f"{(worst := (have[m] / have[other]).max()):.2f} times at most", verdict="reached" if worst <= times else "missed")
     mean, low, high = paired_interval(have[m], have[other])
     if len(have) == 1: return row | dict(reached=f"{mean:+.1f}", verdict="one pair only")
     return row | dict(reached=in_points(mean, low, high), verdict="reached" if low > bound else "missed" if high < bound else "not shown")
