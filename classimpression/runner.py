@@ -8,6 +8,7 @@ import re, shutil, time
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Callable
 import torch
 from torch import Tensor
 from .carryover import TIERS, Carryover, ExemplarCarryover, allowed_tier, choose_exemplars, hand_over, load_carryover, n_bytes, save_carryover, take_exemplars
@@ -87,17 +88,23 @@ def make_impressions(
     folder: Path,            # the run's folder
     cache: str | None,       # folder of what runs share
 ) -> tuple[Impressions, dict[str, float]]:  # impressions, and the seconds that another run has spared
-    "Impressions before a task: read if this run has made them already, else synthesised and stored."
-    path, settings = folder / f"task{t + 1}" / "impressions.safetensors", synthesis_settings(cfg, t)
+    "Impressions before a task: read if this run has made them already, else synthesised and stored; a synthesis that was interrupted goes on after its last finished group."
+    path, settings, spared = folder / f"task{t + 1}" / "impressions.safetensors", synthesis_settings(cfg, t), dict(seconds=0., cpu_seconds=0.)
+    parts = path.with_name("groups")
     if path.exists(): return Impressions.load(path), {}
+    def keep(i: int, make: Callable) -> dict[str, Tensor]:
+        tensors, facts = cached(parts, f"group{i + 1}", key | dict(group=i), lambda: (make(), {}))
+        for k, s in saved_seconds(facts).items(): spared[k] += s
+        return tensors
     def made() -> tuple[dict[str, Tensor], dict]:
-        new = synthesize(carry, settings, cfg.seed, t, snapshots=tuple(cfg.snapshots or ()), device=cfg.device)
+        new = synthesize(carry, settings, cfg.seed, t, snapshots=tuple(cfg.snapshots or ()), device=cfg.device, keep=keep)
         return new.tensors(), dict(settings=new.settings)
     key = dict(settings=asdict(settings), seed=cfg.seed, task=t, snapshots=list(cfg.snapshots or ()), device=cfg.device, model=tensor_digest(*carry.model.state_dict().values()),
                network=str(carry.model), means=tensor_digest(carry.means), code=modules_digest(*used_modules("synthesis")))
     tensors, facts = cached(cache if t == 1 else None, "impressions", key, made)
     (new := Impressions.of(tensors, facts["settings"])).save(path)
-    return new, saved_seconds(facts)
+    shutil.rmtree(parts, ignore_errors=True)
+    return new, {k: s + saved_seconds(facts).get(k, 0.) for k, s in spared.items()}
 
 # %% ../nbs/22_runner.ipynb #6a472288
 def with_exemplars(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Callable, Iterator
 import torch
@@ -291,32 +292,35 @@ def synthesize(
     chunk: int | None = None, # groups at once; None: 1 on a CPU, all on a GPU
     snapshots: tuple = (),    # steps after which to keep the first group's images
     device: str = "cpu",      # where to compute
+    keep: Callable[[int, Callable], dict] = lambda i, make: make(),  # (number of the first group, work) -> the work's tensors, made now or earlier
 ) -> Impressions:
     "Class impressions of all old classes (paper, step 1). Raises `ConfigError` for a network without batch normalisation unless a_bn is 0."
     check(carry.means is not None, "synthesis starts from class means, and this carryover has none", StateError)
     check(not cfg.a_bn or batch_norms(carry.model), f"{type(getattr(carry.model, 'backbone', carry.model)).__name__} has no batch normalisation, so there are no statistics to match; set a_bn=0 to do without")
     model = frozen_copy(carry.model).to(device, memory_format=torch.channels_last)
     groups = [draw_group(carry, cfg, seed, "synthesis", task, g) for g in range(cfg.groups)]
-    chunk, done = chunk or (1 if device == "cpu" else cfg.groups), []
+    chunk, done, here = chunk or (1 if device == "cpu" else cfg.groups), [], []
     bar = progress(range(cfg.steps * math.ceil(cfg.groups / chunk)), f"synthesis before task {task + 1}")
     ticks = iter(bar)
-    for i in range(0, cfg.groups, chunk):
+    def work(i: int) -> dict[str, Tensor]:
+        here.append(i)
         x, y, shifts, flips = zip(*groups[i:i + chunk])
-        start = torch.cat(x).to(device).contiguous(memory_format=torch.channels_last)
-        done.append(descend(model, start, torch.cat(y).to(device), torch.stack(shifts, 1), torch.stack(flips, 1), cfg,
-                            snapshots if i == 0 else (), lambda: next(ticks)))
-    return gather(done, [g[1] for g in groups], cfg, dict(seed=seed, task=task), chunk)
+        start, y = torch.cat(x).to(device).contiguous(memory_format=torch.channels_last), torch.cat(y)
+        best, terms, kept = descend(model, start, y.to(device), torch.stack(shifts, 1), torch.stack(flips, 1), cfg, snapshots if i == 0 else (), lambda: next(ticks))
+        return Impressions(best.cpu().contiguous(), y, terms, {}, {k: v[:cfg.group_size].cpu().contiguous() for k, v in kept.items()}).tensors()
+    for i in range(0, cfg.groups, chunk):
+        done.append(Impressions.of(keep(i, lambda i=i: work(i)), {}))
+        if i not in here: list(islice(ticks, cfg.steps))                 # the bar moves on for a chunk that was there already
+    return gather(done, cfg, dict(seed=seed, task=task), chunk)
 
 def gather(
-    done: list,             # results of `descend`, one per chunk
-    labels: list[Tensor],   # labels of each group
+    done: list[Impressions],  # one per chunk
     cfg: SynthesisConfig,   # settings
     key: dict,              # seed and task
     chunk: int,             # groups per chunk
 ) -> Impressions:
     "Put chunks together, and refuse images that are not numbers."
-    x = torch.cat([d[0] for d in done]).cpu().contiguous()
+    x = torch.cat([d.x for d in done])
     check(bool(torch.isfinite(x).all()), "the synthesis diverged: impressions hold NaN; lower lr or use dtype float32", StateError)
-    terms = {k: torch.cat([d[1][k] for d in done], 1) for k in done[0][1]}
-    first = {k: v[:cfg.group_size].cpu().contiguous() for k, v in done[0][2].items()}
-    return Impressions(x, torch.cat(labels), terms, dict(asdict(cfg), **key, chunk=chunk), first)
+    terms = {k: torch.cat([d.terms[k] for d in done], 1) for k in done[0].terms}
+    return Impressions(x, torch.cat([d.y for d in done]), terms, dict(asdict(cfg), **key, chunk=chunk), done[0].snapshots)

@@ -175,6 +175,21 @@ def test_finished_impressions_are_not_made_again(toy, tmp_path, monkeypatch):
     assert stored(run(tiny(tmp_path), toy()).folder) == whole
 
 
+def test_an_interrupted_synthesis_goes_on_after_its_last_finished_group(toy, tmp_path, monkeypatch):
+    import classimpression.synthesis as synthesis
+    cfg, descend, calls = lambda out: tiny(out, groups=3), synthesis.descend, []
+    whole = run(cfg(tmp_path / "whole"), toy(sizes=(2, 1)))
+    def stopped(*a, **k):
+        calls.append(a)
+        if len(calls) == 3: raise KeyboardInterrupt
+        return descend(*a, **k)
+    monkeypatch.setattr(synthesis, "descend", stopped)
+    with pytest.raises(KeyboardInterrupt): run(cfg(tmp_path / "broken"), toy(sizes=(2, 1)))
+    assert len(list(tmp_path.glob("broken/**/group*.safetensors"))) == 2
+    after = run(cfg(tmp_path / "broken"), toy(sizes=(2, 1)))
+    assert len(calls) == 4 and stored(after.folder) == stored(whole.folder) and not list(after.folder.rglob("group*"))   # the third group only
+
+
 # Refused before any work, with nothing lost
 
 @pytest.mark.parametrize("bad", [dict(epochs="2"), dict(epochs=1.5), dict(lr=None), dict(a_tv=-1.), dict(a_bn=float("nan")), dict(a_l2=float("inf")), dict(method="magic"), dict(scenario=3), dict(sizes="2,2"),
