@@ -5,16 +5,15 @@
 # %% ../nbs/31_motion.ipynb #c4f919f3
 from __future__ import annotations
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Callable, Iterable, Iterator
 import torch
 from torch import Tensor
-from .answers import discriminant
 from .census import Census
-from .core import check, check_number, generator
+from .core import generator
 from .data import Split
-from .drift import sdc_shift
 from .folders import RunResult
 from .models import NETWORKS
+from .moments import ESTIMATORS, AtHand, Moments, Probe, by_class, recalls_of
 from .plots import new_figure, style
 from .scenarios import Scenario
 from .training import teacher_features
@@ -23,140 +22,26 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['Estimator', 'ESTIMATORS', 'Moments', 'recalls_of', 'fit_motion', 'move', 'kernel_shift', 'Look', 'looked_at',
-           'codes_of', 'study_motion', 'validation_of', 'probe_images', 'motion_summary', 'plot_motion',
-           'motion_reading']
+__all__ = ['SHOWN', 'Step', 'codes_of', 'validation_of', 'motion_steps', 'study_motion', 'motion_summary', 'plot_motion',
+           'motion_reading', 'study_drift', 'drift_summary', 'plot_drift', 'drift_reading']
 
-# %% ../nbs/31_motion.ipynb #a6c5ee82
+# %% ../nbs/31_motion.ipynb #31aa0001
 @dataclass(frozen=True)
-class Moments:
-    "Class means [K, D] and the mean covariance within a class [D, D], float64."
-    means: Tensor
-    cov: Tensor
-
-    @classmethod
-    def of(cls, f: Tensor, y: Tensor, labels: range) -> Moments:
-        "Of features [N, D] of classes `labels`."
-        parts = [f[y == k].double() for k in labels]
-        means = torch.stack([p.mean(0) for p in parts])
-        return cls(means, sum((p - m).T @ (p - m) / max(1, len(p) - 1) for p, m in zip(parts, means)) / len(parts))
-    def join(self, new: Moments) -> Moments:
-        "With those of further classes."
-        a, b = len(self.means), len(new.means)
-        return Moments(torch.cat([self.means, new.means]), (a * self.cov + b * new.cov) / (a + b))
-    def part(self, where: slice) -> Moments: return Moments(self.means[:, where], self.cov[where, where])
-
-def recalls_of(
-    s: Moments,               # of K classes
-    f: Tensor,                # features to be judged [N, D]
-    y: Tensor,                # their labels [N]
-    shrinkage: float = 3e-3,  # share of the identity in the covariance
-) -> float:                   # per cent, mean of class recalls
-    "Balanced accuracy of the linear discriminant that these moments make."
-    w, b, middle = discriminant(s.means, s.cov, shrinkage)
-    p = ((f.double() - middle) @ w.T + b).argmax(1)
-    return 100 * float(torch.stack([(p[y == k] == k).double().mean() for k in range(len(s.means))]).mean())
-
-# %% ../nbs/31_motion.ipynb #26b1f208
-def fit_motion(
-    x: Tensor,              # what the map reads, of images at hand [N, E]
-    moved: Tensor,          # how far their features went [N, D]
-    penalty: float = 1e-2,  # lambda, in units of the mean variance of x
-) -> tuple[Tensor, Tensor]: # W [E, D] and c [D], float64
-    "Ridge regression of the motion; no motion gives zeros exactly."
-    check(len(x) == len(moved) and len(x) > 0, f"{len(x)} inputs for {len(moved)} motions; give one per image, and at least one"); check_number("penalty", penalty, 0)
-    x, moved = x.double(), moved.double()
-    m, c = x.mean(0), moved.mean(0)
-    gram = (x - m).T @ (x - m) / len(x)
-    gram.diagonal().add_(penalty * gram.diagonal().mean() + 1e-12)
-    w = torch.linalg.solve(gram, (x - m).T @ (moved - c) / len(x))
-    return w, c - m @ w
-
-def move(
-    s: Moments,  # of old classes, of [codes, features]
-    w: Tensor,   # [E, D]; E = D: the map reads features only, else codes and features
-    c: Tensor,   # [D]
-) -> Moments:
-    "Send moments through a map; codes stay where they are."
-    n, d = s.means.shape[1], w.shape[1]
-    a = torch.eye(n, dtype=torch.float64)
-    a[n - len(w):, n - d:] += w
-    shift = torch.zeros(n, dtype=torch.float64); shift[n - d:] = c
-    return Moments(s.means @ a + shift, a.T @ s.cov @ a)
-
-# %% ../nbs/31_motion.ipynb #cfe199d2
-def kernel_shift(s: Moments, old: Tensor, moved: Tensor) -> Moments:
-    "Means moved by SDC, its width a quarter of the median distance between images at hand."
-    d = moved.shape[1]
-    width = float(torch.pdist(old[:500].float()).median().clamp(min=1e-6)) / 4
-    means = s.means.clone(); means[:, -d:] += sdc_shift(s.means[:, -d:].float(), old.float(), (old + moved).float(), width).double()
-    return Moments(means, s.cov)
-
-Estimator = Callable[[Moments, Tensor, Tensor, Tensor], Moments]  # moments, codes, old features, motion -> moments
-ESTIMATORS: dict[str, tuple[str, Estimator]] = {  # name -> which images it reads, what it does
-    "as they were": ("new", lambda s, codes, old, moved: s),
-    "mean shift, new images": ("new", lambda s, codes, old, moved: move(s, torch.zeros(old.shape[1], old.shape[1]).double(), moved.double().mean(0))),
-    "SDC, new images": ("new", lambda s, codes, old, moved: kernel_shift(s, old, moved)),
-    "map, new images": ("new", lambda s, codes, old, moved: move(s, *fit_motion(old, moved))),
-    "map, impressions": ("impressions", lambda s, codes, old, moved: move(s, *fit_motion(old, moved))),
-    "map, both": ("both", lambda s, codes, old, moved: move(s, *fit_motion(old, moved))),
-    "map with codes, both": ("both", lambda s, codes, old, moved: move(s, *fit_motion(torch.cat([codes, old], 1), moved))),
-}
-
-# %% ../nbs/31_motion.ipynb #03ff1c45
-@dataclass(frozen=True)
-class Look:
-    "Images, seen once: codes and labels, and features per task's network when asked for."
-    x: Tensor      # uint8 [N, C, H, W], or float in [0, 1]
-    y: Tensor      # [N]
-    codes: Tensor  # [N, E]
-
-def looked_at(census: Census, split: Split) -> Look:
-    "Codes of a split's images; the network's part of the description is left out."
-    return Look(split.x, split.y, codes_of(census, split.x))
+class Step:
+    "One task of a run: what was true before it, what is at hand, what is true after it."
+    seed: int
+    task: int            # 1 for the first
+    n_codes: int         # E; vectors are [codes, features of the network]
+    was: Moments | None  # of old classes, seen by the network before the task; None for the first task
+    truth: Moments       # of all classes so far, seen by the network after it
+    new: Moments         # of the new ones
+    hand: AtHand | None  # None for the first task
+    val: Tensor          # validation images of all classes so far, seen by the network after it [N, E + D]
+    val_y: Tensor        # [N]
 
 def codes_of(census: Census, x: Tensor) -> Tensor:
     "The part of Census' features that no network makes [N, E]."
     return teacher_features(census, x)[:, :census.n_features - census.net.n_features]
-
-def study_motion(
-    result: RunResult,     # finished run of Class Impression
-    data: Scenario,        # its data, opened afresh
-    layout: str = "rings", # of Census
-    per_class: int = 500,  # training images per class that are looked at
-    tell: Callable[[str], None] = print,  # called with a line per task
-) -> DataFrame:            # seed, task, features, statistics, balanced_accuracy, error
-    "Balanced accuracy on validation images under every estimator, after every task; `error` is the distance to the true means in units of how far they went."
-    import pandas as pd
-    census = Census(NETWORKS[result.carry(0).model.network](data.channels), data.channels, layout).eval()
-    joint = data.joint(len(data.sizes) - 1, reference=True)
-    few = torch.cat([(joint.y == k).nonzero().flatten()[:per_class] for k in range(data.n_classes)])
-    seed, first = result.data["seed"], joint.where(range(data.sizes[0]))
-    census.learn(first.x, generator(seed, "patches"))
-    train, val = looked_at(census, Split(joint.x[few], joint.y[few])), looked_at(census, validation_of(data))
-    tell(f"codes of {len(train.y):,} training and {len(val.y):,} validation images")
-    rows, stats, E = [], {}, train.codes.shape[1]
-    for t in range(len(data.sizes)):
-        ends = sum(data.sizes[:t + 1]); new = range(ends - data.sizes[t], ends)
-        net, before = result.carry(t).model.eval(), result.carry(t - 1).model.eval() if t else None
-        z, zv = teacher_features(net, train.x), teacher_features(net, val.x)
-        both, both_v = torch.cat([train.codes, z], 1), torch.cat([val.codes, zv], 1)
-        truth = {k: Moments.of(both, train.y, r) for k, r in (("new", new), ("seen", range(ends)))}
-        if t == 0: stats = {name: truth["seen"] for name in (*ESTIMATORS, "true")}
-        else:
-            probes = probe_images(result, t, train, new, census, before, net)
-            was = stats["true"].means[:, E:]
-            for name, (which, estimate) in ESTIMATORS.items():
-                stats[name] = estimate(stats[name], *(torch.cat([probes[k][i] for k in (("new", "impressions") if which == "both" else (which,))]) for i in range(3))).join(truth["new"])
-            stats["true"] = truth["seen"]
-        seen = val.y < ends
-        for name, s in stats.items():
-            error = 0. if t == 0 else float((s.means[:len(was), E:] - truth["seen"].means[:len(was), E:]).norm() / (was - truth["seen"].means[:len(was), E:]).norm().clamp(min=1e-9))
-            for what, where in (("network", slice(E, None)), ("codes and network", slice(None))):
-                rows.append(dict(seed=seed, task=t + 1, features=what, statistics=name, balanced_accuracy=recalls_of(s.part(where), both_v[seen][:, where], val.y[seen]), error=error))
-        rows.append(dict(seed=seed, task=t + 1, features="codes", statistics="true", balanced_accuracy=recalls_of(truth["seen"].part(slice(0, E)), val.codes[seen], val.y[seen]), error=0.))
-        tell(f"seed {seed}, task {t + 1}: network {rows[-3]['balanced_accuracy']:.1f} %, codes {rows[-1]['balanced_accuracy']:.1f} %, together {rows[-2]['balanced_accuracy']:.1f} % with true statistics")
-    return pd.DataFrame(rows)
 
 def validation_of(data: Scenario) -> Split:
     "All validation images, opened task by task."
@@ -165,15 +50,50 @@ def validation_of(data: Scenario) -> Split:
         with data.training(t) as task: parts.append(task.val)
     return Split(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]))
 
-def probe_images(result: RunResult, t: int, train: Look, new: range, census: Census, before, net) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    "Codes, old features and motion of the images at hand in task t: the new ones, and the impressions."
-    mine = (train.y >= new.start) & (train.y < new.stop)
-    made = result.impressions(t).x
-    found = {}
-    for name, x, codes in (("new", train.x[mine], train.codes[mine]), ("impressions", made, codes_of(census, made))):
-        old = teacher_features(before, x)
-        found[name] = codes, old, teacher_features(net, x) - old
-    return found
+def motion_steps(
+    result: RunResult,     # finished run of Class Impression
+    data: Scenario,        # its data, opened afresh
+    layout: str = "rings", # of Census
+    per_class: int = 500,  # training images per class that are looked at
+) -> Iterator[Step]:
+    "The tasks of a run, one after the other."
+    seed, joint = result.data["seed"], data.joint(len(data.sizes) - 1, reference=True)
+    census = Census(NETWORKS[result.carry(0).model.network](data.channels), data.channels, layout).eval()
+    census.learn(joint.where(range(data.sizes[0])).x, generator(seed, "patches"))
+    few = torch.cat([(joint.y == k).nonzero().flatten()[:per_class] for k in range(data.n_classes)])
+    x, y, val, ends, before, was = joint.x[few], joint.y[few], validation_of(data), 0, None, None
+    codes, val_codes = codes_of(census, x), codes_of(census, val.x)
+    for t, size in enumerate(data.sizes):
+        new, ends, net = range(ends, ends + size), ends + size, result.carry(t).model.eval()
+        z, seen, hand = teacher_features(net, x), val.y < ends, None
+        if before is not None:
+            i, made = (y >= new.start) & (y < new.stop), result.impressions(t)
+            old = teacher_features(before, x[i]), teacher_features(before, made.x)
+            hand = AtHand(Probe(x[i], y[i], codes[i], old[0], z[i] - old[0]), Probe(made.x, made.y, codes_of(census, made.x), old[1], teacher_features(net, made.x) - old[1]), before, net)
+        truth, own = (Moments.of(torch.cat([codes, z], 1), y, r) for r in (range(ends), new))
+        yield Step(seed, t + 1, codes.shape[1], was, truth, own, hand, torch.cat([val_codes[seen], teacher_features(net, val.x[seen])], 1), val.y[seen])
+        before, was = net, truth
+
+# %% ../nbs/31_motion.ipynb #03ff1c45
+def study_motion(
+    steps: Iterable[Step],  # of a run
+    tell: Callable[[str], None] = print,  # called with a line per task
+) -> DataFrame:            # seed, task, features, statistics, balanced_accuracy, error
+    "Balanced accuracy on validation images under every estimator, after every task; `error` is the distance to the true means in units of how far they went."
+    import pandas as pd
+    rows, stats = [], {}
+    for s in steps:
+        E, n_old, stats["true"] = s.n_codes, 0 if s.was is None else len(s.was.means), s.truth
+        for name, estimate in ESTIMATORS.items(): stats[name] = s.truth if s.hand is None else estimate(stats[name], s.hand).join(s.new)
+        goal = s.truth.means[:n_old, E:]
+        for name, m in stats.items():
+            error = 0. if s.was is None else float((m.means[:n_old, E:] - goal).norm() / (s.was.means[:, E:] - goal).norm().clamp(min=1e-9))
+            for what, where in (("network", slice(E, None)), ("codes and network", slice(None))):
+                rows.append(dict(seed=s.seed, task=s.task, features=what, statistics=name, balanced_accuracy=recalls_of(m.part(where), s.val[:, where], s.val_y), error=error))
+        rows.append(dict(seed=s.seed, task=s.task, features="codes", statistics="true", balanced_accuracy=recalls_of(s.truth.part(slice(0, E)), s.val[:, :E], s.val_y), error=0.))
+        true = {r["features"]: r["balanced_accuracy"] for r in rows if r["task"] == s.task and r["statistics"] == "true"}
+        tell(f"seed {s.seed}, task {s.task}: network {true['network']:.1f} %, codes {true['codes']:.1f} %, together {true['codes and network']:.1f} % with true statistics")
+    return pd.DataFrame(rows)
 
 # %% ../nbs/31_motion.ipynb #86883cdc
 def motion_summary(
@@ -187,20 +107,18 @@ def motion_summary(
 def plot_motion(
     rows: DataFrame,  # from `study_motion`, one or more runs
 ) -> Figure:
-    "Balanced accuracy after each task, per estimator: the network alone, and codes beside it."
+    "Balanced accuracy after the last task, per estimator: the network alone, and codes beside it."
     import seaborn as sns
-    names = [*ESTIMATORS, "true"]
-    colours = dict(zip(names, ["#8c8c8c", *sns.color_palette("colorblind", len(names) - 2), "black"]))
+    names, last = [*ESTIMATORS, "true"], rows[rows.task == rows.task.max()]
     with style():
-        fig, axes = new_figure(1, 2, 10, 3.6, sharey=True)
-        axes = axes[0]
-        for ax, what in zip(axes, ("network", "codes and network")):
-            part = rows[rows.features == what]
-            sns.lineplot(part, x="task", y="balanced_accuracy", hue="statistics", hue_order=names, palette=colours, errorbar=("pi", 100), marker="o", ax=ax, legend=ax is axes[1])
-            codes = rows[rows.features == "codes"].groupby("task").balanced_accuracy.mean()
-            ax.plot(codes.index, codes, "k--", lw=1, label="codes alone" if ax is axes[1] else None)
-            ax.set(title=what, xlabel="task", ylabel="balanced accuracy on validation images (%)", xticks=sorted(rows.task.unique()))
-        axes[1].legend(loc="center left", bbox_to_anchor=(1.02, .5), frameon=False, title="statistics of old classes")
+        fig, axes = new_figure(1, 1, 7, .3 * len(names) + 1)
+        ax, part = axes[0, 0], last[last.features != "codes"]
+        kwargs = dict(x="balanced_accuracy", y="statistics", order=names, hue="features", hue_order=["network", "codes and network"], palette=["#0072B2", "#D55E00"], ax=ax)
+        sns.stripplot(part, **kwargs, dodge=True, jitter=False, alpha=.4, size=4, legend=False)
+        sns.pointplot(part, **kwargs, dodge=.4, linestyle="none", errorbar=None, marker="D", markersize=5)
+        ax.axvline(last[last.features == "codes"].balanced_accuracy.mean(), color="k", ls="--", lw=1, label="codes alone")
+        ax.set(xlabel="balanced accuracy after the last task, validation images (%)", ylabel="statistics of old classes")
+        ax.legend(loc="center left", bbox_to_anchor=(1.02, .5), frameon=False, title="features")
     return fig
 
 def motion_reading(
@@ -212,4 +130,68 @@ def motion_reading(
     lines = [f"Network alone, after the last task: stale statistics {s['network', 'as they were']:.1f} %, true ones {s['network', 'true']:.1f} %; the best estimator, {best}, {s['network', best]:.1f} %."]
     together = max((n for n in ESTIMATORS), key=lambda n: s["codes and network", n])
     lines.append(f"Codes alone {s['codes', 'true']:.1f} %; with the moving network beside them {s['codes and network', 'true']:.1f} % if its statistics were known, {s['codes and network', together]:.1f} % with the best estimate ({together}).")
+    return "\n".join(lines)
+
+# %% ../nbs/31_motion.ipynb #31aa0004
+def study_drift(
+    steps: Iterable[Step],        # of a run
+    counts: tuple = (5, 20, 80),  # impressions per class to make do with
+) -> DataFrame:                   # seed, task, class, statistics, impressions, length, along, error, distance
+    "Drift of every old class's mean in every task, predicted and true, in the network's features; `distance` is how far its impressions lie from its true mean before the task, in units of the spread within a class."
+    import pandas as pd
+    rows = []
+    for s in (s for s in steps if s.hand is not None):
+        E, p, spread = s.n_codes, s.hand.impressions, s.was.cov.diagonal()[s.n_codes:].sum().sqrt()
+        fewer = [(name, f, n) for n in counts if n < len(p) / len(s.was.means) for name, f in (("class by class, impressions", by_class), ("map, both", ESTIMATORS["map, both"]))]
+        for name, estimate, n in [(name, f, None) for name, f in ESTIMATORS.items()] + fewer:
+            hand = s.hand if n is None else AtHand(s.hand.new, p.few(n), s.hand.before, s.hand.after)
+            guess, true = (m[:len(s.was.means), E:] - s.was.means[:, E:] for m in (estimate(s.was, hand).means, s.truth.means))
+            for k, (g, d) in enumerate(zip(guess, true)):
+                mine, length = p.old[p.y == k].double(), d.norm().clamp(min=1e-9)
+                rows.append({"seed": s.seed, "task": s.task, "class": k, "statistics": name, "impressions": round(len(p) / len(s.was.means)) if n is None else n, "length": float(d.norm()), "along": float(g @ d / length),
+                             "error": float((g - d).norm() / length), "distance": float((mine.mean(0) - s.was.means[k, E:]).norm() / spread) if len(mine) else float("nan"), "all": n is None})
+    return pd.DataFrame(rows)
+
+def drift_summary(
+    drift: DataFrame,  # from `study_drift`, one or more runs
+) -> DataFrame:        # statistics, error, low, high, better, correlation
+    "Per estimator the mean error with its quartiles, how often it is better than doing nothing (per cent), and the correlation of predicted with true lengths."
+    g = drift[drift["all"]].groupby("statistics", sort=False)
+    q = g.error.quantile([.25, .75]).unstack()
+    found = g.error.mean().to_frame("error").assign(low=q[.25], high=q[.75], better=100 * g.error.apply(lambda e: (e < 1).mean()), correlation=[v.along.corr(v.length) if v.along.std() > 1e-12 else float("nan") for _, v in g])
+    return found.reset_index().round(2)
+
+# %% ../nbs/31_motion.ipynb #31aa0007
+SHOWN = {"mean shift, new images": "#999999", "SDC, new images": "#E69F00", "map, new images": "#0072B2", "class by class, impressions": "#D55E00"}
+
+def plot_drift(
+    drift: DataFrame,  # from `study_drift`, one or more runs
+) -> Figure:
+    "Predicted against true drift; quality of a class's impressions against the error of following them; how many it takes."
+    import seaborn as sns
+    whole, own = drift[drift["all"]], "class by class, impressions"
+    with style():
+        fig, axes = new_figure(1, 3, 12, 3.6)
+        left, middle, right = axes[0]
+        sns.scatterplot(whole[whole.statistics.isin(SHOWN)], x="length", y="along", hue="statistics", hue_order=SHOWN, palette=SHOWN, ax=left)
+        left.axline((0, 0), slope=1, color="k", lw=1, ls="--")
+        left.set(xlabel="true drift of a class mean (feature units)", ylabel="predicted, along the true direction")
+        left.legend(fontsize=7, frameon=False, title=None)
+        sns.scatterplot(whole[whole.statistics == own], x="distance", y="error", hue="task", palette="crest", ax=middle)
+        middle.axhline(1, color="k", lw=1, ls="--")
+        middle.set(xlabel="distance of a class's impressions from its true mean\n(spreads within a class)", ylabel="error (1: doing nothing)")
+        some = drift[drift.statistics.isin((own, "map, both"))]
+        sns.lineplot(some, x="impressions", y="error", hue="statistics", palette=["#D55E00", "#009E73"], marker="o", errorbar=("pi", 50), ax=right)
+        right.axhline(1, color="k", lw=1, ls="--")
+        right.set(xlabel="impressions per old class", ylabel="error (1: doing nothing)"); right.legend(fontsize=7, frameon=False, title=None)
+    return fig
+
+def drift_reading(
+    drift: DataFrame,  # from `study_drift`, one or more runs
+) -> str:
+    "What the figure says, in words and numbers."
+    table = drift_summary(drift).set_index("statistics")
+    order, own = table.error.sort_values(), drift[drift["all"] & (drift.statistics == "class by class, impressions")]
+    lines = [f"Mean error of one step, 1 is doing nothing: {', '.join(f'{n} {e:.2f}' for n, e in order.items())}.",
+             f"Impressions of a class that lie farther from its true mean follow its drift {'worse' if own.distance.corr(own.error) > 0 else 'no worse'}: correlation of distance and error {own.distance.corr(own.error):+.2f} over {len(own)} classes and tasks."]
     return "\n".join(lines)

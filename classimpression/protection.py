@@ -12,7 +12,7 @@ from .attacks import Candidates, covariance_attack, mean_attack, own_moments, su
 from .comparison import title_of
 from .core import generator, progress
 from .data import Split
-from .motion import Moments, recalls_of
+from .moments import Moments, recalls_of
 from .plots import SPARE, method_colours, new_figure, style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from classimpression import gates, motion, parts
+from classimpression import gates, moments, parts
 from classimpression.carryover import hand_over
 from classimpression.census import Census, SketchedLDA, affordable_rank, cells, frame, jittered
 from classimpression.configs import profile_config
@@ -159,9 +159,9 @@ def test_a_map_from_both_kinds_of_images_finds_what_neither_shows():
     g = torch.Generator().manual_seed(0)
     f = torch.randn(400, 6, generator=g).double(); a = torch.eye(6).double() + .3 * torch.randn(6, 6, generator=g).double()
     new, made = f.clone(), f.clone(); new[:, 3:], made[:, :3] = 0, 0                     # each kind varies in half of the directions
-    truth = motion.Moments.of(f @ a, torch.zeros(400), range(1)); old = motion.Moments.of(f, torch.zeros(400), range(1))
+    truth = moments.Moments.of(f @ a, torch.zeros(400), range(1)); old = moments.Moments.of(f, torch.zeros(400), range(1))
     def error(*probes):
-        x = torch.cat(probes); s = motion.move(old, *motion.fit_motion(x, x @ a - x, 1e-6)); return float((s.cov - truth.cov).norm())
+        x = torch.cat(probes); s = moments.move(old, *moments.fit_motion(x, x @ a - x, 1e-6)); return float((s.cov - truth.cov).norm())
     assert error(new, made) < 1e-3 < min(error(new), error(made)) / 10
 
 
@@ -169,6 +169,6 @@ def test_true_statistics_make_scikit_learns_discriminant():
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     g = torch.Generator().manual_seed(1)
     y = torch.arange(3).repeat_interleave(80); f = torch.randn(240, 5, generator=g) @ torch.randn(5, 5, generator=g) + torch.randn(3, 5, generator=g)[y]
-    ours = motion.recalls_of(motion.Moments.of(f, y, range(3)), f, y, shrinkage=0.)
+    ours = moments.recalls_of(moments.Moments.of(f, y, range(3)), f, y, shrinkage=0.)
     theirs = LinearDiscriminantAnalysis(solver="lsqr", priors=[1 / 3] * 3).fit(f.numpy(), y.numpy()).predict(f.numpy())
     assert ours == pytest.approx(100 * np.mean([(theirs[y.numpy() == k] == k).mean() for k in range(3)]), abs=1e-9)

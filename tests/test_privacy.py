@@ -9,7 +9,8 @@ from classimpression import attacks, privacy, protection
 from classimpression.carryover import Carryover
 from classimpression.core import DataError
 from classimpression.data import Split
-from classimpression.motion import Moments, validation_of
+from classimpression.moments import Moments
+from classimpression.motion import validation_of
 from classimpression.scenarios import make_scenario
 
 
