@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .analytic import PatchFeatures
-from .answers import Answer, discriminant, expect_labels, feature_means
+from .answers import Answer, discriminant, expect_labels, factor, feature_means
 from .carryover import Carryover
 from .core import check, check_number, generator
 from .heads import register_head
@@ -20,8 +20,8 @@ from .settings import TrainConfig
 from .training import History, teacher_features
 
 # %% auto #0
-__all__ = ['VIEWS', 'CENTROIDS', 'SIDES', 'ring_cells', 'grid_cells', 'cells', 'turned', 'frame', 'Census', 'census_of',
-           'jittered', 'affordable_rank', 'SketchedLDA', 'census']
+__all__ = ['VIEWS', 'CENTROIDS', 'SIDES', 'READOUTS', 'ring_cells', 'grid_cells', 'cells', 'turned', 'frame', 'Census',
+           'census_of', 'jittered', 'affordable_rank', 'regression', 'SketchedLDA', 'census']
 
 # %% ../nbs/19_census.ipynb #51c659f9
 def ring_cells(
@@ -43,18 +43,18 @@ def grid_cells(
     return torch.stack([F.adaptive_avg_pool2d(e.view(1, n, n), parts).flatten() for e in torch.eye(n * n)], 1)
 
 # %% ../nbs/19_census.ipynb #20f5460b
-VIEWS = {"rings": ((0, False), (1, False), (0, True), (2, True)), "grid": ((0, False),)}  # quarter turns, and mirrored or not
-CENTROIDS = {"rings": 200, "grid": 66}  # per scale: about 600 codes of each, whatever the number of cells
+VIEWS = {"rings": ((0, False), (1, False), (0, True), (2, True)), "grid": ((0, False),), "quadrants": ((0, False),)}  # quarter turns, and mirrored or not
+CENTROIDS = {"rings": 200, "grid": 66, "quadrants": 150}  # per scale: about 600 codes of each, whatever the number of cells
 SIDES = (6, 8)  # of patches, pixels
 
 def cells(
-    layout: str,  # "rings" or "grid"
+    layout: str,  # "rings", "grid" or "quadrants"
     n: int,       # positions per side
     fine: bool,   # for colours rather than codes?
 ) -> Tensor:      # [cells, n * n]
     "Where codes and colours are averaged."
     if layout == "rings": return ring_cells(n, (3/14, 6/14, 9/14, 12/14) if fine else (5/14, 9/14))
-    return grid_cells(n, 7 if fine else 3)
+    return grid_cells(n, 7 if fine else 3 if layout == "grid" else 2)
 
 def turned(
     x: Tensor,           # images [N, C, H, W]
@@ -80,7 +80,7 @@ class Census(nn.Module):
         self,
         net: nn.Module,  # of the first task
         channels: int,   # of the images
-        layout: str,     # "rings" or "grid"
+        layout: str,     # "rings", "grid" or "quadrants"
     ):
         super().__init__()
         self.net, self.layout = net, layout
@@ -151,26 +151,41 @@ def affordable_rank(
     "Rank of a covariance in 16 bits that fits beside the means; see the formula above."
     return int(min(n_features, max(0, (allowed - 4 * n_features * n_classes - 12) // (2 * n_features))))
 
+def regression(
+    means: Tensor,     # of classes [K, D] float64
+    cov: Tensor,       # within a class [D, D] float64
+    shrinkage: float,  # share of the identity, [0, 1]
+) -> tuple[Tensor, Tensor, Tensor]:  # weights [K, D], offsets [K], and the middle [D] that features are centred by
+    "Ridge regression on one-hot targets from means and covariance, classes of equal weight: a class scores w (f - middle) + b."
+    K, middle = len(means), means.mean(0)
+    z = means - middle
+    total = cov + z.T @ z / K
+    total = (1 - shrinkage) * total + shrinkage * total.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
+    return torch.cholesky_solve(z.T / K, factor(total)).T, torch.full_like(means[:, 0], 1 / K), middle
+
+READOUTS = {"discriminant": discriminant, "regression": regression}
+
 @register_head("sketched-lda")
 class SketchedLDA(Answer):
-    "Linear discriminant with equal priors; its covariance is carried as low rank plus a multiple of the identity."
+    "Linear discriminant or regression, all classes of equal weight; its covariance is carried as low rank plus a multiple of the identity."
     def __init__(
         self,
         n_features: int,          # length of a feature vector
         n_classes: int = 0,       # classes known so far
         rank: int = 0,            # of the covariance
         shrinkage: float = 3e-3,  # share of the identity in the covariance, [0, 1]
+        readout: str = "discriminant",  # or "regression"
     ):
-        check_number("shrinkage", shrinkage, 0, 1)
+        check_number("shrinkage", shrinkage, 0, 1); check(readout in READOUTS, f"unknown readout {readout!r}; known: {', '.join(READOUTS)}")
         super().__init__()
-        self.n_features, self.shrinkage = n_features, shrinkage
+        self.n_features, self.shrinkage, self.readout = n_features, shrinkage, readout
         self.register_buffer("means", torch.zeros(n_classes, n_features))                       # [K, D]
         self.register_buffer("sketch", torch.zeros(rank, n_features, dtype=torch.float16))      # B
         self.register_buffer("rest", torch.zeros(()))                                           # d
         self.register_buffer("images", torch.zeros((), dtype=torch.int64))                      # learned from so far
 
     @property
-    def spec(self) -> dict: return dict(kind="sketched-lda", n_features=self.n_features, n_classes=self.n_classes, rank=len(self.sketch), shrinkage=self.shrinkage)
+    def spec(self) -> dict: return dict(kind="sketched-lda", n_features=self.n_features, n_classes=self.n_classes, rank=len(self.sketch), shrinkage=self.shrinkage, readout=self.readout)
     def covariance(self) -> Tensor:
         "The carried covariance [D, D], float64."
         b = self.sketch.double()
@@ -193,7 +208,7 @@ class SketchedLDA(Answer):
         self.means, self.images = torch.cat([self.means, means]), self.images + len(y) // copies
         self.keep(cov, affordable_rank(budget * int(self.images), self.n_features, self.n_classes))
 
-    def solve(self) -> tuple[Tensor, ...]: return discriminant(self.means.double(), self.covariance(), self.shrinkage)
+    def solve(self) -> tuple[Tensor, ...]: return READOUTS[self.readout](self.means.double(), self.covariance(), self.shrinkage)
     def scores(self, f: Tensor) -> Tensor:
         w, b, middle = self.weights()
         return F.linear(f - middle, w, b)
@@ -201,20 +216,21 @@ class SketchedLDA(Answer):
 # %% ../nbs/19_census.ipynb #b5a7d00d
 @method("census", "Census", tier="M2", own=True)
 def census(carry: Carryover | None, task, impressions: None, cfg: TrainConfig,
-           layout: str = "rings",     # "rings": turning an image leaves its class alone; "grid": it does not
+           layout: str = "rings",     # "rings": turning an image leaves its class alone; "grid", "quadrants": it does not
            share: float = .09,        # of the bytes of the images seen: what means and covariance may take
            shrinkage: float = 3e-3,   # share of the identity in the covariance
+           readout: str = "discriminant",  # what answers: "discriminant" or "regression"
            jitter: float = 0.,        # statistics over a jittered copy of every image too? 1: by the amounts above; 0: no
            n_patches: int = 50_000,   # patches that the centroids are found from
            rounds: int = 20,          # of k-means
 ) -> tuple[nn.Module, History]:
-    "Discriminant on patch codes over cells and poses, with a covariance that fits a budget."
-    check(layout in VIEWS, f"unknown layout {layout!r}; known: {', '.join(VIEWS)}"); check_number("share", share, 1e-6, 1); check_number("jitter", jitter, 0, 5)
+    "Discriminant or regression on patch codes over cells and poses, with a covariance that fits a budget."
+    check(layout in VIEWS, f"unknown layout {layout!r}; known: {', '.join(VIEWS)}"); check(readout in READOUTS, f"unknown readout {readout!r}; known: {', '.join(READOUTS)}"); check_number("share", share, 1e-6, 1); check_number("jitter", jitter, 0, 5)
     new, history = task.train.to(cfg.device), History()
     if carry is None:
         known, history = first_task(task, cfg)
         net = Census(known.backbone, new.x.shape[1], layout).to(cfg.device)
-        model = Classifier(net, known.head, SketchedLDA(net.n_features, shrinkage=shrinkage), f"census-{layout}-{known.network}", known.channels).to(cfg.device).eval()
+        model = Classifier(net, known.head, SketchedLDA(net.n_features, shrinkage=shrinkage, readout=readout), f"census-{layout}-{known.network}", known.channels).to(cfg.device).eval()
         net.learn(new.x, generator(cfg.seed, "patches"), n_patches, rounds)
     else: model = copy.deepcopy(carry.model).to(cfg.device).eval()
     budget = share * model.backbone.cut(new.x[:1]).numel()

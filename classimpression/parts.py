@@ -4,7 +4,7 @@
 
 # %% ../nbs/33_parts.ipynb #cf13335a
 from __future__ import annotations
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Callable
 import torch
@@ -65,12 +65,13 @@ def looked_at(
 # %% ../nbs/33_parts.ipynb #4f0e6b97
 @dataclass(frozen=True)
 class Variant:
-    "One way to describe and to answer; the defaults are Census."
+    "One way to describe and to answer; the defaults are the run's."
     parts: tuple[str, ...] = PARTS
     poses: bool = True               # averaged over turned and mirrored copies?
     cells: bool = True               # codes averaged over cells? Else over the whole image
     share: float | None = .09        # of the bytes of the images seen, for means and covariance; None: no limit
-    shrinkage: float = 3e-3          # share of the identity in the covariance
+    shrinkage: float | None = None   # share of the identity in the covariance; None: the run's
+    readout: str | None = None       # what answers; None: as in the run
     head: Callable[[int], Answer] | None = None  # another head, for that many features; it knows no limit
 
 BASE = "all of it"
@@ -90,6 +91,8 @@ VARIANTS = {
     "a ninth of the bytes": Variant(share=.01),
     "shrinkage 0.0003": Variant(shrinkage=3e-4),
     "shrinkage 0.03": Variant(shrinkage=3e-2),
+    "discriminant": Variant(readout="discriminant", shrinkage=3e-3),
+    "regression": Variant(readout="regression", shrinkage=.05),
     "whole covariance (reference)": Variant(share=None),
     "covariance per class (reference)": Variant(head=partial(Gaussians, shrinkage1=1., shrinkage2=1., tukey=1.)),
     "ridge regression (reference)": Variant(head=partial(Ridge, penalty=100.)),
@@ -130,7 +133,7 @@ def judge_variant(
     first = described(tasks[0], census, v)
     sd = first.std(0, correction=0)
     centre, scale = first.mean(0), sd.clamp(min=max(float(sd.square().mean().sqrt()) / 10, 1e-6))
-    head = v.head(first.shape[1]) if v.head else SketchedLDA(first.shape[1], shrinkage=v.shrinkage)
+    head = v.head(first.shape[1]) if v.head else SketchedLDA(first.shape[1], shrinkage=3e-3 if v.shrinkage is None else v.shrinkage, readout=v.readout or "discriminant")
     for look in tasks:
         f, labels = (described(look, census, v) - centre) / scale, sorted(set(look.y.tolist()))
         head.update(f, look.y, labels, *(() if v.head else ((1e6 if v.share is None else v.share) * pixels,)))
@@ -149,7 +152,7 @@ def study_parts(
     import pandas as pd
     check(result.data["method"] == "census", f"the parts of census are asked for, but this is a run of {result.data['method']!r}")
     model, seed = result.carry(0).model.eval(), result.data["seed"]
-    census = model.backbone
+    census, own = model.backbone, model.answer
     untrained = build_classifier(model.network.rpartition("-")[2], data.channels, [data.sizes[0]], seed).eval()
     joint = data.joint(len(data.sizes) - 1, reference=True)
     ends = [sum(data.sizes[:t + 1]) for t in range(len(data.sizes))]
@@ -159,6 +162,7 @@ def study_parts(
     pixels, rows = census.cut(joint.x[:1]).numel(), []
     for name, v in variants.items():
         if not v.poses and len(VIEWS[census.layout]) == 1: continue          # there are no turned copies to leave out
+        v = replace(v, shrinkage=own.shrinkage if v.shrinkage is None else v.shrinkage, readout=v.readout or own.readout)
         rows.append(dict(method="census", seed=seed, class_order=str(result.data["scenario"]["class_order"]), variant=name, **judge_variant(v, census, tasks, val, pixels)))
         tell(f"seed {seed}, {name}: {rows[-1]['balanced_accuracy']:.1f} %")
     return pd.DataFrame(rows)

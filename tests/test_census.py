@@ -8,7 +8,7 @@ import torch
 
 from classimpression import gates, moments, parts
 from classimpression.carryover import hand_over
-from classimpression.census import Census, SketchedLDA, affordable_rank, cells, frame, jittered
+from classimpression.census import Census, SketchedLDA, affordable_rank, cells, frame, jittered, regression
 from classimpression.configs import profile_config
 from classimpression.core import ConfigError, DataError, StateError, generator
 from classimpression.methods import find_method
@@ -40,7 +40,7 @@ def test_cells_cover_every_position_once_and_weigh_one():
         for fine in (False, True):
             rings = cells("rings", n, fine)
             assert torch.allclose(rings.sum(1), torch.ones(len(rings))) and bool(((rings > 0).sum(0) == 1).all())
-            assert torch.allclose(cells("grid", n, fine).sum(1), torch.ones(49 if fine else 9))
+            for layout, k in (("grid", 9), ("quadrants", 4)): assert torch.allclose(cells(layout, n, fine).sum(1), torch.ones(49 if fine else k))
 
 
 def test_a_frame_of_padding_is_cut_and_images_that_are_all_the_same_are_not():
@@ -69,6 +69,18 @@ def test_parts_are_judged_without_a_look_at_test_images(toy):
     assert judged[0] == judged[1] and judged[0]["carried_bytes"] > 0
     nothing = parts.judge_variant(parts.Variant(share=0.), net, [looks[0]], looks[0], 28 * 28 * 3)
     assert nothing["carried_bytes"] < judged[0]["carried_bytes"]
+
+
+def test_regression_from_means_and_covariance_is_scikit_learns_ridge_with_classes_of_equal_weight():
+    from sklearn.linear_model import Ridge
+    g = torch.Generator().manual_seed(2)
+    y = torch.tensor([0] * 90 + [1] * 40 + [2] * 10); f = torch.randn(140, 6, generator=g).double() @ torch.randn(6, 6, generator=g).double() + torch.randn(3, 6, generator=g).double()[y]
+    means = torch.stack([f[y == k].mean(0) for k in range(3)])
+    cov, s = sum((f[y == k] - m).T @ (f[y == k] - m) / int((y == k).sum()) for k, m in enumerate(means)) / 3, .05
+    w, b, middle = regression(means, cov, s)
+    z = means - means.mean(0); size = float((cov + z.T @ z / 3).diagonal().mean())
+    theirs = Ridge(alpha=3 * s / (1 - s) * size).fit(f.numpy(), np.eye(3)[y], sample_weight=(1 / torch.bincount(y))[y].numpy()).predict(f.numpy())
+    assert np.allclose(((f - middle) @ w.T).numpy() * (1 - s) + 1 / 3, theirs, atol=1e-9) and torch.allclose(b, torch.full((3,), 1 / 3).double())
 
 
 def test_images_smaller_than_a_patch_are_refused():
