@@ -11,6 +11,7 @@ from .ablations import differences, variants_of
 from .budgets import better_budget
 from .carryover import TIERS
 from .comparison import title_of
+from .configs import reported_pairs
 from .core import package_folder, read_json
 from .experiments import Experiment, experiments, find_experiment
 from .metrics import paired_interval
@@ -130,17 +131,18 @@ def judge_targets(
 def wanted(
     e: Experiment,   # the experiment
     profile: str,    # of the plan
-) -> list[dict[str, Any]]:  # scenario and number of runs, per entry
-    "How many runs an experiment plans, without looking at the data."
+) -> list[dict[str, Any]]:  # scenario, budget, methods, variants and seeds, per entry
+    "The runs that an experiment plans, without looking at the data."
     from classimpression.methods import METHODS
-    count = lambda d: len(d.get("pairs") or d.get("seeds", [])) * len(METHODS if (m := d.get("methods", e.methods)) == ["all"] else m) * len(d.get("variants", e.variants))
-    return [dict(scenario=d.get("scenario"), budget=d.get("budget", profile), planned=count(d)) for d in e.profiles.get(profile, [])]
+    methods = lambda d: list(METHODS) if (m := d.get("methods", e.methods)) == ["all"] else list(m)
+    seeds = lambda d: [reported_pairs(d["scenario"])[i]["seed"] for i in d["pairs"]] if d.get("pairs") else d.get("seeds", [])
+    return [dict(scenario=d.get("scenario"), budget=d.get("budget", profile), methods=methods(d), variants=list(d.get("variants", e.variants)), seeds=seeds(d)) for d in e.profiles.get(profile, [])]
 
 def inventory(
     figures: str | Path = "figures",  # folder of reported results
     profile: str = "standard",        # of the plan
 ) -> DataFrame:                       # experiment, scenario, budget, planned, in the table, missing
-    "Runs that the plan asks for and that the tables hold."
+    "Runs that the plan asks for and that the tables hold; a table may hold more of some methods and still miss others."
     import pandas as pd
     rows = []
     for e in experiments().values():
@@ -148,6 +150,8 @@ def inventory(
         if not name: continue                                   # looks at runs of the others
         table = read_table(Path(figures) / name)
         for w in wanted(e, profile):
-            mine = table[(table.scenario == w["scenario"]) & (table.profile == w["budget"]) & ((table.experiment == e.name) if e.table else True)] if table is not None else ()
-            rows.append(dict(experiment=e.name) | w | {"in the table": len(mine), "missing": max(w["planned"] - len(mine), 0)})
+            plan = {(m, v if e.table else "", s) for m in w["methods"] for v in w["variants"] for s in w["seeds"]}
+            mine = None if table is None else table[(table.scenario == w["scenario"]) & (table.profile == w["budget"]) & ((table.experiment == e.name) if e.table else True)]
+            there = set() if mine is None else set(zip(mine.method, mine.variant if e.table else [""] * len(mine), mine.seed))
+            rows.append({"experiment": e.name, "scenario": w["scenario"], "budget": w["budget"], "planned": len(plan), "in the table": len(there), "missing": len(plan - there)})
     return pd.DataFrame(rows)
