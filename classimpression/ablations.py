@@ -63,7 +63,7 @@ def differences(
     base: str,           # variant that the others are compared with
     measure: str = "balanced_accuracy",  # column
 ) -> DataFrame:          # method, variant, measure, mean, base_mean (on the variant's pairs), difference, low, high, pairs
-    "What each variant is worth against the base of the same method, seed and class order."
+    "What each variant is worth against the base of the same method, seed and class order; a pair that only one of them has does not count."
     import pandas as pd
     check(base in set(frame.variant), f"there is no run of the base {base!r} to compare with; finish it first", DataError)
     found = []
@@ -73,7 +73,8 @@ def differences(
             both = wide[[base, v]].dropna() if base in wide and v != base else wide.iloc[:0]
             mean, low, high = paired_interval(both[v], both[base]) if len(both) else (np.nan,) * 3
             ends = (low, high) if len(both) > 1 else (np.nan, np.nan)
-            found.append(dict(method=title_of(m), variant=v, measure=measure, mean=wide[v].mean(), base_mean=wide[base][wide[v].notna()].mean() if base in wide else np.nan, difference=mean, low=ends[0], high=ends[1], pairs=int(wide[v].notna().sum())))
+            same = both if len(both) else wide[[v]].dropna()                 # the pairs that this row speaks of
+            found.append(dict(method=title_of(m), variant=v, measure=measure, mean=same[v].mean(), base_mean=wide[base][wide.index.isin(same.index)].mean() if base in wide else np.nan, difference=mean, low=ends[0], high=ends[1], pairs=len(same)))
     return pd.DataFrame(found).round(2)
 
 def variant_summary(

@@ -9,25 +9,10 @@ import torch
 from torch import Tensor, nn
 from .carryover import Carryover
 from .core import ConfigError, check
-from .models import batch_norms, frozen_copy
+from .models import batch_norms, called_norms, frozen_copy
 
 # %% auto #0
-__all__ = ['called_norms', 'Adopted', 'adopt']
-
-# %% ../nbs/34_adopt.ipynb #084ff38e
-@torch.no_grad()
-def called_norms(
-    network: nn.Module,  # in evaluation mode
-    example: Tensor,     # images that it takes
-) -> list[nn.Module]:
-    "Normalisation layers with running statistics, in the order in which a forward pass calls them."
-    seen: list[nn.Module] = []
-    handles = [l.register_forward_pre_hook(lambda l, _: seen.append(l)) for l in batch_norms(network)]
-    try: network(example)
-    finally:
-        for h in handles: h.remove()
-    check(len(set(map(id, seen))) == len(seen), f"{type(network).__name__} calls a normalisation layer twice, so its statistics mix two inputs; set a_bn=0 and pass norms=False")
-    return seen
+__all__ = ['Adopted', 'adopt']
 
 # %% ../nbs/34_adopt.ipynb #e8df2d82
 class Adopted(nn.Module):

@@ -4,7 +4,7 @@
 
 # %% ../nbs/21_cine.ipynb #4df56366
 from __future__ import annotations
-import hashlib, math, os, shutil, tempfile
+import hashlib, math, os, secrets, shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable
@@ -39,7 +39,7 @@ def write_store(
     folder, rows, md5, n, tmp = Path(folder), [], hashlib.md5(usedforsecurity=False), 0, None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+        tmp = folder.parent/f".{folder.name}.{secrets.token_hex(6)}.tmp"; tmp.mkdir()   # as private as the umask says
         with open(tmp/"frames.npy", "wb") as f:
             f.write(npy_header((0, size, size)))
             for facts, x in series:
@@ -51,7 +51,7 @@ def write_store(
             f.seek(0); f.write(npy_header((n, size, size))); f.flush(); os.fsync(f.fileno())
         write_json(tmp/"index.json", dict(schema=SCHEMA, size=size, frames=n, md5=md5.hexdigest(), views=list(views), settings=settings, series=rows))
         if folder.exists(): shutil.rmtree(folder)
-        os.chmod(tmp, 0o755); os.replace(tmp, folder)
+        os.replace(tmp, folder)
     except OSError as e: raise StateError(f"cannot write {folder}: {e.strerror or e}. Free some space or choose another folder; an earlier store was left as it was") from e
     finally:
         if tmp and tmp.exists(): shutil.rmtree(tmp, ignore_errors=True)

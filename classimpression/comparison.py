@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
 from .carryover import TIERS
-from .core import check, package_folder, read_json, write_bytes
+from .core import check, in_turn, package_folder, read_json, write_bytes
 from .folders import identity
 from .methods import METHODS, registered
 from .metrics import bootstrap_interval, paired_interval
@@ -44,6 +44,7 @@ def main_rows(
         check(last["task"] == len(r["scenario"]["sizes"]), f"the run {r.get('run_id')} stopped after task {last['task']}")
     return pd.DataFrame(rows, columns=list(MAIN))
 
+@in_turn
 def merge_table(
     path: str | Path,  # name.csv; made if it is missing
     frame: DataFrame,  # new rows
@@ -67,6 +68,7 @@ def merge_main(
     return merge_table(path, frame, MAIN_KEYS)
 
 # %% ../nbs/26_comparison.ipynb #30f79d71
+@in_turn
 def merge_runs(
     path: str | Path,        # main_table_runs.json; made if it is missing
     results: Iterable[Any],  # results of runs
@@ -211,6 +213,7 @@ def save_frame(path: str | Path, frame: DataFrame) -> DataFrame:
     write_bytes(path, frame.to_csv(index=False, lineterminator="\n").encode())
     return frame
 
+@in_turn
 def renew_frame(
     path: str | Path,  # name.csv; made if it is missing
     frame: DataFrame,  # rows measured now
@@ -239,6 +242,7 @@ def verdict_count(
     return "\n".join(lines)
 
 # %% ../nbs/26_comparison.ipynb #e490f7db
+@in_turn
 def merge_bootstrap(
     path: str | Path,        # main_table_..._bootstrap.csv; made if it is missing
     frame: DataFrame,        # from `bootstrap_of`

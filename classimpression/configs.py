@@ -17,8 +17,8 @@ from .settings import TrainConfig, check_training, published_training
 from .synthesis import SynthesisConfig, published_synthesis
 
 # %% auto #0
-__all__ = ['RunConfig', 'setting_types', 'check_type', 'replace_none', 'training_settings', 'synthesis_settings', 'profile',
-           'tuned_choice', 'profile_config', 'reported_pairs', 'tuning_pair']
+__all__ = ['RunConfig', 'setting_types', 'check_type', 'check_like', 'replace_none', 'training_settings', 'synthesis_settings',
+           'profile', 'tuned_choice', 'profile_config', 'reported_pairs', 'tuning_pair']
 
 # %% ../nbs/20_configs.ipynb #c9ffcb2d
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ class RunConfig(TrainConfig):
 
     def __post_init__(self):
         for f in fields(self): check_type(f.name, getattr(self, f.name), setting_types()[f.name])
-        check_training(replace_none(self)); training, _ = sort_options(find_method(self.method), self.options)
+        check_training(replace_none(self)); training, own = sort_options(find_method(self.method), self.options)
+        for k, v in training.items(): check_type(f"in the options of {self.method}: {k}", v, setting_types()[k])
+        for k, v in own.items(): check_like(f"in the options of {self.method}: {k}", v, find_method(self.method).knobs[k])
         try: replace(replace_none(self), **training)
         except (TypeError, ConfigError) as e: raise ConfigError(f"in the options of {self.method}: {e}") from e
         check(self.exemplars is None or find_method(self.method).exemplars != 0, f"{self.method} keeps no real images, so exemplars cannot be set")
@@ -100,6 +102,15 @@ def check_type(
         return isinstance(v, t)
     names = " or ".join("nothing" if t is type(None) else getattr(t, "__name__", str(t)) if not typing.get_args(t) else str(t) for t in allowed)
     check(any(fits(value, t) for t in allowed), f"{name} must be {names}, not {value!r}")
+
+def check_like(
+    name: str,      # hyper-parameter of a method
+    value: object,  # its value
+    usual: object,  # its default
+) -> None:
+    "Raise `ConfigError` unless `value` is of the kind of the default; a default of None says nothing."
+    hint = float if type(usual) is int else type(usual)  # a whole number may be a share elsewhere
+    if hint in (bool, float, str): check_type(name, value, hint)
 
 def replace_none(cfg: RunConfig, **published) -> TrainConfig:
     "The training settings, with defaults (or published values) where a run says None."

@@ -4,9 +4,9 @@
 
 # %% ../nbs/00_core.ipynb #0d40946a
 from __future__ import annotations
-import ast, ctypes, hashlib, importlib.util, json, math, os, platform, random, re, subprocess, sys, tempfile, time, warnings
+import ast, ctypes, hashlib, importlib.util, inspect, json, math, os, platform, random, re, secrets, subprocess, sys, time, warnings
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, wraps
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
@@ -18,10 +18,10 @@ from safetensors.torch import save as tensors_to_bytes
 
 # %% auto #0
 __all__ = ['FORMAT', 'ClassImpressionError', 'ConfigError', 'DataError', 'StateError', 'LeakError', 'check', 'check_number',
-           'key_to_seed', 'generator', 'seeded', 'write_bytes', 'write_json', 'read_json', 'save_tensors',
-           'load_tensors', 'inside', 'digest', 'tensor_digest', 'file_md5', 'package_folder', 'plain_code',
-           'modules_digest', 'used_modules', 'code_version', 'cached', 'saved_seconds', 'keep_freed_memory',
-           'compiler_works', 'environment', 'progress']
+           'key_to_seed', 'generator', 'seeded', 'write_bytes', 'write_json', 'read_json', 'in_turn', 'save_tensors',
+           'load_tensors', 'inside', 'digest', 'tensor_digest', 'file_md5', 'package_folder', 'plain_source',
+           'plain_code', 'foreign_source', 'modules_digest', 'used_modules', 'code_version', 'cached', 'saved_seconds',
+           'keep_freed_memory', 'compiler_works', 'environment', 'progress']
 
 # %% ../nbs/00_core.ipynb #ab885b10
 class ClassImpressionError(Exception):
@@ -101,12 +101,12 @@ def write_bytes(
     path, tmp = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(fd, "wb") as f:
+        tmp = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
+        with open(tmp, "xb") as f:
             f.write(data); f.flush(); os.fsync(f.fileno())
-        os.chmod(tmp, 0o644); os.replace(tmp, path)
+        os.replace(tmp, path)
     except OSError as e:
-        if tmp: Path(tmp).unlink(missing_ok=True)
+        if tmp: tmp.unlink(missing_ok=True)
         raise StateError(f"cannot write {path}: {e.strerror or e}. Free some space or choose another output folder; an earlier file was left as it was") from e
     return path
 
@@ -126,6 +126,20 @@ def read_json(
     try: return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as e: raise StateError(f"cannot read {path}: {e.strerror or e}") from e
     except ValueError as e: raise StateError(f"{path} is not valid JSON ({e}); delete it and run again") from e
+
+def in_turn(
+    change: Callable,  # (path, ...) -> result; reads a file, adds to it and writes it
+) -> Callable:         # the same, one process at a time in a folder
+    "Decorator for what changes a file that others change too: nothing that they added is lost."
+    @wraps(change)
+    def alone(path: str | Path, *args, **more):
+        from filelock import FileLock
+        folder = Path(path).parent; lock = FileLock(folder / ".lock")
+        try: folder.mkdir(parents=True, exist_ok=True); lock.acquire()
+        except OSError as e: raise StateError(f"cannot write the lock of {folder}: {e.strerror or e}. Free some space or choose another output folder") from e
+        try: return change(path, *args, **more)
+        finally: lock.release()
+    return alone
 
 # %% ../nbs/00_core.ipynb #322dfef3
 FORMAT = "classimpression-1"  # key of our facts in the header
@@ -194,17 +208,34 @@ def package_folder() -> Path:
     "Where the modules that Python imports are."
     return Path(importlib.util.find_spec("classimpression").submodule_search_locations[0]).resolve()
 
-@lru_cache(maxsize=None)
-def plain_code(
-    path: Path,  # a Python file
+def plain_source(
+    text: str,  # Python
 ) -> str:
     "Source without comments, docstrings and layout: what can change a result."
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
             node.body = body[1:] or [ast.Pass()]
     return ast.unparse(tree)
+
+@lru_cache(maxsize=None)
+def plain_code(
+    path: Path,  # a Python file of the library
+) -> str:
+    "Its plain source."
+    return plain_source(path.read_text(encoding="utf-8"))
+
+def foreign_source(
+    made: Callable,  # a function or class
+) -> str:            # 16 hexadecimal digits; "" for the library's own
+    "Fingerprint of the file in which somebody else defined something; of its source alone, if that stands in a notebook."
+    made = getattr(made, "func", made)  # functools.partial
+    if (made.__module__ or "").partition(".")[0] == package_folder().name: return ""
+    try:
+        file = Path(inspect.getsourcefile(made) or "")
+        return digest(plain_source(file.read_text(encoding="utf-8")) if file.is_file() else inspect.getsource(made))
+    except (OSError, TypeError, SyntaxError): return digest([made.__module__, made.__qualname__])  # typed into a terminal: there is no source to read
 
 def modules_digest(
     *names: str,  # modules of the library, such as "training"; none: all

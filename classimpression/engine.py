@@ -10,14 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Iterator
 from . import core
-from .core import ClassImpressionError, ConfigError, StateError, check, check_number
+from .core import ClassImpressionError, ConfigError, DataError, StateError, check, check_number
 from .folders import RunResult, finished_run, run_folder
 from .runner import RunConfig, run
+from .scenarios import make_scenario
 if TYPE_CHECKING:
     from distributed import Client
 
 # %% auto #0
-__all__ = ['run_apart', 'child', 'workers', 'in_workers', 'run_all', 'seen_here', 'read_runs', 'raise_failures']
+__all__ = ['run_apart', 'child', 'workers', 'in_workers', 'run_all', 'known_data', 'seen_here', 'read_runs', 'raise_failures']
 
 # %% ../nbs/23_engine.ipynb #9f5715fe
 def run_apart(
@@ -90,7 +91,8 @@ def run_all(
     "Run everything; finished runs are read, unfinished ones go on after their last finished task."
     check_number("jobs", jobs, -1, integer=True)
     check(configs, "there is nothing to run; give at least one configuration")
-    todo = list({run_folder(c): c for c in configs if not finished_run(c)}.values())
+    prints = known_data(configs)
+    todo = list({run_folder(c): c for c in configs if not finished_run(c, prints[c.scenario, c.root])}.values())
     failed, n = {}, 0
     def done(cfg: RunConfig, get: Callable[[], str]) -> None:
         nonlocal n
@@ -99,12 +101,22 @@ def run_all(
         except Exception as e:  # whatever a run raised, the others go on; it is reported at the end
             failed[str(run_folder(cfg))] = said = f"{type(e).__name__}: {e}"
         tell(f"  {n}/{len(todo)} {cfg.method}, {cfg.scenario}, seed {cfg.seed}: {said}")
-    if jobs < 0 and not scheduler: failed |= {str(run_folder(c)): "not finished" for c in todo}
+    if jobs < 0 and not scheduler: failed |= {str(run_folder(c)): "made from other data" if finished_run(c) else "not finished" for c in todo}
     elif todo and (jobs or scheduler):
         with workers(min(max(jobs, 1), len(todo)), scheduler) as client: in_workers(todo, client, done)
     else:
         for c in todo: done(c, lambda c=c: str(run(c).folder))
-    return read_runs(configs, failed), failed
+    return read_runs(configs, failed, prints), failed
+
+def known_data(
+    configs: list[RunConfig],
+) -> dict[tuple, str | None]:  # (scenario, root) -> checksum of the images there; None where this process cannot open them
+    "What the images are now: a finished run of others is not the run that is asked for."
+    found = {}
+    for place in {(c.scenario, c.root) for c in configs}:
+        try: found[place] = make_scenario(place[0], root=place[1]).checksum
+        except (ConfigError, DataError): found[place] = None   # a scenario of the user's own, or the files lie elsewhere
+    return found
 
 def seen_here(
     cfg: RunConfig,  # settings
@@ -118,12 +130,13 @@ def seen_here(
 def read_runs(
     configs: list[RunConfig],  # what was asked for
     failed: dict[str, str],    # what went wrong; a damaged result is added
+    prints: dict[tuple, str | None],  # from `known_data`
 ) -> list[RunResult]:          # finished runs, in the given order
     "Results of finished runs; one that cannot be read counts as failed."
     found = []
     for c in configs:
         if str(run_folder(c)) in failed: continue
-        try: found.append(RunResult.load(finished_run(c)))
+        try: found.append(RunResult.load(finished_run(c, prints[c.scenario, c.root])))
         except StateError as e: failed[str(run_folder(c))] = f"StateError: {e}"
     return found
 

@@ -21,21 +21,31 @@ from .synthesis import synthesize
 from .training import teacher_features
 
 # %% auto #0
-__all__ = ['number_labels', 'keep_exemplars', 'learn_task', 'IncrementalClassifier', 'as_images', 'partial_fit', 'fit',
-           'decision_function', 'predict_proba', 'predict', 'score', 'save_estimator', 'load_estimator']
+__all__ = ['as_labels', 'number_labels', 'keep_exemplars', 'learn_task', 'IncrementalClassifier', 'as_images', 'partial_fit',
+           'fit', 'decision_function', 'predict_proba', 'predict', 'score', 'save_estimator', 'load_estimator']
 
 # %% ../nbs/34_estimator.ipynb #fbee941b
+def as_labels(
+    y,  # labels, [N]: whole numbers or text
+) -> np.ndarray:  # [N] of whole numbers or of text
+    "Labels in one of two kinds. Raises `DataError` for anything else, missing ones included."
+    import pandas as pd
+    y = np.asarray(y)
+    check(y.ndim == 1 and len(y) and y.dtype.kind in "iuUSO", f"labels must be one whole number or text per image, not {y.dtype} {list(y.shape)}", DataError)
+    check(not (missing := pd.isna(y)).any(), f"{missing.sum()} of {len(y)} labels are missing; leave these images out, or give them a class", DataError)
+    if y.dtype.kind == "O" and all(isinstance(v, (int, np.integer)) for v in y): return y.astype(np.int64)
+    return y.astype(str) if y.dtype.kind in "SO" else y
+
 def number_labels(
     y,                  # labels of one task's images, [N]: whole numbers or text
     known: np.ndarray,  # classes of earlier tasks, in order of arrival
 ) -> tuple[Tensor, np.ndarray]:  # numbers [N] int64, and all classes so far
     "Continue the numbering of classes. Raises `DataError` for labels that came in an earlier task."
-    y = np.asarray(y)
-    check(y.ndim == 1 and len(y) and y.dtype.kind in "iuUSO", f"labels must be one whole number or text per image, not {y.dtype} {list(y.shape)}", DataError)
-    new, number = np.unique(y.astype(str) if y.dtype.kind in "SO" else y, return_inverse=True)
+    new, number = np.unique(as_labels(y), return_inverse=True)
     again = sorted(set(new.tolist()) & set(known.tolist()))
     check(not again, f"the classes {again} were learned in an earlier task; pass images of new classes only", DataError)
-    check(not len(known) or known.dtype.kind == new.dtype.kind, f"labels were {known.dtype} and are {new.dtype} now; use one kind", DataError)
+    kind = lambda a: a.dtype.kind.replace("u", "i")
+    check(not len(known) or kind(known) == kind(new), f"labels were {known.dtype} and are {new.dtype} now; use one kind", DataError)
     return torch.from_numpy(number.reshape(-1) + len(known)), np.concatenate([known, new]) if len(known) else new
 
 # %% ../nbs/34_estimator.ipynb #0d785584
@@ -63,6 +73,8 @@ def learn_task(
     t, method, impressions = len(sizes) - 1, find_method(cfg.method), None
     fewest = int(train.counts(sum(sizes))[-sizes[-1]:].min())
     check(not method.means or fewest >= cfg.k_min, f"a class has {fewest} images, and {cfg.method} carries class means; a mean over fewer than {cfg.k_min} would nearly show a patient. Collect more, or lower k_min if you accept that", DataError)
+    wants = (method.exemplars if cfg.exemplars is None else cfg.exemplars) != 0
+    check(carry is None or not wants or getattr(carry, "exemplars", None) is not None, f"{cfg.method} needs the real images that it kept, and a stored estimator has none, on purpose; go on where the first tasks were learned, or choose a method that keeps none", StateError)
     settings = replace(training_settings(cfg, t, sizes), cache=cfg.cache)
     pool = train.x[torch.randperm(len(train), generator=generator(cfg.seed, "pool", t))] if cfg.pool == "new-train" else None
     task = UnionTask(t, train, sum(sizes), None, pool, sum(sizes[:-1]))
@@ -134,8 +146,9 @@ def partial_fit(
 
 def fit(self: IncrementalClassifier, X, y) -> IncrementalClassifier:
     "Forget everything and learn one task."
-    for name in ("carry_", "classes_", "sizes_", "image_shape_"): self.__dict__.pop(name, None)
-    return self.partial_fit(X, y)
+    before = {k: self.__dict__.pop(k) for k in ("carry_", "classes_", "sizes_", "image_shape_") if k in self.__dict__}
+    try: return self.partial_fit(X, y)
+    except BaseException: self.__dict__.update(before); raise
 
 # %% ../nbs/34_estimator.ipynb #a869b0c7
 @torch.no_grad()
@@ -156,7 +169,7 @@ def predict(self: IncrementalClassifier, X) -> np.ndarray:
     return self.classes_[scores.argmax(1)]
 def score(self: IncrementalClassifier, X, y) -> float:
     "Share of the images that are recognised, [0, 1]."
-    return float((predict(self, X) == np.asarray(y)).mean())
+    return float((predict(self, X) == as_labels(y)).mean())
 
 for verb in (partial_fit, fit, decision_function, predict_proba, predict, score): setattr(IncrementalClassifier, verb.__name__, verb)
 

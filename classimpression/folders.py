@@ -4,7 +4,7 @@
 
 # %% ../nbs/21_folders.ipynb #c3d41eb4
 from __future__ import annotations
-import inspect, json
+import json
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -13,9 +13,9 @@ from typing import Callable, Iterator
 from torch import nn
 from .carryover import Carryover, load_carryover
 from .configs import RunConfig
-from .core import StateError, check, digest, modules_digest, package_folder, read_json, used_modules, write_json
+from .core import StateError, check, digest, foreign_source, modules_digest, package_folder, read_json, used_modules, write_json
 from .methods import find_method
-from .models import rebuild
+from .models import NETWORKS, rebuild
 from .scenarios import MADE
 from .settings import TrainConfig
 from .synthesis import Impressions
@@ -45,21 +45,21 @@ def identity(
 def code_of(
     fit: Callable,  # a method's function
     made: str = "", # module that makes the images, if they are not read from a file with a checksum
+    network: Callable | None = None,  # that builds the network
 ) -> str:           # 16 hexadecimal digits
     "Hash of the code that runs of a method go through."
     package, _, module = fit.__module__.partition(".")
     ours = package == package_folder().name
     used = modules_digest(*sorted({*used_modules(*EVERY_RUN, "methods", *([module] if ours else []), *([made] if made else [])), "configs", "runner"}))
-    if ours: return used
-    try: return digest([used, inspect.getsource(fit)])
-    except (OSError, TypeError): return digest([used, fit.__module__, fit.__qualname__])  # typed into a terminal: there is no source to read
+    theirs = [s for f in (fit, network) if f and (s := foreign_source(f))]
+    return digest([used, *theirs]) if theirs else used
 
 def run_folder(
     cfg: RunConfig,  # settings
 ) -> Path:           # out/scenario/method-seed-settings-code
     "Where a run of these settings and this code lives."
     hashed, made = digest(identity(asdict(cfg)))[:10], MADE.get(cfg.scenario)
-    code = code_of(find_method(cfg.method).fit, *([made] if made else []))[:6]
+    code = code_of(find_method(cfg.method).fit, made or "", NETWORKS.get(cfg.network))[:6]
     return Path(cfg.out) / cfg.scenario / f"{cfg.method}-seed{cfg.seed}-{hashed}-{code}"
 
 # %% ../nbs/21_folders.ipynb #26cdd936
@@ -86,12 +86,15 @@ class RunResult:
 
 def finished_run(
     cfg: RunConfig,  # settings
+    checksum: str | None = None,  # of the data; None: whatever they were
 ) -> Path | None:    # its folder
     "Where a finished run of these settings is: made by this code, or with `any_code` by other code if there is none of this."
     mine = run_folder(cfg)
-    if (mine / "result.json").exists(): return mine
+    def fits(path: Path) -> bool:
+        try: return checksum in (None, read_json(path)["scenario"]["checksum"])
+        except (StateError, KeyError, TypeError): return True  # damaged: whoever reads it says so
     others = sorted(mine.parent.glob(f"{mine.name[:-7]}*/result.json"), key=lambda p: p.stat().st_mtime) if cfg.any_code else []
-    return others[-1].parent if others else None
+    return next((p.parent for p in (mine / "result.json", *reversed(others)) if p.exists() and fits(p)), None)
 
 # %% ../nbs/21_folders.ipynb #61e7e070
 @contextmanager
@@ -113,14 +116,13 @@ def only_me(
 
 def claim(
     folder: Path,    # a run's folder
-    settings: dict,  # of the run, with the checksum of its data
+    settings: dict,  # of the run, with what is known of its data
 ) -> None:
     "Write the settings into a new folder, or check that the folder belongs to them."
     path = folder / "settings.json"
     if path.exists():
-        check(identity(read_json(path)) == identity(json.loads(json.dumps(settings))), f"{folder} belongs to other settings or data; delete it or choose another out folder", StateError)
+        check(identity(read_json(path)) == identity(json.loads(json.dumps(settings))), f"{folder} belongs to other settings, data, class order, task sizes or image size; name these in the settings, delete the folder or choose another out", StateError)
     else: write_json(path, settings)
-    for junk in folder.rglob(".*.tmp"): junk.unlink(missing_ok=True)   # what a killed run was writing
 
 # %% ../nbs/21_folders.ipynb #99a83f67
 def finished_tasks(

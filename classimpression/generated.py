@@ -14,7 +14,7 @@ from .carryover import Carryover
 from .core import StateError, cached, check, check_number, generator, modules_digest, progress, saved_seconds, seeded, tensor_digest
 from .losses import class_weights
 from .methods import first_task, learn, method
-from .models import batch_norms, frozen_copy
+from .models import batch_norms, called_norms, frozen_copy
 from .regularised import kd_loss, new_class_cross_entropy
 from .settings import TrainConfig
 from .synthesis import GroupStatistics, Impressions, captured_inputs
@@ -98,9 +98,10 @@ def generator_terms(
     teacher: nn.Module,  # frozen model, in evaluation mode
     x: Tensor,           # generated images [N, C, H, W]
     g: GeneratorConfig,  # temperature; a statistics term of coefficient 0 is not computed
+    layers: list[nn.Module],  # normalisation layers, in the order in which they are called
 ) -> dict[str, Tensor]:  # unweighted terms
     "The objective of the generator (Smith et al. 2021, ABD)."
-    layers = batch_norms(teacher) if g.a_bn else []
+    layers = layers if g.a_bn else []
     with captured_inputs(layers) as inputs: z = teacher.head(teacher.features(x)).float()
     terms = dict(cross_entropy=F.cross_entropy(z / g.temperature, z.argmax(1)), diversity=diversity_loss(z), roughness=roughness(x))
     return terms | ({"statistics": statistics_divergence(inputs, layers)} if layers else {})
@@ -117,9 +118,10 @@ def fit_generator(
     check(not g.a_bn or batch_norms(teacher), "this network has no batch normalisation, so the generator has no statistics to match; set a_bn=0")
     weights = dict(cross_entropy=1., diversity=g.a_diversity, roughness=g.a_smooth, statistics=g.a_bn)
     adam, log, device = torch.optim.Adam(made.train().parameters(), g.lr), [], next(made.parameters()).device
+    layers = called_norms(teacher, torch.zeros(1, *made.shape, device=device)) if g.a_bn else []
     for _ in progress(range(g.steps), "generator: steps"):
         z = torch.randn(g.batch, g.n_noise, generator=draws).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"): terms = generator_terms(teacher, made(z), g)
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"): terms = generator_terms(teacher, made(z), g, layers)
         adam.zero_grad(set_to_none=True); sum(weights[k] * t for k, t in terms.items()).backward(); adam.step()
         log.append(torch.stack(list(terms.values())).detach())
     if not log: return {}

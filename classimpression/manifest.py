@@ -173,6 +173,7 @@ def index_manifest(
         if (folder/"index.json").exists():
             store = CineStore.open(folder)
             check(store.index["settings"] == settings, f"{folder} is a store of other files or settings than this manifest's; delete it, or give another folder", StateError)
+            check([v for v in views if v in store.index["views"]] == list(store.index["views"]), f"{folder} is a store of the views {', '.join(store.index['views'])}, in this order; delete it, or give another folder", StateError)
             return store
         def whole():
             for facts, x in series_of(f, root, secret, prints, splits, parts, (size, limits, colour, mask, marks), bad): kept.add(facts["view"]); yield facts, x

@@ -12,16 +12,18 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 from .carryover import TIERS, Carryover, ExemplarCarryover
-from .core import ConfigError, LeakError, cached, check, modules_digest, saved_seconds
+from .core import ConfigError, LeakError, cached, check, foreign_source, modules_digest, saved_seconds
 from .data import Split
 from .heads import as_linear
+from .models import NETWORKS
 from .settings import TrainConfig
 from .synthesis import Impressions
 from .training import Batch, History, Material, epoch_batches, fit_task, start_model, teacher_features, train
 
 # %% auto #0
-__all__ = ['Fit', 'METHODS', 'ELSEWHERE', 'Method', 'method', 'load_methods', 'registered', 'find_method', 'sort_options',
-           'first_task', 'learn', 'class_impression', 'fine_tuning', 'UnionTask', 'real_images', 'joint']
+__all__ = ['Fit', 'METHODS', 'ELSEWHERE', 'OF_THE_RUN', 'Method', 'method', 'load_methods', 'registered', 'find_method',
+           'sort_options', 'first_task', 'learn', 'class_impression', 'fine_tuning', 'UnionTask', 'real_images',
+           'joint']
 
 # %% ../nbs/13_methods.ipynb #5122039b
 Fit = Callable[..., tuple[nn.Module, History]]
@@ -99,14 +101,16 @@ def find_method(name: str) -> Method:
     return known[name]
 
 # %% ../nbs/13_methods.ipynb #e4f815cd
+OF_THE_RUN = {"seed", "device", "cache", "pool", "selection", "bn_update", "network", "head"}  # settings that no recipe may change: what is seen, and what is shared
+
 def sort_options(
     m: Method,              # the method
     options: dict | None,   # what differs from its recipe
 ) -> tuple[dict, dict]:     # training settings, hyper-parameters
     "The recipe with the given changes. Raises `ConfigError` for a name that is neither."
-    given, settings = m.training | (options or {}), {f.name for f in fields(TrainConfig)} - {"seed", "device", "cache"}
+    given, settings = m.training | (options or {}), {f.name for f in fields(TrainConfig)} - OF_THE_RUN
     unknown = sorted(set(given) - settings - set(m.knobs))
-    check(not unknown, f"{m.name!r} has no options {unknown}; its own are {sorted(m.knobs)}, and training settings such as lr or epochs can be given")
+    check(not unknown, f"{m.name!r} has no options {unknown}; its own are {sorted(m.knobs)}, and training settings such as lr or epochs can be given; {', '.join(sorted(OF_THE_RUN))} belong to the run as a whole")
     return {k: v for k, v in given.items() if k not in m.knobs}, {k: v for k, v in given.items() if k in m.knobs}
 
 # %% ../nbs/13_methods.ipynb #b6981172
@@ -122,7 +126,8 @@ def first_task(
         return model.state_dict(), dict(history=h.facts())
     used = {k: v for k, v in asdict(cfg).items() if k not in ("cache", "pool", "nominal", "rho", "tau", "synthetic_share") and not k.startswith(("a_idc", "a_margin", "margin"))}
     code = modules_digest("core", "data", "heads", "losses", "models", "settings", "training")
-    key = dict(settings=used, data=task.train.digest(), selection=task.selection and task.selection.digest(), code=code)
+    own = foreign_source(NETWORKS[cfg.network])
+    key = (dict(network=own) if own else {}) | dict(settings=used, data=task.train.digest(), selection=task.selection and task.selection.digest(), code=code)
     tensors, facts = cached(cfg.cache, "first", key, learned)
     model = start_model(None, task, cfg)
     model.load_state_dict(tensors)

@@ -181,7 +181,8 @@ def student_quantile(
     check(0.5 <= p < 1, f"p must lie in [0.5, 1), not {p!r}"); check_number("df", df, 1, integer=True)
     angle = lambda t: np.linspace(0, math.atan(t / math.sqrt(df)), 4001)         # t = sqrt(df) tan(angle): the density becomes cos^(df-1)
     scale = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
-    above = lambda t: scale * np.trapezoid(np.cos(angle(t))**(df - 1), angle(t))
+    area = getattr(np, "trapezoid", None) or np.trapz                            # its name before NumPy 2
+    above = lambda t: scale * area(np.cos(angle(t))**(df - 1), angle(t))
     low, high = 0., 1e6
     for _ in range(100):
         t = (low + high) / 2

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 from contextlib import contextmanager
 from typing import Callable, Iterator
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .core import check, seeded
@@ -14,7 +15,8 @@ from .heads import CosineHead, make_head
 
 # %% auto #0
 __all__ = ['NETWORKS', 'Block', 'pool_map', 'SmallNet', 'LargeNet', 'Classifier', 'register_network', 'build_classifier',
-           'rebuild', 'frozen_copy', 'batch_norms', 'frozen_statistics', 'ResNetFeatures', 'adapt_resnet']
+           'rebuild', 'frozen_copy', 'batch_norms', 'called_norms', 'frozen_statistics', 'ResNetFeatures',
+           'adapt_resnet']
 
 # %% ../nbs/06_models.ipynb #c2b13dc7
 class Block(nn.Module):
@@ -138,6 +140,20 @@ def batch_norms(
 ) -> list[nn.modules.batchnorm._BatchNorm]:
     "Normalisation layers that keep running statistics, in the order in which they were built."
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
+
+@torch.no_grad()
+def called_norms(
+    network: nn.Module,  # in evaluation mode
+    example: Tensor,     # images that it takes
+) -> list[nn.Module]:
+    "Normalisation layers with running statistics, in the order in which a forward pass calls them. Raises `ConfigError` if one is called twice."
+    seen: list[nn.Module] = []
+    handles = [l.register_forward_pre_hook(lambda l, _: seen.append(l)) for l in batch_norms(network)]
+    try: network(example)
+    finally:
+        for h in handles: h.remove()
+    check(len(set(map(id, seen))) == len(seen), f"{type(network).__name__} calls a normalisation layer twice, so its statistics mix two inputs; set a_bn=0 (and norms=False, if it was adopted)")
+    return seen
 
 @contextmanager
 def frozen_statistics(

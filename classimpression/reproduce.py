@@ -79,7 +79,11 @@ def tidy_notebook(
     "Take this machine's paths out of papermill's notes."
     import nbformat
     nb = nbformat.read(path, as_version=4)
-    nb.metadata.get("papermill", {}).update(input_path=f"{name}.ipynb", output_path=path.name)
+    notes = nb.metadata.get("papermill", {}); notes.update(input_path=f"{name}.ipynb", output_path=path.name)
+    places = {k for k, v in notes.get("parameters", {}).items() if isinstance(v, str) and Path(v).is_absolute()}
+    notes["parameters"] = {k: v for k, v in notes.get("parameters", {}).items() if k not in places}
+    for c in nb.cells:
+        if "injected-parameters" in c.metadata.get("tags", []): c.source = "\n".join(l for l in c.source.splitlines() if l.partition(" = ")[0] not in places)
     write_bytes(path, (nbformat.writes(nb) + "\n").encode())
 
 # %% ../nbs/35_reproduce.ipynb #23acb9d3

@@ -26,13 +26,15 @@ from .training import evaluate, teacher_features
 _all_ = ["RunConfig", "RunResult", "profile", "profile_config", "run_folder", "setting_types"]  # one address for the user
 
 # %% auto #0
-__all__ = ['prepare', 'memory_mb', 'reset_peak', 'Stopwatch', 'make_impressions', 'with_exemplars', 'run_task', 'run',
-           'all_tasks', 'collect', 'RunConfig', 'RunResult', 'profile', 'profile_config', 'run_folder', 'setting_types']
+__all__ = ['prepare', 'owner', 'memory_mb', 'reset_peak', 'Stopwatch', 'make_impressions', 'with_exemplars', 'run_task', 'run',
+           'clear', 'all_tasks', 'collect', 'RunConfig', 'RunResult', 'profile', 'profile_config', 'run_folder',
+           'setting_types']
 
 # %% ../nbs/22_runner.ipynb #7fe00ab8
 def prepare(
     cfg: RunConfig,                # settings
     data: Scenario | None = None,  # a scenario of your own, named as in the settings
+    fresh: bool = False,           # will an earlier run of the same settings be thrown away?
 ) -> tuple[Scenario, Method, Path]:
     "Load the data and check everything that can be checked before work."
     method, folder = find_method(cfg.method), run_folder(cfg)
@@ -49,8 +51,15 @@ def prepare(
         few = {n: int(c) for task in scenario.tasks for n, c in zip(task.class_names, task.train.counts(task.n_seen)[task.n_old:]) if c < cfg.k_min}
         check(not few, f"too few training images behind a class mean (k_min is {cfg.k_min}): {few}", DataError)
     check(cfg.device == "cpu" or torch.cuda.is_available(), f"device {cfg.device!r} is not available on this machine; use device='cpu'")
-    if (folder / "settings.json").exists(): claim(folder, dict(asdict(cfg), checksum=scenario.checksum))
+    if (folder / "settings.json").exists() and not fresh: claim(folder, owner(cfg, scenario))
     return scenario, method, folder
+
+def owner(
+    cfg: RunConfig,
+    scenario: Scenario,
+) -> dict:
+    "What a run's folder belongs to: the settings, and the images in their order, which data of your own may have without being named for it."
+    return dict(asdict(cfg), checksum=scenario.checksum, class_order=scenario.class_order, sizes=scenario.sizes, image_size=scenario.size)
 
 # %% ../nbs/22_runner.ipynb #b1b1dafd
 def memory_mb(
@@ -90,21 +99,25 @@ def make_impressions(
 ) -> tuple[Impressions, dict[str, float]]:  # impressions, and the seconds that another run has spared
     "Impressions before a task: read if this run has made them already, else synthesised and stored; a synthesis that was interrupted goes on after its last finished group."
     path, settings, spared = folder / f"task{t + 1}" / "impressions.safetensors", synthesis_settings(cfg, t), dict(seconds=0., cpu_seconds=0.)
-    parts = path.with_name("groups")
-    if path.exists(): return Impressions.load(path), {}
+    parts, price = path.with_name("groups"), path.with_name("synthesis.json")
+    if path.exists(): return Impressions.load(path), read_json(price) if price.exists() else {}
+    start = time.perf_counter(), time.process_time()
     def keep(i: int, make: Callable) -> dict[str, Tensor]:
         tensors, facts = cached(parts, f"group{i + 1}", key | dict(group=i), lambda: (make(), {}))
         for k, s in saved_seconds(facts).items(): spared[k] += s
         return tensors
     def made() -> tuple[dict[str, Tensor], dict]:
         new = synthesize(carry, settings, cfg.seed, t, snapshots=tuple(cfg.snapshots or ()), device=cfg.device, keep=keep)
-        return new.tensors(), dict(settings=new.settings)
+        return new.tensors(), dict(settings=new.settings, earlier=dict(spared))
     key = dict(settings=asdict(settings), seed=cfg.seed, task=t, snapshots=list(cfg.snapshots or ()), device=cfg.device, model=tensor_digest(*carry.model.state_dict().values()),
                network=str(carry.model), means=tensor_digest(carry.means), code=modules_digest(*used_modules("synthesis")))
     tensors, facts = cached(cache if t == 1 else None, "impressions", key, made)
+    spared = {k: s + saved_seconds(facts).get(k, 0.) for k, s in facts["earlier"].items()}  # whoever made which group, and when
+    now = dict(seconds=time.perf_counter() - start[0], cpu_seconds=time.process_time() - start[1])
+    write_json(price, {k: round(s + now[k], 3) for k, s in spared.items()})                   # for a run that is killed before the task's row is written
     (new := Impressions.of(tensors, facts["settings"])).save(path)
     shutil.rmtree(parts, ignore_errors=True)
-    return new, {k: s + saved_seconds(facts).get(k, 0.) for k, s in spared.items()}
+    return new, spared
 
 # %% ../nbs/22_runner.ipynb #6a472288
 def with_exemplars(
@@ -158,13 +171,21 @@ def run(
     alone: bool = False,           # does this process do nothing else? Only then its peak memory says something
 ) -> RunResult:
     "Run a method through a scenario, or read the result if it has been run already; an interrupted run goes on after its last finished task."
-    if fresh: shutil.rmtree(run_folder(cfg), ignore_errors=True)
     base = reset_peak() if alone else None
-    scenario, method, folder = prepare(cfg, data)
-    if done := finished_run(cfg): return RunResult.load(done)
+    scenario, method, folder = prepare(cfg, data, fresh)
+    if not fresh and (done := finished_run(cfg, scenario.checksum)): return RunResult.load(done)
     with only_me(folder):
+        if fresh: clear(folder)
         if not (folder / "result.json").exists(): all_tasks(cfg, scenario, method, folder, base)   # or another process has done it while we waited
     return RunResult.load(folder)
+
+def clear(
+    folder: Path,  # a run's folder, locked
+) -> None:
+    "Throw away everything but the lock."
+    for p in folder.iterdir():
+        if p.is_dir(): shutil.rmtree(p)
+        elif p.name != ".lock": p.unlink()
 
 def all_tasks(
     cfg: RunConfig, scenario: Scenario, method: Method,
@@ -175,7 +196,8 @@ def all_tasks(
     threads, started = torch.get_num_threads(), datetime.now(timezone.utc).isoformat(timespec="seconds")
     try:
         if cfg.threads: torch.set_num_threads(cfg.threads)
-        claim(folder, dict(asdict(cfg), checksum=scenario.checksum))
+        claim(folder, owner(cfg, scenario))
+        for junk in folder.rglob(".*.tmp"): junk.unlink(missing_ok=True)   # what a killed run was writing
         rows, carry = finished_tasks(folder, len(scenario.tasks))
         for t in range(len(rows), len(scenario.tasks)):
             carry = run_task(cfg, scenario, method, carry, t, folder, base)

@@ -163,7 +163,7 @@ def list_data(
     "Status of every named scenario's file: embedded, present, missing or wrong checksum."
     folder, rows = root or os.environ.get(DATA_VARIABLE), []
     for name, info in SCENARIOS.items():
-        path = data_file(name) if info.embedded else Path(folder or "", info.file)
+        path = data_file(name) if info.embedded else Path(folder or "").expanduser() / info.file
         there = path.is_file() and bool(info.embedded or folder)
         right = there and file_md5(path) == info.md5
         status = "missing" if not there else "wrong checksum" if not right else "embedded" if info.embedded else "present"

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from .carryover import Carryover
 from .core import StateError, check, check_number, compiler_works, generator, keep_freed_memory, load_tensors, package_folder, progress, read_json, save_tensors
-from .models import batch_norms, frozen_copy
+from .models import batch_norms, called_norms, frozen_copy
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'neighbour_differences', 'total_variation', 'image_norm', 'captured_inputs', 'GroupStatistics',
@@ -87,7 +87,7 @@ def statistics_distance(
 ) -> Tensor:                     # [G]
     "Distance of each group's input means and biased variances from the running ones (paper, statistics term; DeepInversion eq. 4)."
     total = 0.
-    for i, (h, l) in enumerate(zip(inputs, layers)):
+    for i, (h, l) in enumerate(zip(inputs, layers, strict=True)):
         mean, var = GroupStatistics.apply(h if h.ndim == 4 else h.reshape(*h.shape[:2], -1, 1), n_groups)
         gap = (mean - l.running_mean).norm(dim=1) + (var - l.running_var).norm(dim=1)
         total = total + (first_weight if i == 0 else 1.) * gap
@@ -175,10 +175,11 @@ def objective(
     model: nn.Module,      # frozen model, in evaluation mode
     y: Tensor,             # wanted labels [G*B]
     cfg: SynthesisConfig,  # coefficients; whether to compile
+    example: Tensor,       # images that the model takes: they show in which order it uses its layers
     n_groups: int = 1,     # G
 ) -> Iterator[Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]]:  # views [G*B, C, H, W] -> weighted total [G] and unweighted terms [G] each
     "The synthesis' objective as a function of the views; a term with coefficient 0 is not computed."
-    layers = batch_norms(model) if cfg.a_bn else []
+    layers = called_norms(model, example[:1]) if cfg.a_bn else []
     weights = dict(cross_entropy=cfg.a_ce, statistics=cfg.a_bn, tv=cfg.a_tv, tv1=cfg.a_tv1, l2=cfg.a_l2)
     with captured_inputs(layers) as inputs:
         def total(x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -198,7 +199,7 @@ def impression_loss(
     n_groups: int = 1,     # G
 ) -> tuple[Tensor, dict[str, Tensor]]:  # weighted total [G] and unweighted terms [G] each
     "The objective's value for some views."
-    with objective(model, y, cfg, n_groups) as total: return total(x)
+    with objective(model, y, cfg, x.detach(), n_groups) as total: return total(x)
 
 # %% ../nbs/08_synthesis.ipynb #2efce1de
 def draw_group(
@@ -232,7 +233,7 @@ def descend(
     lowest = torch.full((G,), math.inf, device=x0.device)
     x = x0.clone().requires_grad_()
     adam = torch.optim.Adam([x], lr=cfg.lr, betas=(cfg.beta1, cfg.beta2))
-    with objective(model, y, cfg, G) as loss:
+    with objective(model, y, cfg, x0, G) as loss:
         for step in range(cfg.steps):
             adam.param_groups[0]["lr"] = synthesis_rate(step, cfg)
             with torch.autocast(x.device.type, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
@@ -319,8 +320,8 @@ def gather(
     key: dict,              # seed and task
     chunk: int,             # groups per chunk
 ) -> Impressions:
-    "Put chunks together, and refuse images that are not numbers."
+    "Put chunks together, and refuse images, or an objective, that are not numbers."
     x = torch.cat([d.x for d in done])
-    check(bool(torch.isfinite(x).all()), "the synthesis diverged: impressions hold NaN; lower lr or use dtype float32", StateError)
+    check(all(bool(torch.isfinite(v).all()) for d in done for v in (d.x, *d.terms.values())), "the synthesis diverged: images or terms of its objective are NaN or infinite; lower lr, use dtype float32, and see whether the network's own weights are finite", StateError)
     terms = {k: torch.cat([d.terms[k] for d in done], 1) for k in done[0].terms}
     return Impressions(x, torch.cat([d.y for d in done]), terms, dict(asdict(cfg), **key, chunk=chunk), done[0].snapshots)

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
-from .core import DataError, StateError, check, read_json, write_bytes, write_json
+from .core import DataError, StateError, check, in_turn, read_json, write_bytes, write_json
 from .metrics import summarise, task_summary
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -97,6 +97,7 @@ def renewed(
     kept = old[[k not in fresh for k in old[keys].itertuples(index=False, name=None)]]
     return pd.concat([d for d in (kept, new) if len(d)] or [new]).reset_index(drop=True)
 
+@in_turn
 def merge_rows(
     path: str | Path,  # name.csv; made if it is missing
     frame: DataFrame,  # new rows, from `tidy`
@@ -118,6 +119,7 @@ def rounded(
     if isinstance(obj, dict): return {k: rounded(v, digits) for k, v in obj.items()}
     return [rounded(v, digits) for v in obj] if isinstance(obj, (list, tuple)) else obj
 
+@in_turn
 def add_measurement(
     path: str | Path,  # name.json; made if it is missing
     facts: dict,       # scenario, profile, pairs, methods, seconds, environment, ...
@@ -129,6 +131,7 @@ def add_measurement(
     write_json(path, kept := [*(m for m in old if not again(m)), rounded(facts)])
     return kept
 
+@in_turn
 def merge_results(
     path: str | Path,        # name.json; made if it is missing
     results: Iterable[Any],  # new results

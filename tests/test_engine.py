@@ -136,6 +136,17 @@ def test_two_at_once_make_one_run(tmp_path, monkeypatch):
     assert learned == [0, 1, 2, 3] and len(results) == 2 and results[0].data == results[1].data
 
 
+def test_who_waits_leaves_alone_what_the_other_is_writing(tmp_path):
+    from classimpression.runner import prepare
+    cfg = config(tmp_path, method="fine-tuning")
+    folder = run(cfg).folder
+    (folder / "result.json").unlink(); (half := folder / "task4" / ".carry.safetensors.0.tmp").write_text("half")
+    with only_me(folder): prepare(cfg)
+    assert half.exists()
+    run(cfg)
+    assert not half.exists()                       # with the lock in hand, it is what a killed run left
+
+
 def test_a_lock_of_a_dead_process_is_no_lock(tmp_path):
     folder = tmp_path / "run"
     code = f"import sys, time; from pathlib import Path; from classimpression.folders import only_me\nwith only_me(Path({str(folder)!r})): print('held', flush=True); time.sleep(600)"
@@ -154,7 +165,7 @@ def test_a_lock_of_a_dead_process_is_no_lock(tmp_path):
 def test_other_code_is_another_run_unless_asked_for(tmp_path, monkeypatch):
     cfg = config(tmp_path, method="fine-tuning")
     first = run(cfg)
-    monkeypatch.setattr(folders, "code_of", lambda fit: "feedfacefeedface")
+    monkeypatch.setattr(folders, "code_of", lambda *_: "feedfacefeedface")
     assert run_folder(cfg) != first.folder and finished_run(cfg) is None and finished_run(replace(cfg, any_code=True)) == first.folder
     results, failed = run_all([replace(cfg, any_code=True)], jobs=-1)
     assert not failed and results[0].folder == first.folder
@@ -197,4 +208,4 @@ def test_what_a_run_apart_raises_comes_back(tmp_path, monkeypatch):
 def test_a_folder_of_other_settings_is_refused_under_the_lock(tmp_path):
     cfg = config(tmp_path, method="fine-tuning")
     write_json(run_folder(cfg) / "settings.json", dict(method="joint"))
-    with pytest.raises(StateError, match="other settings or data"): run(cfg)
+    with pytest.raises(StateError, match="other settings, data"): run(cfg)

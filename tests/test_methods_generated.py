@@ -91,7 +91,7 @@ def test_content_term_divides_the_logits_by_the_temperature():
     z = teacher(x).double().numpy()
     for T in (1., 1000.):
         want = -log_softmax(z/T)[range(6), z.argmax(1)].mean()
-        assert float(G.generator_terms(teacher, x, GeneratorConfig(temperature=T))["cross_entropy"]) == pytest.approx(want, rel=1e-5)
+        assert float(G.generator_terms(teacher, x, GeneratorConfig(temperature=T), batch_norms(teacher))["cross_entropy"]) == pytest.approx(want, rel=1e-5)
 
 
 @pytest.mark.parametrize("n_old, channels, side", [(1, 1, 18), (3, 3, 16)])
@@ -111,7 +111,7 @@ def test_the_objective_teaches_the_generator_and_leaves_the_teacher_alone(n_old,
 def test_hooks_are_gone_after_an_error():
     teacher = build_classifier("small", 3, [2]).eval()
     with pytest.raises(RuntimeError):
-        G.generator_terms(teacher, torch.rand(2, 1, 16, 16), GeneratorConfig())
+        G.generator_terms(teacher, torch.rand(2, 1, 16, 16), GeneratorConfig(), batch_norms(teacher))
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in teacher.modules())
 
 

@@ -193,7 +193,8 @@ def test_an_interrupted_synthesis_goes_on_after_its_last_finished_group(toy, tmp
 # Refused before any work, with nothing lost
 
 @pytest.mark.parametrize("bad", [dict(epochs="2"), dict(epochs=1.5), dict(lr=None), dict(a_tv=-1.), dict(a_bn=float("nan")), dict(a_l2=float("inf")), dict(method="magic"), dict(scenario=3), dict(sizes="2,2"),
-                                 dict(network="vit"), dict(pool="secret"), dict(seed=True), dict(groups=0), dict(k_min=0), dict(threads=0), dict(synthesis_steps=-1), dict(first_epochs=0), dict(typo=1)])
+                                 dict(network="vit"), dict(pool="secret"), dict(seed=True), dict(groups=0), dict(k_min=0), dict(threads=0), dict(synthesis_steps=-1), dict(first_epochs=0), dict(typo=1),
+                                 dict(options=dict(bn_update=True)), dict(options=dict(selection="test")), dict(options=dict(class_weighting="False"))])
 def test_bad_settings(bad, tmp_path):
     with pytest.raises(ConfigError) as e: RunConfig.of(**{"out": str(tmp_path), **bad})
     name = next(iter(bad))
@@ -242,7 +243,7 @@ def test_foreign_and_damaged_files_are_refused(toy, tmp_path):
         for p, b in good.items(): p.write_bytes(b)
         result.unlink(); row.unlink()
     restored(); write_json(r.folder / "settings.json", dict(read_json(r.folder / "settings.json"), checksum="other data"))
-    with pytest.raises(StateError, match="other settings or data"): run(tiny(tmp_path), toy())
+    with pytest.raises(StateError, match="other settings, data"): run(tiny(tmp_path), toy())
     restored(); carry.write_bytes(good[carry][:1000])
     with pytest.raises(StateError, match="cannot read tensors"): run(tiny(tmp_path), toy())
     restored(); save_tensors(carry, {"x": torch.zeros(1)}, {"y": 1})

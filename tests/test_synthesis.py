@@ -144,6 +144,31 @@ def test_bfloat16_finds_the_same_terms(carry):
     for k in exact: assert rough[k].item() == pytest.approx(exact[k].item(), rel=.02), k
 
 
+class BackToFront(nn.Module):
+    "Declares its normalisation in another order than it uses it, and one layer that it never calls."
+    def __init__(self):
+        super().__init__()
+        self.second, self.never, self.first = (nn.BatchNorm2d(3) for _ in range(3))
+        self.conv, self.fc = nn.Conv2d(3, 3, 3), nn.Linear(3, 2)
+    def forward(self, x): return self.fc(self.second(self.conv(self.first(x))).mean((2, 3)))
+
+
+def test_statistics_are_compared_with_those_of_the_layer_that_is_called():
+    torch.manual_seed(0)
+    net, x = BackToFront(), torch.rand(16, 3, 8, 8)
+    for m in (net.first, net.second): m.momentum = 1.
+    net.train()(x)                                                             # now it remembers these images
+    _, terms = impression_loss(frozen_copy(net), x, torch.zeros(16, dtype=torch.int64), SynthesisConfig())
+    assert terms["statistics"].item() < .01                                    # but for n and n - 1; in the order of declaration it would be above 1
+
+
+def test_an_objective_that_is_no_number_is_refused(carry):
+    broken = frozen_copy(carry.model)
+    broken.backbone.stem[1].running_var[0] = float("nan")
+    with pytest.raises(StateError, match="NaN"):
+        synthesize(Carryover(broken, 4, carry.means), SynthesisConfig(groups=1, group_size=4, steps=2, warmup=1))
+
+
 class NoNorm(nn.Module):
     "A classifier without batch normalisation."
     def __init__(self):
