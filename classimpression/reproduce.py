@@ -75,11 +75,12 @@ def check_writable(
 def tidy_notebook(
     path: Path,   # executed notebook
     name: str,    # what its source is called
+    final: str,   # what it will be called
 ) -> None:
     "Take this machine's paths out of papermill's notes."
     import nbformat
     nb = nbformat.read(path, as_version=4)
-    notes = nb.metadata.get("papermill", {}); notes.update(input_path=f"{name}.ipynb", output_path=path.name)
+    notes = nb.metadata.get("papermill", {}); notes.update(input_path=f"{name}.ipynb", output_path=final)
     places = {k for k, v in notes.get("parameters", {}).items() if isinstance(v, str) and Path(v).is_absolute()}
     notes["parameters"] = {k: v for k, v in notes.get("parameters", {}).items() if k not in places}
     for c in nb.cells:
@@ -101,7 +102,7 @@ def execute(
     try:
         execute_notebook(str(notebook), str(running), parameters, kernel_name="python3", progress_bar=False,
                          stdout_file=sys.stdout, config=secure)
-        tidy_notebook(running, notebook.stem); os.replace(running, output); failed.unlink(missing_ok=True)
+        tidy_notebook(running, notebook.stem, output.name); os.replace(running, output); failed.unlink(missing_ok=True)
         return output
     except Exception as e:  # papermill's, nbclient's and the kernel's errors have no common base
         if running.exists(): os.replace(running, failed)

@@ -72,3 +72,14 @@ def test_unknown_parameters_and_profiles_are_refused(three):
         with pytest.raises(ConfigError, match=said): reproduce.reproduce([], "smoke", given)
     with pytest.raises(ConfigError, match="slow"): reproduce.reproduce([], "slow", {})
     assert {p.name for p in three.iterdir()} == {"notebooks"}
+
+
+def test_executed_notebooks_name_no_folder_of_this_machine(tmp_path):
+    path = tmp_path / "losses.running.ipynb"
+    cell = dict(cell_type="code", id="given", metadata=dict(tags=["injected-parameters"]), outputs=[], execution_count=1, source='pairs = [0]\nroot = "/data/of/mine"\nfigures = "figures"')
+    notes = dict(input_path="/home/me/losses.ipynb", output_path=str(path), parameters=dict(pairs=[0], root="/data/of/mine", figures="figures"))
+    path.write_text(json.dumps(dict(cells=[cell], metadata=dict(papermill=notes), nbformat=4, nbformat_minor=5)))
+    reproduce.tidy_notebook(path, "losses", "losses_blood.ipynb")
+    nb = json.loads(path.read_text())
+    assert nb["metadata"]["papermill"] == dict(input_path="losses.ipynb", output_path="losses_blood.ipynb", parameters=dict(pairs=[0], figures="figures"))
+    assert "".join(nb["cells"][0]["source"]) == 'pairs = [0]\nfigures = "figures"' and "/data/of" not in path.read_text()
