@@ -111,7 +111,7 @@ def plot_variants(
     gain, variants, methods = differences(frame, base, measure), list(dict.fromkeys(frame.variant)), list(dict.fromkeys(frame.method))
     colours = method_colours(methods)
     with style():
-        fig, [[left, right]] = new_figure(1, 2, height=.95 + .24 * len(variants) * max(1, .6 * len(methods)), sharey=True, width_ratios=[1.3, 1])
+        fig, [[left, right]] = new_figure(1, 2, height=1.1 + .24 * len(variants) * max(1, .6 * len(methods)), sharey=True, width_ratios=[1.3, 1])
         for i, m in enumerate(methods):
             g, d = frame[frame.method == m], gain[gain.method == title_of(m)].set_index("variant")
             y = {v: k + (i - (len(methods) - 1) / 2) * .6 / len(methods) for k, v in enumerate(variants)}
@@ -124,8 +124,8 @@ def plot_variants(
             right.plot(d.difference, d.index.map(y), "o", ms=4, color=colours[m])
         right.axvline(0, color="#777777", lw=.7)
         left.set_yticks(range(len(variants)), [v + fewer_pairs(gain, base, v) for v in variants]); left.set_ylim(len(variants) - .5, -.5)
-        left.set(xlim=span, xlabel=f"{measure.replace('_', ' ')} after the last task (%)")
-        right.set_xlabel(f"difference to '{base}' (points)" if len(base) < 15 else "difference to the base (points)")
+        left.set(xlim=span, xlabel=f"{measure.replace('_', ' ')}\nafter the last task (%)")
+        right.set_xlabel(f"difference to\n{repr(base) if len(base) < 15 else 'the base'} (points)")
         for ax in (left, right): ax.grid(axis="x", lw=.4, alpha=.6)
         if len(methods) > 1: fig.legend(loc="outside upper left", ncols=len(methods), labelcolor="linecolor", handletextpad=.1)
     return fig
