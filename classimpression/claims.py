@@ -107,7 +107,7 @@ def judge_target(
     have = wide[[m, *([other] if other else [])]].dropna() if {m, other or m} <= set(wide) else wide.iloc[:0]
     row = dict(target=name, scenario=target["scenario"], pairs=len(have))
     if have.empty: return row | dict(reached="", verdict="missing")
-    if not other: return row | dict(reached=f"{have[m].mean():.1f} ({', '.join(f'{v:.1f}' for v in have[m])})", verdict="reached" if have[m].mean() >= bound else f"missed by {bound - have[m].mean():.1f}")
+    if not other: return row | dict(reached=f"{have[m].mean():.1f} ({', '.join(f'{v:.1f}' for v in have[m])})", verdict="reached" if have[m].mean() >= bound else f"missed by {bound - have[m].mean():.2g}")
     if times: return row | dict(reached=f"{(worst := (have[m] / have[other]).max()):.2f} times at most", verdict="reached" if worst <= times else "missed")
     mean, low, high = paired_interval(have[m], have[other])
     if len(have) == 1: return row | dict(reached=f"{mean:+.1f}", verdict="one pair only")

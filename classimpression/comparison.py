@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['MAIN', 'MAIN_KEYS', 'MEASURES', 'main_rows', 'merge_table', 'merge_main', 'merge_runs', 'title_of', 'main_summary',
-           'save_summary', 'paired_table', 'bootstrap_table', 'bootstrap_of', 'reproduced', 'judged', 'rows_of',
-           'save_frame', 'renew_frame', 'expected_but_missing', 'verdict_count', 'merge_bootstrap']
+           'save_summary', 'paired_table', 'bootstrap_table', 'bootstrap_of', 'reproduced', 'trials_of', 'judged',
+           'rows_of', 'save_frame', 'renew_frame', 'expected_but_missing', 'verdict_count', 'merge_bootstrap']
 
 # %% ../nbs/26_comparison.ipynb #e3bd1e0f
 MAIN = ("scenario", "method", "own", "data_free", "tier", "protocol", "profile", "seed", "class_order", "final_accuracy", "average_incremental_accuracy", "balanced_accuracy",
@@ -177,17 +177,27 @@ def reproduced(
     expected, wide, rows = read_json(package_folder() / "assets" / "expectations.json"), frame.pivot_table(index=["seed", "class_order"], columns="method", values=measure), []
     for m, e in expected.items():
         row = dict(method=title_of(m), published=e["published"])
-        if m not in wide: rows.append(row | dict(verdict="missing", ours="no run")); continue
+        if m not in wide: rows.append(row | dict(verdict="missing", ours="no run", tried="")); continue
         wanted = [e["near"]] if "near" in e else e.get("above", [])
         both = {o: part.mean() for o in wanted if o in wide and len(part := wide[[m, o]].dropna())}
         lost = [o for o, mean in both.items() if (abs(mean[m] - mean[o]) > margin if "near" in e else mean[m] <= mean[o])]
         absent, runs = [o for o in wanted if o not in both], wide[m].notna().sum()
+        floor = wide[[m, "fine-tuning"]].dropna().mean() if "fine-tuning" in wide else None
+        if floor is not None and floor[m] < floor["fine-tuning"]: lost = [*lost, "fine-tuning"]   # whatever else it is near to
         ours = [f"{wide[m].mean():.1f}" + (f" over {runs} of {len(wide)} pairs" if runs < len(wide) else ""), ", ".join(f"{title_of(o)} {mean[o]:.1f}" for o, mean in both.items()),
                 f"no run of {', '.join(map(title_of, absent))}" if absent else ""]
-        rows.append(row | dict(verdict=judged(lost, absent, bool(e.get("caveat"))), ours="; ".join(filter(None, ours)) + (f" ({e['caveat']})" if e.get("caveat") else "")))
+        verdict = judged(lost, absent, bool(e.get("caveat")))
+        rows.append(row | dict(verdict=verdict, tried=trials_of(m) if verdict == "not reproduced" else "", ours="; ".join(filter(None, ours)) + (f" ({e['caveat']})" if e.get("caveat") else "")))
     return pd.DataFrame(rows)
 
 # %% ../nbs/26_comparison.ipynb #ea3801ab
+def trials_of(
+    method: str,  # name
+) -> str:
+    "How many settings tuning tried, and of what."
+    trials = read_json(package_folder() / "assets" / "tuned.json").get(method, {}).get("trials", [])
+    return f"{len(trials)} settings on validation images of BloodMNIST: {', '.join(sorted({k for t in trials for k in t['options']}))}" if trials else "nothing"
+
 def judged(
     lost: list[str],    # methods that it should have beaten (or come near to) and did not
     absent: list[str],  # methods that it should be compared with and that have no run

@@ -85,9 +85,9 @@ def replay_against_joint(
     check(a and a.keys() == b.keys(), f"replay has the pairs {sorted(a)}, joint training {sorted(b)}; run both on the same ones")
     keys = sorted(a)
     mean, low, high = paired_interval([a[k] for k in keys], [b[k] for k in keys])
-    spread = max(b.values()) - min(b.values())
+    spread, worst = max(b.values()) - min(b.values()), max(abs(a[k] - b[k]) for k in keys)
     return dict(pairs=len(keys), joint=round(sum(b.values()) / len(b), 2), replay=round(sum(a.values()) / len(a), 2), difference=round(mean, 2), low=round(low, 2), high=round(high, 2),
-                holds=bool(low <= 0 <= high or abs(mean) <= spread if len(keys) > 1 else abs(mean) <= 1))
+                holds=bool(abs(mean) <= (spread if len(keys) > 1 else 1) and worst <= max(spread, 1)))
 
 # %% ../nbs/33_gates.ipynb #a7476a9a
 def gate_table(
