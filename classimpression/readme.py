@@ -17,13 +17,13 @@ __all__ = ['ALWAYS', 'HOLDS', 'REPORTED', 'BLOCKS', 'first_look', 'short_table',
            'fill_readme']
 
 # %% ../nbs/26_readme.ipynb #7d0a1c06
-ALWAYS = ("joint", "class-impression", "fine-tuning")  # methods in every short table
+ALWAYS = ("joint", "class-impression", "fine-tuning", "untrained-ridge")  # methods in every short table
 HOLDS = {"M0": "the network", "M1": "network, mean per class", "M2": "network, second moments"}
 
 def first_look(
     frame: DataFrame,  # rows of one scenario, from `main_rows`
 ) -> list[str]:        # names of methods, best balanced accuracy first
-    "Bounds, the paper's method, our own, and the best of every kind."
+    "Bounds, the paper's method, our own, a network that was never trained, and the best of every kind."
     mean = frame.groupby("method").balanced_accuracy.mean()
     best = frame.assign(real=frame.carried_images > 0, mean=frame.method.map(mean)).sort_values("mean", ascending=False)
     kinds = best[~best.method.isin(ALWAYS)].drop_duplicates(["tier", "own", "real"]).method
