@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Iterator
 from . import core
-from .core import ClassImpressionError, ConfigError, DataError, StateError, check, check_number
+from .core import ClassImpressionError, ConfigError, StateError, check, check_number
 from .folders import RunResult, finished_run, run_folder
 from .runner import RunConfig, run
 from .scenarios import make_scenario
@@ -115,7 +115,7 @@ def known_data(
     found = {}
     for place in {(c.scenario, c.root) for c in configs}:
         try: found[place] = make_scenario(place[0], root=place[1]).checksum
-        except (ConfigError, DataError): found[place] = None   # a scenario of the user's own, or the files lie elsewhere
+        except ClassImpressionError: found[place] = None   # a scenario of the user's own, or files that lie elsewhere or are damaged: then each run says so
     return found
 
 def seen_here(

@@ -206,7 +206,7 @@ def reproduce(
     configs = [c for j in todo for c in j.configs]
     with task_by_task(configs): failed = run_all(configs, jobs, lambda s: print(s, flush=True), scheduler)[1] if configs else {}
     done = {j: execute(find_notebook(j.experiment.name), j.figures / f"{j.stem}.ipynb", j.parameters | ({"jobs": -1} if "jobs" in j.parameters else {})) for j in todo}
-    made = sorted({f for j in todo for f in j.figures.glob("*") if f.is_file() and f.stat().st_mtime >= start - 2 and not f.name.endswith(".failed.ipynb")})
+    made = sorted({f for j in todo for f in j.figures.glob("*") if f.is_file() and f.stat().st_mtime >= start - 2 and not f.name.startswith(".") and not f.name.endswith(".failed.ipynb")})
     print(f"Done in {time.time() - start:.0f} s.\n" + "\n".join(map(str, made)))
     return tell_failures([j for j, path in done.items() if path is None], failed, todo)
 

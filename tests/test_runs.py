@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from classimpression.core import ClassImpressionError, ConfigError, DataError, StateError, file_md5, read_json, save_tensors, write_bytes, write_json
+from classimpression.core import ClassImpressionError, ConfigError, DataError, StateError, file_md5, load_tensors, read_json, save_tensors, write_bytes, write_json
 from classimpression.methods import METHODS, method
 from classimpression.models import NETWORKS, SmallNet, register_network
 from classimpression.runner import RunConfig, RunResult, profile, profile_config, run, run_folder
@@ -187,6 +187,8 @@ def test_an_interrupted_synthesis_goes_on_after_its_last_finished_group(toy, tmp
     with pytest.raises(KeyboardInterrupt): run(cfg(tmp_path / "broken"), toy(sizes=(2, 1)))
     assert len(list(tmp_path.glob("broken/**/group*.safetensors"))) == 2
     after = run(cfg(tmp_path / "broken"), toy(sizes=(2, 1)))
+    shared = load_tensors(next(tmp_path.glob("broken/cache/impressions-*.safetensors")))[1]
+    assert shared["earlier"]["cpu_seconds"] > 0                                 # whoever takes them from the cache pays for the groups made before the interruption
     assert len(calls) == 4 and stored(after.folder) == stored(whole.folder) and not list(after.folder.rglob("group*"))   # the third group only
 
 
