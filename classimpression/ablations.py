@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['KEYS', 'STRICT', 'variant_rows', 'merge_variants', 'variants_of', 'differences', 'variant_summary', 'fewer_pairs',
-           'plot_variants', 'variant_reading', 'main_effects', 'spread_over_orders']
+__all__ = ['KEYS', 'BOUNDS', 'STRICT', 'variant_rows', 'merge_variants', 'variants_of', 'differences', 'variant_summary',
+           'fewer_pairs', 'bound_rows', 'plot_variants', 'variant_reading', 'main_effects', 'spread_over_orders']
 
 # %% ../nbs/32_ablations.ipynb #ca2e7783
 KEYS = ["experiment", "variant", *MAIN_KEYS]  # what a rerun replaces
@@ -101,15 +101,32 @@ def fewer_pairs(
     n, all_of = (int(gain[gain.variant == v].pairs.min()) for v in (variant, base))
     return f" ({n} of {all_of} pairs)" if n < all_of else ""
 
+BOUNDS = ("joint", "fine-tuning")  # what every method lies between
+
+def bound_rows(
+    figures: str | Path,  # folder with the main table
+    scenario: str,        # name
+    profile: str,         # budget of the runs that are to be framed
+) -> DataFrame | None:    # strict runs of joint training and fine-tuning; None without a main table
+    "The two bounds: at the same budget if they ran at it, otherwise at that of the main table."
+    import pandas as pd
+    path = Path(figures) / "main_table.csv"
+    if not path.exists(): return None
+    table = pd.read_csv(path)
+    mine = table[(table.scenario == scenario) & (table.protocol == "strict") & table.method.isin(BOUNDS)]
+    return next((g for p in (profile, *dict.fromkeys(mine.profile)) if len(g := mine[mine.profile == p])), mine)
+
 def plot_variants(
     frame: DataFrame,  # rows of one experiment, scenario and profile
     base: str,         # variant that the others are compared with
     measure: str = "balanced_accuracy",  # column
     span: tuple[float, float] = (0, 100),  # of the left axis, per cent
+    bounds: DataFrame | None = None,  # from `bound_rows`: dashed lines on the left
 ) -> Figure:
-    "Accuracy after the last task of every variant, and the paired difference to the base."
+    "Accuracy after the last task of every variant, between the bounds, and the paired difference to the base."
     gain, variants, methods = differences(frame, base, measure), list(dict.fromkeys(frame.variant)), list(dict.fromkeys(frame.method))
-    colours = method_colours(methods)
+    around = bounds[~bounds.method.isin(methods)].groupby("method")[measure].mean() if bounds is not None else {}
+    colours = method_colours([*methods, *around.keys()])
     with style():
         fig, [[left, right]] = new_figure(1, 2, height=1.1 + .24 * len(variants) * max(1, .6 * len(methods)), sharey=True, width_ratios=[1.3, 1])
         for i, m in enumerate(methods):
@@ -122,6 +139,9 @@ def plot_variants(
             left.axvline(d.loc[base, "mean"], color=colours[m], lw=.7, ls=":")
             right.hlines(d.index.map(y), d.low, d.high, color=colours[m], lw=1.2)
             right.plot(d.difference, d.index.map(y), "o", ms=4, color=colours[m])
+        for m, mean in around.items():
+            left.axvline(mean, color=colours[m], lw=1, ls="--")
+            left.annotate(title_of(m), (mean, 1), (0, 3), xycoords=left.get_xaxis_transform(), textcoords="offset points", ha="right" if mean > 85 else "center", fontsize=6, color=colours[m])
         right.axvline(0, color="#777777", lw=.7)
         left.set_yticks(range(len(variants)), [v + fewer_pairs(gain, base, v) for v in variants]); left.set_ylim(len(variants) - .5, -.5)
         left.set(xlim=span, xlabel=f"{measure.replace('_', ' ')}\nafter the last task (%)")

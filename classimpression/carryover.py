@@ -15,24 +15,31 @@ from .data import Split, to_unit
 from .models import frozen_copy
 
 # %% auto #0
-__all__ = ['TIERS', 'class_means', 'Extra', 'n_bytes', 'Carryover', 'ExemplarCarryover', 'herd', 'choose_exemplars',
+__all__ = ['TIERS', 'refuse_few', 'class_means', 'Extra', 'n_bytes', 'Carryover', 'ExemplarCarryover', 'herd', 'choose_exemplars',
            'take_exemplars', 'hand_over', 'allowed_tier', 'save_carryover', 'load_carryover']
 
 # %% ../nbs/07_carryover.ipynb #7042f615
+def refuse_few(
+    split: Split,         # training images of the task
+    labels: list[int],    # its classes
+    k_min: int = 10,      # fewest images, or patients where they are known, behind a statistic
+    names: list[str] | None = None,  # of the classes
+) -> None:
+    "Raise `DataError` if what is carried about a class would rest on too few images."
+    check_number("k_min", k_min, 1, integer=True)
+    n = split.sources(max(labels) + 1).tolist()
+    few = {name: n[k] for k, name in zip(labels, names or labels, strict=True) if n[k] < k_min}
+    check(not few, f"too few training images (patients, where they are known) behind what is carried about a class: {few}; means and other statistics over fewer than {k_min} would nearly show a patient. "
+          "Collect more, or lower k_min if you accept that", DataError)
+
 def class_means(
     split: Split,         # training images of the task
     labels: list[int],    # classes to average, in order
-    k_min: int = 10,      # smallest number of images behind a mean
+    k_min: int = 10,      # fewest images, or patients where they are known, behind a mean
 ) -> Tensor:              # [len(labels), C, H, W] float32 in [0, 1]
     "Mean image of each class. Raises `DataError` if a class has fewer than `k_min` images."
-    check_number("k_min", k_min, 1, integer=True)
-    means = []
-    for k in labels:
-        mine = split.x[split.y == k]
-        check(len(mine) >= k_min, f"class {k} has {len(mine)} training images; a mean over fewer than {k_min} would nearly show a patient. "
-              "Collect more, or lower k_min if you accept that", DataError)
-        means.append(to_unit(mine).double().mean(0))
-    return torch.stack(means).float()
+    refuse_few(split, labels, k_min)
+    return torch.stack([to_unit(split.x[split.y == k]).double().mean(0) for k in labels]).float()
 
 # %% ../nbs/07_carryover.ipynb #9f883c7c
 TIERS = ("M0", "M1", "M2", "reference")
@@ -130,15 +137,17 @@ def hand_over(
     carry: Carryover | None,               # what came from the task before; None after the first
     means: bool = True,                    # carry class means?
     extra: dict[str, Extra] | None = None, # what the method carries beyond them
-    k_min: int = 10,                       # smallest number of images behind a mean
+    k_min: int = 10,                       # fewest images, or patients where they are known, behind a statistic of a class
 ) -> Carryover:
-    "Pack what survives `task`."
+    "Pack what survives `task`. Raises `DataError` if more than the model is carried about a class with fewer than `k_min` images."
     kept = None
     if means:
         check(carry is None or carry.means is not None, "the earlier tasks' class means are missing", StateError)
         new = class_means(task.train, task.labels, k_min)
         kept = new if carry is None else torch.cat([carry.means, new])
-    return Carryover(frozen_copy(model), task.n_seen, kept, dict(extra or {}))
+    packed = Carryover(frozen_copy(model), task.n_seen, kept, dict(extra or {}))
+    if packed.tier != "M0": refuse_few(task.train, task.labels, k_min)
+    return packed
 
 def allowed_tier(
     carry: Carryover,   # what is to be carried

@@ -105,24 +105,27 @@ def jitter(
 class CineSplit(Split):
     "Labelled cine series; as images they are their middle frames."
     varies = True
-    def __init__(self, frames: Tensor, start: Tensor, count: Tensor, y: Tensor, checksum: str = ""):
-        check(len(start) == len(count) == len(y) and y.dtype == torch.int64, "a series needs a start, a number of frames and a label", DataError)
-        for k, v in dict(frames=frames, start=start, count=count, y=y, checksum=checksum).items(): object.__setattr__(self, k, v)
+    def __init__(self, frames: Tensor, start: Tensor, count: Tensor, y: Tensor, checksum: str = "", patient: Tensor | None = None):
+        patient = torch.arange(len(y)) if patient is None else patient   # without a name, each series is somebody's
+        check(len(start) == len(count) == len(y) == len(patient) and y.dtype == torch.int64, "a series needs a start, a number of frames, a label and a patient", DataError)
+        for k, v in dict(frames=frames, start=start, count=count, y=y, checksum=checksum, patient=patient).items(): object.__setattr__(self, k, v)
     @property
     def x(self) -> Tensor: return self.frames[self.start + self.count // 2][:, None]      # uint8 [N, 1, S, S]
     def __repr__(self) -> str: return f"CineSplit({len(self)} series of {int(self.count.min())}-{int(self.count.max())} frames {self.frames.shape[1]}x{self.frames.shape[2]})"
-    def to(self, device) -> CineSplit: return CineSplit(self.frames, self.start, self.count, self.y.to(device), self.checksum)
+    def to(self, device) -> CineSplit: return self.relabelled(self.y.to(device))
     def digest(self) -> str: return digest([self.checksum, self.start.tolist(), self.count.tolist(), self.y.tolist()])
     def take(self, idx: Tensor | list[int]) -> CineSplit:
         i = torch.as_tensor(idx, dtype=torch.int64).cpu()
-        return CineSplit(self.frames, self.start[i], self.count[i], self.y[i.to(self.y.device)], self.checksum)
-    def relabelled(self, y: Tensor) -> CineSplit: return CineSplit(self.frames, self.start, self.count, y, self.checksum)
+        return CineSplit(self.frames, self.start[i], self.count[i], self.y[i.to(self.y.device)], self.checksum, self.patient[i])
+    def relabelled(self, y: Tensor) -> CineSplit: return CineSplit(self.frames, self.start, self.count, y, self.checksum, self.patient)
+    def sources(self, n_classes: int) -> Tensor: return torch.bincount(torch.stack([self.y.cpu(), self.patient], 1).unique(dim=0)[:, 0], minlength=n_classes)   # patients of each class
     def padded(self, to: int) -> CineSplit:
         check(to == self.frames.shape[-1], f"cine series of {self.frames.shape[-1]} pixels are not padded to {to}; index them with that size", DataError)
         return self
     def joined(self, other: CineSplit) -> CineSplit:
         check(isinstance(other, CineSplit) and other.frames is self.frames, "only series of one store can be joined", DataError)
-        return CineSplit(self.frames, *(torch.cat([getattr(self, k), getattr(other, k)]) for k in ("start", "count", "y")), self.checksum)
+        parts = {k: torch.cat([getattr(self, k), getattr(other, k)]) for k in ("start", "count", "y", "patient")}
+        return CineSplit(self.frames, **parts, checksum=self.checksum)
 
     def at(self, i: Tensor, share: Tensor | float, device=None) -> Tensor:
         "The frame of each series (of rows `i`) at a share of its length in [0, 1): float32 [len(i), 1, S, S]."
@@ -138,7 +141,8 @@ def cine_splits(
     rows, views = store.series, store.index["views"]
     check_disjoint(rows)
     column = lambda name: torch.tensor([r[name] for r in rows], dtype=torch.int64)
-    all_ = CineSplit(store.frames, column("start"), column("frames"), torch.tensor([views.index(r["view"]) for r in rows]), store.checksum)
+    names = {p: i for i, p in enumerate(dict.fromkeys(r["patient"] for r in rows))}
+    all_ = CineSplit(store.frames, column("start"), column("frames"), torch.tensor([views.index(r["view"]) for r in rows]), store.checksum, torch.tensor([names[r["patient"]] for r in rows]))
     return {p: all_.take([i for i, r in enumerate(rows) if r["split"] == p]) for p in PARTS}
 
 def check_disjoint(

@@ -15,12 +15,13 @@ from .configs import reported_pairs
 from .core import package_folder, read_json
 from .experiments import Experiment, experiments, find_experiment
 from .metrics import paired_interval
+from .tables import as_dict
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
 __all__ = ['verdict', 'in_points', 'read_table', 'judge_part', 'judge_whole', 'judge_claims', 'judge_target', 'judge_targets',
-           'wanted', 'inventory']
+           'wanted', 'found_runs', 'inventory']
 
 # %% ../nbs/33_claims.ipynb #6ce926cd
 def verdict(
@@ -138,20 +139,34 @@ def wanted(
     seeds = lambda d: [reported_pairs(d["scenario"])[i]["seed"] for i in d["pairs"]] if d.get("pairs") else d.get("seeds", [])
     return [dict(scenario=d.get("scenario"), budget=d.get("budget", profile), methods=methods(d), variants=list(d.get("variants", e.variants)), seeds=seeds(d)) for d in e.profiles.get(profile, [])]
 
+def found_runs(
+    figures: Path,        # folder of reported results
+    e: Experiment,        # the experiment
+    entry: dict[str, Any],  # of `wanted`
+) -> set[tuple[str, str, int]] | None:  # method, variant and seed of every finished run; None where an executed notebook is all that is left
+    "The runs that a table, or the list of runs beside a notebook, holds."
+    name, there = e.table or ("main_table" if e.name in ("main_table", "published") else ""), set()
+    if name:
+        t = read_table(figures / f"{name}.csv")
+        if t is None: return there
+        t = t[(t.scenario == entry["scenario"]) & (t.profile == entry["budget"]) & ((t.experiment == e.name) if e.table else True)]
+        return set(zip(t.method, t.variant if e.table else [""] * len(t), t.seed))
+    path = figures / f"{e.name}_{entry['scenario']}_runs.json"
+    if not path.exists(): return None
+    return {(r["method"], "", r["seed"]) for r in map(as_dict, read_json(path)) if r["profile"] == entry["budget"]}
+
 def inventory(
     figures: str | Path = "figures",  # folder of reported results
     profile: str = "standard",        # of the plan
-) -> DataFrame:                       # experiment, scenario, budget, planned, in the table, missing
-    "Runs that the plan asks for and that the tables hold; a table may hold more of some methods and still miss others."
+) -> DataFrame:                       # experiment, scenario, budget, counted, planned, found, missing
+    "What the plan asks for and what is there, run by run; for experiments that store no list of runs, whether the notebook was executed."
     import pandas as pd
-    rows = []
+    figures, rows = Path(figures), []
     for e in experiments().values():
-        name = f"{e.table}.csv" if e.table else "main_table.csv" if e.name in ("main_table", "published") else ""
-        if not name: continue                                   # looks at runs of the others
-        table = read_table(Path(figures) / name)
         for w in wanted(e, profile):
+            there = found_runs(figures, e, w)
             plan = {(m, v if e.table else "", s) for m in w["methods"] for v in w["variants"] for s in w["seeds"]}
-            mine = None if table is None else table[(table.scenario == w["scenario"]) & (table.profile == w["budget"]) & ((table.experiment == e.name) if e.table else True)]
-            there = set() if mine is None else set(zip(mine.method, mine.variant if e.table else [""] * len(mine), mine.seed))
-            rows.append({"experiment": e.name, "scenario": w["scenario"], "budget": w["budget"], "planned": len(plan), "in the table": len(there), "missing": len(plan - there)})
+            if there is None: there, plan, counted = {"notebook"} if list(figures.glob(f"{e.name}{'_' + w['scenario'] if w['scenario'] else ''}.ipynb")) else set(), {"notebook"}, "notebooks"
+            else: counted = "runs"
+            rows.append({"experiment": e.name, "scenario": w["scenario"] or "", "budget": w["budget"], "counted": counted, "planned": len(plan), "found": len(there), "missing": len(plan - there)})
     return pd.DataFrame(rows)

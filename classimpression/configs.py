@@ -51,7 +51,7 @@ class RunConfig(TrainConfig):
     a_tv1: float = 0.0
     a_l2: float = 0.1
     snapshots: list[int] | None = None   # steps after which the first group is kept for figures
-    k_min: int = 10                      # smallest number of images behind a class mean
+    k_min: int = 10                      # fewest images, or patients where they are known, behind a statistic of a class
     threads: int | None = None           # CPU threads; None: leave as they are
     any_code: bool = False               # take finished runs that other code made?
     root: str | None = None              # folder of the data; None: CLASSIMPRESSION_DATA

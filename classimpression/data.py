@@ -44,6 +44,9 @@ class Split:
     def counts(self, n_classes: int) -> Tensor:
         "Images per class, int64 [n_classes]."
         return torch.bincount(self.y, minlength=n_classes)
+    def sources(self, n_classes: int) -> Tensor:
+        "Patients per class where they are known, otherwise images, int64 [n_classes]."
+        return self.counts(n_classes)
     def take(self, idx: Tensor | list[int]) -> Split:
         "The rows `idx`, in that order."
         idx = torch.as_tensor(idx, dtype=torch.int64, device=self.x.device)

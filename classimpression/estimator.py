@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from .carryover import Carryover, ExemplarCarryover, choose_exemplars, hand_over, load_carryover, save_carryover, take_exemplars
+from .carryover import Carryover, ExemplarCarryover, choose_exemplars, hand_over, load_carryover, refuse_few, save_carryover, take_exemplars
 from .configs import RunConfig, profile_config, synthesis_settings, training_settings
 from .core import DataError, StateError, check, generator, seeded
 from .data import Split, as_split
@@ -69,10 +69,9 @@ def learn_task(
     carry: Carryover | None,  # what came from the task before
     sizes: list[int],         # classes per task, this one included
 ) -> tuple[Carryover, Split | None]:  # for the next task, and the exemplars in it
-    "Learn one task from its images and the carryover. Raises `DataError` before work if class means would be over too few images."
+    "Learn one task from its images and the carryover. Raises `DataError` before work if what is carried about a class would rest on too few images."
     t, method, impressions = len(sizes) - 1, find_method(cfg.method), None
-    fewest = int(train.counts(sum(sizes))[-sizes[-1]:].min())
-    check(not method.means or fewest >= cfg.k_min, f"a class has {fewest} images, and {cfg.method} carries class means; a mean over fewer than {cfg.k_min} would nearly show a patient. Collect more, or lower k_min if you accept that", DataError)
+    if method.summarises: refuse_few(train, list(range(sum(sizes[:-1]), sum(sizes))), cfg.k_min)
     wants = (method.exemplars if cfg.exemplars is None else cfg.exemplars) != 0
     check(carry is None or not wants or getattr(carry, "exemplars", None) is not None, f"{cfg.method} needs the real images that it kept, and a stored estimator has none, on purpose; go on where the first tasks were learned, or choose a method that keeps none", StateError)
     settings = replace(training_settings(cfg, t, sizes), cache=cfg.cache)
@@ -82,7 +81,7 @@ def learn_task(
         if carry is not None and method.impressions: impressions = synthesize(carry, synthesis_settings(cfg, t), cfg.seed, t, device=cfg.device)
         model, history = method.fit(carry, task, impressions, settings, **sort_options(method, cfg.options)[1])
     kept = keep_exemplars(cfg, model, task, getattr(carry, "exemplars", None))
-    following = hand_over(model.cpu(), task, carry, method.means, history.extra, cfg.k_min)
+    following = hand_over(model.cpu(), task, carry, method.means, history.extra, cfg.k_min if method.summarises else 1)
     if kept is not None: following = ExemplarCarryover(following.model, following.n_classes, following.means, following.extra, kept)
     return following, kept
 

@@ -47,6 +47,10 @@ class Method:
     @property
     def data_free(self) -> bool: return self.exemplars == 0
     @property
+    def summarises(self) -> bool:
+        "Does it carry statistics of classes, and no images? Then each class needs `k_min` images."
+        return self.data_free and self.tier != "M0"
+    @property
     def knobs(self) -> dict[str, Any]:
         "Its hyper-parameters and their defaults."
         return {p.name: p.default for p in list(inspect.signature(self.fit).parameters.values())[4:]}

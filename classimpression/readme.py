@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['ALWAYS', 'HOLDS', 'REPORTED', 'BLOCKS', 'first_look', 'short_table', 'short_text', 'results_text', 'fill_block',
-           'fill_readme']
+           'fill_readme', 'fill_beside']
 
 # %% ../nbs/26_readme.ipynb #7d0a1c06
 ALWAYS = ("joint", "class-impression", "fine-tuning", "untrained-ridge")  # methods in every short table
@@ -98,3 +98,12 @@ def fill_readme(
     for name, content in zip(BLOCKS, (short_text(figures), results_text(figures, Path(figures).name)), strict=True): text = fill_block(text, name, content)
     write_bytes(readme, text.encode())
     return text
+
+def fill_beside(
+    figures: str | Path,  # folder of tables and figures
+) -> str:                 # what was done
+    "Fill the README beside the folder of figures, if there is one with the markers."
+    readme = Path(figures).resolve().parent / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    if not all(f"<!-- {name}:start -->" in text for name in BLOCKS): return f"no README with blocks for results beside {Path(figures).name}: nothing filled"
+    return f"{readme.name}: {'nothing new' if fill_readme(readme, figures) == text else 'results filled'}"

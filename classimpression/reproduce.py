@@ -156,7 +156,7 @@ def jobs_of(
     for k in given: check(any(k in known for known in notebooks.values()), f"no parameter {k!r}; {chosen[0].name} has: {', '.join(notebooks[chosen[0].name])}")
     jobs = [job_of(e, entry, given, set(notebooks[e.name])) for e in chosen for entry in entries(e, profile, given.get("scenario"))]
     check(jobs, f"the profile {profile!r} plans nothing for {', '.join(e.name for e in chosen)}")
-    return jobs
+    return list({json.dumps([j.experiment.name, j.parameters], sort_keys=True): j for j in jobs}.values())   # what was typed can make two entries of a plan the same
 
 def job_of(
     e: Experiment,          # the experiment

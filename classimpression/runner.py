@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Callable
 import torch
 from torch import Tensor
-from .carryover import TIERS, Carryover, ExemplarCarryover, allowed_tier, choose_exemplars, hand_over, load_carryover, n_bytes, save_carryover, take_exemplars
+from .carryover import TIERS, Carryover, ExemplarCarryover, allowed_tier, choose_exemplars, hand_over, load_carryover, n_bytes, refuse_few, save_carryover, take_exemplars
 from .configs import RunConfig, profile, profile_config, setting_types, synthesis_settings, training_settings
-from .core import DataError, cached, check, environment, modules_digest, read_json, saved_seconds, seeded, tensor_digest, used_modules, write_json
+from .core import cached, check, environment, modules_digest, read_json, saved_seconds, seeded, tensor_digest, used_modules, write_json
 from .data import Split
 from .folders import RunResult, claim, finished_run, finished_tasks, only_me, protocol_name, run_folder
 from .methods import Method, find_method, sort_options
@@ -47,9 +47,8 @@ def prepare(
     for t in range(1, len(scenario.sizes)): training_settings(cfg, t, scenario.sizes), synthesis_settings(cfg, t)
     if method.impressions and cfg.a_margin:
         check(cfg.margin_k <= min(scenario.sizes[1:], default=cfg.margin_k), f"margin_k is {cfg.margin_k}, but a task brings only {min(scenario.sizes[1:], default=0)} new classes")
-    if method.means:
-        few = {n: int(c) for task in scenario.tasks for n, c in zip(task.class_names, task.train.counts(task.n_seen)[task.n_old:]) if c < cfg.k_min}
-        check(not few, f"too few training images behind a class mean (k_min is {cfg.k_min}): {few}", DataError)
+    if method.summarises:
+        for task in scenario.tasks: refuse_few(task.train, task.labels, cfg.k_min, task.class_names)
     check(cfg.device == "cpu" or torch.cuda.is_available(), f"device {cfg.device!r} is not available on this machine; use device='cpu'")
     if (folder / "settings.json").exists() and not fresh: claim(folder, owner(cfg, scenario))
     return scenario, method, folder
@@ -151,7 +150,7 @@ def run_task(
         if per_class:
             f = teacher_features(model, task.train.x.to(cfg.device)) if method.herding else None
             kept = choose_exemplars(task.train, task.labels, per_class, cfg.seed, f)
-        following = hand_over(model.cpu(), task, carry, method.means, history.extra, cfg.k_min)
+        following = hand_over(model.cpu(), task, carry, method.means, history.extra, cfg.k_min if method.summarises else 1)
     with watch("evaluation"): conf = evaluate(model.to(cfg.device), scenario.test(t), task.n_seen, cfg.device)
     held = scenario.carried_images(cfg.pool, cfg.selection, t)          # validation images of old classes, if the protocol keeps them at hand
     n_real, kept_bytes = (carry.images if carry else 0) + held, following.bytes + held * scenario.image_bytes

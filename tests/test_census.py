@@ -90,8 +90,9 @@ def test_images_smaller_than_a_patch_are_refused():
 def test_statistics_never_exceed_their_share(toy, tmp_path):
     scenario, m, carry = toy(sizes=(1, 2, 1), pixels=32, per_class=180), find_method("census"), None
     for t in range(3):
-        with scenario.training(t) as task: model, _ = m.fit(carry, task, None, TrainConfig(epochs=1, cache=str(tmp_path)), n_patches=600, rounds=2, share=.09)
-        carry = hand_over(model, task, carry, means=False)
+        with scenario.training(t) as task:
+            model, _ = m.fit(carry, task, None, TrainConfig(epochs=1, cache=str(tmp_path)), n_patches=600, rounds=2, share=.09)
+            carry = hand_over(model, task, carry, means=False)
         assert carry.statistics <= .09 * scenario.n_train_seen_bytes(t) and len(model.answer.sketch) > 0
     assert carry.images == 0 and model.answer.n_classes == 4
 

@@ -418,6 +418,18 @@ def test_the_papers_size_and_one_for_a_cpu(tmp_path, size):
     assert cfg.network == "large" and r.data["scenario"]["size"] == size and r.impressions(3).x.shape[1:] == (1, size, size) and r.carry(3).means.shape == (5, 1, size, size)
 
 
+def test_patients_are_counted_where_they_are_known(ward, tmp_path):
+    "Thirty series of three patients are three people behind a mean."
+    from classimpression.carryover import refuse_few
+    rng, views = np.random.default_rng(0), ["A", "B"]
+    series = [(dict(view=views[i % 2], patient=str(i % 3), split="train"), rng.integers(0, 256, (3, 16, 16), dtype=np.uint8)) for i in range(60)]
+    train = cine_splits(CineStore.open(write_store(tmp_path / "s", series, 16, views, {})))["train"]
+    assert train.counts(2).tolist() == [30, 30] and train.sources(2).tolist() == [3, 3]
+    assert train.where([1]).sources(2).tolist() == [0, 3] and train.relabelled(1 - train.y).take([0, 6]).sources(2).tolist() == [0, 1]
+    refuse_few(train, [0, 1], 3, views)
+    with pytest.raises(DataError, match="'A': 3, 'B': 3"): refuse_few(train, [0, 1], 4, views)
+
+
 def test_without_optional_packages(monkeypatch, tmp_path, frames):
     import sys
     np.save(tmp_path / "a.npy", frames); dicom(tmp_path / "a.dcm", frames)

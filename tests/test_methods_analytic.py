@@ -280,8 +280,9 @@ def go(name, scenario, cfg, upto=None, **knobs):
     "Run a method over the tasks; the carryovers."
     carries = []
     for t in range(len(scenario.sizes) if upto is None else upto + 1):
-        with scenario.training(t) as task: model, h = find_method(name).fit(carries[-1] if carries else None, task, None, cfg, **FEW[name] | knobs)
-        carries.append(hand_over(model, scenario.tasks[t], carries[-1] if carries else None, means=False, extra=h.extra))
+        with scenario.training(t) as task:
+            model, h = find_method(name).fit(carries[-1] if carries else None, task, None, cfg, **FEW[name] | knobs)
+            carries.append(hand_over(model, task, carries[-1] if carries else None, means=False, extra=h.extra, k_min=1))
     return carries
 
 

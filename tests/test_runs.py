@@ -17,8 +17,9 @@ import torch
 from classimpression.core import ClassImpressionError, ConfigError, DataError, StateError, file_md5, load_tensors, read_json, save_tensors, write_bytes, write_json
 from classimpression.methods import METHODS, method
 from classimpression.models import NETWORKS, SmallNet, register_network
-from classimpression.runner import RunConfig, RunResult, profile, profile_config, run, run_folder
+from classimpression.runner import RunConfig, RunResult, profile, prepare, profile_config, run, run_folder
 from classimpression.synthesis import synthesis_preset
+from classimpression.tasks import from_arrays
 from classimpression.training import fit_task
 
 TINY = dict(scenario="toy", epochs=1, batch_size=20, groups=1, group_size=10, synthesis_steps=4, synthesis_warmup=1, threads=1, k_min=5)
@@ -210,6 +211,35 @@ def test_bad_settings(bad, tmp_path):
 def test_bad_plans(bad, error, tmp_path):
     with pytest.raises(error): run(RunConfig.of(**{**TINY, "scenario": "blood-mini", "out": str(tmp_path), **bad}))
     assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_statistics_of_few_images_are_refused(name, toy, tmp_path, monkeypatch):
+    "Whatever a method carries about a class rests on k_min images, unless less is asked for; the model alone, or real images, need no such number."
+    monkeypatch.setattr("classimpression.runner.run_task", lambda *a: pytest.fail("work began"))
+    cfg = dict(method=name, k_min=10, a_margin=0.)
+    few = lambda: toy((2, 1, 1), per_class=27)   # 9 of them for training
+    if METHODS[name].tier == "M0" or not METHODS[name].data_free: prepare(tiny(tmp_path, **cfg), few())
+    else:
+        with pytest.raises(DataError, match=r"too few training images .*: 9.*lower k_min"): run(tiny(tmp_path, **cfg), few())
+        prepare(tiny(tmp_path, **cfg | dict(k_min=9)), few())
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["class-impression", "census", "slda", "ncm", "fecam", "fetril", "adagauss"])
+def test_one_image_of_a_class_set_explicitly(name, toy, tmp_path):
+    "k = 1: a class of a single image is learned if this is asked for, and refused otherwise."
+    def rare():
+        s = toy((2, 1), per_class=30, pixels=32)
+        train = s.joint(1, reference=True)
+        last = (train.y == 2).nonzero()[:, 0]
+        few, held = train.take(torch.cat([(train.y < 2).nonzero()[:, 0], last[:1]])), s.test(1)
+        return from_arrays((few.x, few.y), (held.x, held.y), (held.x, held.y), sizes=[2, 1], layout="NCHW", name="toy")
+    small = dict(census=dict(n_patches=2000, rounds=2), adagauss=dict(adapter_epochs=2, samples=100)).get(name)
+    cfg = dict(method=name, options=small, a_margin=0., bn_update=False)
+    with pytest.raises(DataError, match="{'2': 1}|too few training images"): run(tiny(tmp_path, **cfg | dict(k_min=10)), rare())
+    r = run(tiny(tmp_path, **cfg | dict(k_min=1)), rare())
+    assert len(r.data["tasks"]) == 2 and all(torch.isfinite(v).all() for v in r.carry(1).model.state_dict().values() if v.is_floating_point())
 
 
 def test_data_of_another_name_are_refused(toy, tmp_path):
