@@ -17,12 +17,12 @@ from .scenarios import make_scenario
 from .tables import as_dict, mean_and_spread, renewed, rounded, to_markdown
 from .training import predict
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 # %% auto #0
 __all__ = ['MAIN', 'MAIN_KEYS', 'MEASURES', 'main_rows', 'merge_table', 'merge_main', 'merge_runs', 'title_of', 'main_summary',
-           'save_summary', 'paired_table', 'bootstrap_table', 'bootstrap_of', 'reproduced', 'trials_of', 'judged',
-           'rows_of', 'save_frame', 'renew_frame', 'expected_but_missing', 'verdict_count', 'merge_bootstrap']
+           'save_summary', 'paired_table', 'bootstrap_table', 'bootstrap_of', 'reproduced', 'trials_of', 'told_apart',
+           'judged', 'rows_of', 'save_frame', 'renew_frame', 'expected_but_missing', 'verdict_count', 'merge_bootstrap']
 
 # %% ../nbs/26_comparison.ipynb #e3bd1e0f
 MAIN = ("scenario", "method", "own", "data_free", "tier", "protocol", "profile", "seed", "class_order", "final_accuracy", "average_incremental_accuracy", "balanced_accuracy",
@@ -177,7 +177,7 @@ def reproduced(
     expected, wide, rows = read_json(package_folder() / "assets" / "expectations.json"), frame.pivot_table(index=["seed", "class_order"], columns="method", values=measure), []
     for m, e in expected.items():
         row = dict(method=title_of(m), published=e["published"])
-        if m not in wide: rows.append(row | dict(verdict="missing", ours="no run", tried="")); continue
+        if m not in wide: rows.append(row | dict(verdict="missing", told_apart="", ours="no run", why="", tried="")); continue
         wanted = [e["near"]] if "near" in e else e.get("above", [])
         both = {o: part.mean() for o in wanted if o in wide and len(part := wide[[m, o]].dropna())}
         lost = [o for o, mean in both.items() if (abs(mean[m] - mean[o]) > margin if "near" in e else mean[m] <= mean[o])]
@@ -187,7 +187,9 @@ def reproduced(
         ours = [f"{wide[m].mean():.1f}" + (f" over {runs} of {len(wide)} pairs" if runs < len(wide) else ""), ", ".join(f"{title_of(o)} {mean[o]:.1f}" for o, mean in both.items()),
                 f"no run of {', '.join(map(title_of, absent))}" if absent else ""]
         verdict = judged(lost, absent, bool(e.get("caveat")))
-        rows.append(row | dict(verdict=verdict, tried=trials_of(m) if verdict == "not reproduced" else "", ours="; ".join(filter(None, ours)) + (f" ({e['caveat']})" if e.get("caveat") else "")))
+        apart = [title_of(o) for o in both if (part := wide[[m, o]].dropna()).shape[0] > 1 and told_apart(part[m], part[o])]
+        reasons = dict(why="", tried="") if verdict.startswith("reproduced") else dict(why=e.get("why", "not looked into"), tried=trials_of(m) if verdict == "not reproduced" else "")
+        rows.append(row | dict(verdict=verdict, told_apart=", ".join(apart), ours="; ".join(filter(None, ours)) + (f" ({e['caveat']})" if e.get("caveat") else "")) | reasons)
     return pd.DataFrame(rows)
 
 # %% ../nbs/26_comparison.ipynb #ea3801ab
@@ -197,6 +199,14 @@ def trials_of(
     "How many settings tuning tried, and of what."
     trials = read_json(package_folder() / "assets" / "tuned.json").get(method, {}).get("trials", [])
     return f"{len(trials)} settings on validation images of BloodMNIST: {', '.join(sorted({k for t in trials for k in t['options']}))}" if trials else "nothing"
+
+def told_apart(
+    a: Series,  # of one method, one value per pair of seed and class order
+    b: Series,  # of another, the same pairs
+) -> bool:
+    "Does the paired 95 % interval of their difference exclude 0?"
+    _, low, high = paired_interval(a, b)
+    return bool(low > 0 or high < 0)
 
 def judged(
     lost: list[str],    # methods that it should have beaten (or come near to) and did not

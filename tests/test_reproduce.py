@@ -67,6 +67,14 @@ def test_the_plan_is_printed_and_nothing_is_done(three, capsys):
     assert {p.name for p in three.iterdir()} == {"notebooks"}
 
 
+def test_entries_that_typed_parameters_make_the_same_are_one(three, monkeypatch):
+    two = Experiment("first", "first", "Why?", ["fine-tuning"], dict(smoke=[dict(scenario="blood-mini", pairs=[0, 1], methods=["slda"]), dict(scenario="blood-mini", pairs=[0])]))
+    monkeypatch.setattr(reproduce, "find_experiment", lambda name: two)
+    monkeypatch.setattr(experiments, "find_experiment", lambda name: two)
+    count = lambda **given: [len(j.configs) for j in reproduce.jobs_of(["first"], "smoke", given)]
+    assert count() == [2, 1] and count(pairs=[2]) == [1, 1] and count(pairs=[2], methods=["ncm", "slda"]) == [2]
+
+
 def test_unknown_parameters_and_profiles_are_refused(three):
     for given, said in ((dict(sedes=[1]), "no parameter 'sedes'"), (dict(pairs=3), "must be of type list"), (dict(scenario="moon"), "moon"), (dict(methods=["magic"]), "magic")):
         with pytest.raises(ConfigError, match=said): reproduce.reproduce([], "smoke", given)
