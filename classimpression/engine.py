@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 # %% auto #0
-__all__ = ['run_apart', 'child', 'workers', 'in_workers', 'run_all', 'known_data', 'seen_here', 'read_runs', 'raise_failures']
+__all__ = ['run_apart', 'child', 'workers', 'in_workers', 'run_all', 'known_data', 'seen_here', 'read_runs', 'raise_failures',
+           'outcome']
 
 # %% ../nbs/23_engine.ipynb #9f5715fe
 def run_apart(
@@ -145,3 +146,14 @@ def raise_failures(
 ) -> None:
     "Raise `ClassImpressionError` that lists what failed, if anything did."
     check(not failed, "some runs failed:\n" + "\n".join(f"{k}: {v}" for k, v in failed.items()), ClassImpressionError)
+
+# %% ../nbs/23_engine.ipynb #06d9891b
+def outcome(
+    results: list[RunResult],  # of `run_all`
+    failed: dict[str, str],    # of `run_all`
+) -> str:
+    "How many runs are there, how many were not started, and what went wrong."
+    wrong = {Path(folder).name: why for folder, why in failed.items() if why != "not finished"}
+    missing = len(failed) - len(wrong)
+    lines = [f"{len(results)} runs are on this disk" + (f", {missing} are not: they come from earlier sittings, or the tables lack them" if missing else "")]
+    return "\n".join([*lines, *([f"{name}: {why}" for name, why in wrong.items()] or ["every run that was started ended well"])])
