@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['verdict', 'in_points', 'read_table', 'judge_part', 'judge_whole', 'judge_claims', 'judge_target', 'judge_targets',
-           'wanted', 'found_runs', 'inventory']
+__all__ = ['verdict', 'in_points', 'read_table', 'judge_part', 'judge_whole', 'judge_claims', 'judge_target', 'judge_tier',
+           'judge_targets', 'wanted', 'found_runs', 'inventory']
 
 # %% ../nbs/33_claims.ipynb #6ce926cd
 def verdict(
@@ -97,22 +97,36 @@ def judge_claims(
 
 # %% ../nbs/33_claims.ipynb #b4e2d1ef
 def judge_target(
-    target: dict,     # method, scenario, measure, and at_least, or against and more_than (points) or at_most_times
+    target: dict,     # method, scenario, measure, and at_least, at_most_tier or not_applicable, or against and more_than (points), at_most_times or at_least_share
     rows: DataFrame,  # of the main table, strict, of the scenario at the reported budget
 ) -> dict:            # target, reached, pairs, verdict
     "One target against the main table."
     m, k = target["method"], target["measure"]
+    if "not_applicable" in target: return dict(target=f"{title_of(m)}: {target['not_applicable'].partition(':')[0]}", scenario=target["scenario"], pairs=0, reached=target["not_applicable"].partition(": ")[2], verdict="not applicable")
+    if "at_most_tier" in target: return judge_tier(target, rows)
     wide = rows.pivot_table(index=["seed", "class_order"], columns="method", values=k)
-    other, times, bound = target.get("against"), target.get("at_most_times"), target.get("at_least", target.get("more_than"))
-    name = f"{title_of(m)}: {k.replace('_', ' ')} " + (f"at most {times:g} times those of {title_of(other)}" if times else f"more than {bound:g} points above {title_of(other)}" if other else f"at least {bound:g} %")
+    other, times, share, bound = (target.get(x) for x in ("against", "at_most_times", "at_least_share", "more_than")); bound = target.get("at_least", bound)
+    name = f"{title_of(m)}: {k.replace('_', ' ')} " + (f"at most {times:g} times those of {title_of(other)}" if times else f"at least {100 * share:g} % of that of {title_of(other)}" if share else f"more than {bound:g} points above {title_of(other)}" if other else f"at least {bound:g} %")
     have = wide[[m, *([other] if other else [])]].dropna() if {m, other or m} <= set(wide) else wide.iloc[:0]
     row = dict(target=name, scenario=target["scenario"], pairs=len(have))
     if have.empty: return row | dict(reached="", verdict="missing")
     if not other: return row | dict(reached=f"{have[m].mean():.1f} ({', '.join(f'{v:.1f}' for v in have[m])})", verdict="reached" if have[m].mean() >= bound else f"missed by {bound - have[m].mean():.2g}")
+    if share: return row | dict(reached=f"{100 * (part := have[m].mean() / have[other].mean()):.1f} %", verdict="reached" if part >= share else "missed")
     if times: return row | dict(reached=f"{(worst := (have[m] / have[other]).max()):.2f} times at most", verdict="reached" if worst <= times else "missed")
     mean, low, high = paired_interval(have[m], have[other])
     if len(have) == 1: return row | dict(reached=f"{mean:+.1f}", verdict="one pair only")
     return row | dict(reached=in_points(mean, low, high), verdict="reached" if low > bound else "missed" if high < bound else "not shown")
+
+def judge_tier(
+    target: dict,     # method, scenario, at_most_tier
+    rows: DataFrame,  # of the main table
+) -> dict:
+    "Does every run of a method carry what a tier allows, and no more?"
+    mine = rows[rows.method == target["method"]]
+    row = dict(target=f"{title_of(target['method'])}: tier {target['at_most_tier']} or lower in every run", scenario=target["scenario"], pairs=len(mine))
+    if mine.empty: return row | dict(reached="", verdict="missing")
+    worst = max(mine.tier, key=TIERS.index)
+    return row | dict(reached=worst, verdict="reached" if TIERS.index(worst) <= TIERS.index(target["at_most_tier"]) else "missed")
 
 def judge_targets(
     figures: str | Path = "figures",  # folder of reported results
