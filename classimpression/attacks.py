@@ -148,16 +148,18 @@ def covariance_attack(
     f: Tensor,          # vectors of the candidates [N, D]
     y: Tensor,          # their classes [N]
     means: Tensor,      # published [K, D]
-    cov: Tensor,        # published, within a class [D, D]
+    cov: Tensor,        # published, within a class: one for all [D, D], or one for each [K, D, D]
     classes: list[int], # which classes these are
     own: tuple[Tensor, Tensor] | None = None,  # from `own_moments`; None: every image is held to be equally ordinary
     little: float = 1e-6,  # share of the identity, so that the covariance can be inverted
 ) -> Tensor:            # [N] float64
     "Minus the logarithm of the squared Mahalanobis distance under the published moments, relative to the attacker's own."
     at = torch.searchsorted(torch.tensor(classes), y)
-    cov = cov.double().clone(); cov.diagonal().add_(little * cov.diagonal().mean())
-    distance = lambda m, l: torch.linalg.solve_triangular(l, (f.double() - m.double()[at]).T, upper=False).square().sum(0).clamp(min=1e-30).log()
-    return (0. if own is None else distance(*own)) - distance(means, factor(cov))
+    lift = lambda c: c + little * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype)
+    distance = lambda m, l, at: torch.linalg.solve_triangular(l, (f.double() - m.double()[at]).T, upper=False).square().sum(0).clamp(min=1e-30).log()
+    if cov.dim() == 2: there = distance(means, factor(lift(cov.double())), at)
+    else: there = torch.stack([distance(means, factor(lift(c.double())), at) for c in cov]).gather(0, at[None])[0]
+    return (0. if own is None else distance(*own, at)) - there
 
 # %% ../nbs/31_attacks.ipynb #3fc9ff0b
 def ssim(

@@ -5,18 +5,19 @@
 # %% ../nbs/32_privacy.ipynb #3d97806d
 from __future__ import annotations
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .answers import unpack
 from .attacks import Candidates, confidence_attack, covariance_attack, draw_candidates, mean_attack, nearest_attack, own_moments, ratio, ssim, success, whitened, within_class
 from .carryover import Carryover
-from .core import generator
+from .core import DataError, check, generator
 from .data import Split, to_unit
 from .folders import RunResult
 from .models import build_classifier
 from .motion import validation_of
+from .tables import as_dict
 from .tasks import Scenario
 from .training import teacher_features
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from classimpression.synthesis import Impressions
 
 # %% auto #0
-__all__ = ['Published', 'pixels', 'published', 'distance_likeness', 'impression_attacks', 'audit_run', 'nearer_to_training',
-           'mean_areas', 'overfitted', 'controls']
+__all__ = ['Published', 'pixels', 'published', 'distance_likeness', 'impression_attacks', 'audit_run', 'traced',
+           'nearer_to_training', 'mean_areas', 'overfitted', 'controls']
 
 # %% ../nbs/32_privacy.ipynb #0ff45594
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Published:
     what: str                            # in words
     vectors: Callable[[Tensor], Tensor]  # images, uint8 [N, C, H, W] -> [N, D]
     means: Tensor                        # [K, D]
-    cov: Tensor | None = None            # within a class [D, D]
+    cov: Tensor | None = None            # within a class: one for all [D, D], or one for each [K, D, D]
 
 def pixels(x: Tensor) -> Tensor: return to_unit(x).flatten(1)
 
@@ -42,13 +43,15 @@ def published(
     carry: Carryover,  # what a run hands on
     images: int,       # that the run has learned from so far
 ) -> list[Published]:
-    "The statistics in a carryover. Covariances of single classes, as in FeCAM, are not looked at."
-    found, answer = [], getattr(carry.model, "answer", None)
+    "The statistics in a carryover: of the images, in the answering head, and beside the model."
+    found, answer, features = [], getattr(carry.model, "answer", None), lambda x: teacher_features(carry.model, x)
     if carry.means is not None: found.append(Published("mean images", pixels, carry.means.flatten(1)))
+    found += [Published(f"means of features ({name})", features, e.value) for name, e in carry.extra.items() if e.value.shape == (carry.n_classes, carry.model.backbone.n_features)]
     if not hasattr(answer, "means"): return found
-    lift = getattr(answer, "lift", lambda f: f)
-    vectors = lambda x: lift(teacher_features(carry.model, x))
+    lift = getattr(answer, "lift", getattr(answer, "project", lambda f: f))
+    vectors = lambda x: lift(features(x))
     found.append(Published("means of features", vectors, answer.means))
+    if hasattr(answer, "covariances"): return [*found, Published("covariances of features, class by class", lambda x: answer.power(vectors(x)), answer.power(answer.means), answer.covariances())]
     cov = answer.covariance() if hasattr(answer, "covariance") else unpack(answer.scatter, answer.means.shape[1]) / images if hasattr(answer, "scatter") else None
     return found if cov is None else [*found, Published("covariance of features", vectors, answer.means, cov)]
 
@@ -89,6 +92,17 @@ def audit_run(
     if result.data["tasks"][last].get("impressions"):
         rows += [row("impressions", name, *found) for name, found in impression_attacks(result.impressions(last), result.carry(last - 1).model, c).items()]
     return rows
+
+def traced(
+    rows: DataFrame,      # from `audit_run`, of one scenario and budget
+    runs: Iterable[Any],  # their results, one of each method
+) -> DataFrame:           # with scenario, profile, seed, class_order and run_id in front
+    "Which run each row is about."
+    import pandas as pd
+    of = {r["method"]: r for r in map(as_dict, runs)}
+    lost = sorted(set(rows.method) - set(of)); check(not lost, f"the rows speak of {lost}, whose runs are not listed", DataError)
+    front = [dict(scenario=(r := of[m])["scenario"]["name"], profile=r["profile"], seed=r["seed"], class_order=" ".join(map(str, r["scenario"]["class_order"])), run_id=r["run_id"]) for m in rows.method]
+    return pd.concat([pd.DataFrame(front), rows.reset_index(drop=True)], axis=1)
 
 # %% ../nbs/32_privacy.ipynb #4881ed6a
 def nearer_to_training(
