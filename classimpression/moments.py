@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from .answers import discriminant
 from .core import check, check_number, generator
-from .drift import adc_shift, ldc_map, sdc_shift
+from .drift import adapt_gaussians, adc_shift, fit_adapter, ldc_map, sdc_shift
 
 # %% auto #0
 __all__ = ['Estimator', 'ESTIMATORS', 'Moments', 'recalls_of', 'fit_motion', 'move', 'Probe', 'AtHand', 'shift', 'by_map',
-           'by_sdc', 'by_adc', 'by_ldc', 'by_class']
+           'by_sdc', 'by_adc', 'by_ldc', 'by_adagauss', 'by_class']
 
 # %% ../nbs/30_moments.ipynb #30aa0006
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ def by_map(s: Moments, h: AtHand, which: str = "new", codes: bool = False, rank:
     φ, old, moved = h.motion(which)
     return move(s, *fit_motion(torch.cat([φ, old], 1) if codes else old, moved, rank=rank))
 
-def by_sdc(s: Moments, h: AtHand) -> Moments:
-    "Kernel-weighted mean of the new images' motion."
+def by_sdc(s: Moments, h: AtHand, published: bool = False) -> Moments:
+    "Kernel-weighted mean of the new images' motion; the kernel's width is the published 0.3 mean lengths, or a quarter of the median distance."
     _, old, moved = h.motion("new")
-    width = float(torch.pdist(old[:500].float()).median().nan_to_num(1.).clamp(min=1e-6)) / 4
+    width = .3 * float(old.norm(dim=1).mean().clamp(min=1e-6)) if published else float(torch.pdist(old[:500].float()).median().nan_to_num(1.).clamp(min=1e-6)) / 4
     return shift(s, sdc_shift(s.means[:, -old.shape[1]:].float(), old.float(), (old + moved).float(), width))
 
 def by_adc(s: Moments, h: AtHand) -> Moments:
@@ -135,6 +135,14 @@ def by_ldc(s: Moments, h: AtHand) -> Moments:
     p = ldc_map(h.new.old.float(), (h.new.old + h.new.moved).float(), generator(0, "drift map"))
     return move(s, p.T.double() - torch.eye(d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64))
 
+def by_adagauss(s: Moments, h: AtHand) -> Moments:
+    "Mean of points of each class's Gaussian behind a perceptron, learned on the new images with an anti-collapse loss; the covariance stays."
+    d, m, scale = h.new.old.shape[1], h.new.old.mean(0), h.new.old.std(correction=0).clamp(min=1e-6)                  # in units in which its rates and losses mean something
+    unit = lambda v: ((v - m) / scale).float()
+    adapter = fit_adapter(unit(h.new.old), unit(h.new.old + h.new.moved))
+    means = adapt_gaussians(unit(s.means[:, -d:]), (s.cov[-d:, -d:] / scale**2).expand(len(s.means), d, d), adapter, generator(0, "adapted points"), max(2000, 2 * d))[0]
+    return shift(s, means.double() * scale + m - s.means[:, -d:])
+
 def by_class(s: Moments, h: AtHand) -> Moments:
     "Each mean follows the impressions of its own class; where there are none, the mean of all."
     p = h.impressions
@@ -144,8 +152,10 @@ ESTIMATORS: dict[str, Estimator] = {
     "as they were": lambda s, h: s,
     "mean shift, new images": lambda s, h: shift(s, h.new.moved.double().mean(0)),
     "SDC, new images": by_sdc,
+    "SDC at its published width, new images": partial(by_sdc, published=True),
     "ADC, new images": by_adc,
     "LDC, new images": by_ldc,
+    "AdaGauss, new images": by_adagauss,
     "map, new images": by_map,
     "map of rank 8, new images": partial(by_map, rank=8),
     "class by class, impressions": by_class,

@@ -6,12 +6,14 @@
 from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable, Iterable, Iterator
+import numpy as np
 import torch
 from torch import Tensor
 from .census import Census
 from .core import generator
 from .data import Split
 from .folders import RunResult
+from .metrics import paired_interval
 from .models import NETWORKS
 from .moments import ESTIMATORS, AtHand, Moments, Probe, by_class, recalls_of
 from .plots import new_figure, style
@@ -19,11 +21,11 @@ from .scenarios import Scenario
 from .training import teacher_features
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 # %% auto #0
-__all__ = ['SHOWN', 'Step', 'codes_of', 'validation_of', 'motion_steps', 'study_motion', 'motion_summary', 'plot_motion',
-           'motion_reading', 'study_drift', 'drift_summary', 'plot_drift', 'drift_reading']
+__all__ = ['OURS', 'SHOWN', 'Step', 'codes_of', 'validation_of', 'motion_steps', 'study_motion', 'against', 'motion_summary',
+           'plot_motion', 'motion_reading', 'study_drift', 'drift_summary', 'plot_drift', 'drift_reading']
 
 # %% ../nbs/31_motion.ipynb #31aa0001
 @dataclass(frozen=True)
@@ -96,13 +98,28 @@ def study_motion(
     return pd.DataFrame(rows)
 
 # %% ../nbs/31_motion.ipynb #86883cdc
+OURS = "map, new images"  # what the others are compared with
+
+def against(
+    a: Series,  # one value per pair of seed and class order
+    b: Series,  # of what it is compared with
+) -> tuple[float, float, float]:  # mean difference and its 95 % interval; without a second pair no interval
+    "A paired difference."
+    both = a.index[a.notna() & b.reindex(a.index).notna()]
+    if not len(both): return (np.nan,) * 3
+    mean, low, high = paired_interval(a[both], b[both])
+    return (mean, low, high) if len(both) > 1 else (mean, np.nan, np.nan)
+
 def motion_summary(
     rows: DataFrame,  # from `study_motion`, one or more runs
-) -> DataFrame:       # after the last task: features, statistics, mean, low, high, error
-    "Mean over runs after the last task, lowest and highest run."
+) -> DataFrame:       # after the last task: features, statistics, mean, low, high, error, gain, gain_low, gain_high
+    "Mean over runs after the last task, lowest and highest run, and the paired difference to our map with its 95 % t-interval."
     last = rows[rows.task == rows.task.max()]
     g = last.groupby(["features", "statistics"], sort=False)
-    return g.balanced_accuracy.agg(["mean", "min", "max"]).join(g.error.mean()).reset_index().round(2).rename(columns=dict(min="low", max="high"))
+    table = g.balanced_accuracy.agg(["mean", "min", "max"]).join(g.error.mean()).rename(columns=dict(min="low", max="high"))
+    wide = last.pivot_table(index="seed", columns=["features", "statistics"], values="balanced_accuracy")
+    gains = [against(wide[f, n], wide[f, OURS]) if (f, OURS) in wide and n != OURS else (np.nan,) * 3 for f, n in table.index]
+    return table.assign(**dict(zip(("gain", "gain_low", "gain_high"), zip(*gains)))).reset_index().round(2)
 
 def plot_motion(
     rows: DataFrame,  # from `study_motion`, one or more runs
@@ -154,12 +171,14 @@ def study_drift(
 
 def drift_summary(
     drift: DataFrame,  # from `study_drift`, one or more runs
-) -> DataFrame:        # statistics, error, low, high, better, correlation
-    "Per estimator the mean error with its quartiles, how often it is better than doing nothing (per cent), and the correlation of predicted with true lengths."
+) -> DataFrame:        # statistics, error, low, high, better, correlation, more, more_low, more_high, pairs
+    "Per estimator the mean error with its quartiles, how often it is better than doing nothing (per cent), the correlation of predicted with true lengths, and how much more it errs than our map, with a paired 95 % t-interval over pairs of seed and class order."
     g = drift[drift["all"]].groupby("statistics", sort=False)
     q = g.error.quantile([.25, .75]).unstack()
     found = g.error.mean().to_frame("error").assign(low=q[.25], high=q[.75], better=100 * g.error.apply(lambda e: (e < 1).mean()), correlation=[v.along.corr(v.length) if v.along.std() > 1e-12 else float("nan") for _, v in g])
-    return found.reset_index().round(2)
+    wide = drift[drift["all"]].pivot_table(index="seed", columns="statistics", values="error")
+    more = [against(wide[n], wide[OURS]) if n != OURS and OURS in wide else (np.nan,) * 3 for n in found.index]
+    return found.assign(**dict(zip(("more", "more_low", "more_high"), zip(*more))), pairs=len(wide)).reset_index().round(2)
 
 # %% ../nbs/31_motion.ipynb #31aa0007
 SHOWN = {"mean shift, new images": "#999999", "SDC, new images": "#E69F00", "map, new images": "#0072B2", "class by class, impressions": "#D55E00"}
