@@ -4,13 +4,15 @@
 
 # %% ../nbs/33_parts.ipynb #cf13335a
 from __future__ import annotations
+import copy, math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Callable
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from .ablations import differences
-from .answers import Answer, Gaussians, Ridge
+from .answers import Answer, Gaussians, NearestMean, Ridge
 from .census import SIDES, VIEWS, Census, SketchedLDA, cells, turned
 from .core import check
 from .data import Split, to_unit
@@ -23,13 +25,13 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['CODES', 'PARTS', 'UNTRAINED', 'BASE', 'VARIANTS', 'columns', 'Look', 'looked_at', 'Variant', 'whole_image',
-           'described', 'judge_variant', 'study_parts', 'part_summary']
+__all__ = ['CODES', 'PARTS', 'UNTRAINED', 'RESTATED', 'BASE', 'VARIANTS', 'columns', 'Look', 'restate', 'looked_at', 'Variant',
+           'whole_image', 'described', 'beside_cosine', 'judge_variant', 'study_parts', 'part_summary']
 
 # %% ../nbs/33_parts.ipynb #400619ae
 CODES = tuple(f"codes of {s}x{s}" for s in SIDES)
 PARTS = (*CODES, "colours", "network")   # of Census, in the order of its columns
-UNTRAINED = "network, never trained"
+UNTRAINED, RESTATED = "network, never trained", "network, batch normalisation restated"
 
 def columns(
     census: Census,  # of the first task
@@ -41,25 +43,41 @@ def columns(
 
 @dataclass(frozen=True)
 class Look:
-    "What images look like to Census before features are standardised: all poses, the first pose, a network that was never trained."
+    "What images look like to Census before features are standardised: all poses, the first pose, a network that was never trained, and one with restated batch normalisation."
     turned: Tensor     # [N, D]
     once: Tensor       # [N, D]
     untrained: Tensor  # [N, F]
+    restated: Tensor   # [N, F]
     y: Tensor          # [N]
+
+@torch.no_grad()
+def restate(
+    net: nn.Module,   # network with batch normalisation
+    x: Tensor,        # images to measure on, uint8 [N, C, H, W]
+    size: int = 256,  # images at a time
+) -> nn.Module:       # a copy with their running means and variances, in evaluation mode
+    "Measure the statistics of batch normalisation anew; weights stay."
+    net = copy.deepcopy(net)
+    for m in net.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm): m.reset_running_stats(); m.momentum = None    # None: the mean over all batches
+    net.train()
+    for b in x.split(size): net(to_unit(b))
+    return net.eval()
 
 @torch.no_grad()
 def looked_at(
     census: Census,           # of the first task
-    untrained: torch.nn.Module,  # a model of the same shape
+    untrained: nn.Module,     # a model of the same shape
     split: Split,             # images and labels
     size: int = 256,          # images at a time
+    restated: nn.Module | None = None,  # from `restate`; None: the network as it was
 ) -> Look:
     "Look at images once, for every variant."
-    found = []
+    found, net = [], restated or census.net
     for b in split.x.split(size):
         x = to_unit(b) if b.dtype == torch.uint8 else b
         poses = [census.in_pose(turned(x, *pose)) for pose in VIEWS[census.layout]]
-        found.append((sum(poses) / len(poses), poses[0], untrained.features(x).float()))
+        found.append((sum(poses) / len(poses), poses[0], untrained.features(x).float(), net(x).float()))
     return Look(*(torch.cat(p) for p in zip(*found)), split.y)
 
 # %% ../nbs/33_parts.ipynb #4f0e6b97
@@ -73,13 +91,16 @@ class Variant:
     shrinkage: float | None = None   # share of the identity in the covariance; None: the run's
     readout: str | None = None       # what answers; None: as in the run
     head: Callable[[int], Answer] | None = None  # another head, for that many features; it knows no limit
+    mixed: bool = False              # mixed with a cosine head on the network's features, calibrated on the newest task?
 
 BASE = "all of it"
 VARIANTS = {
     BASE: Variant(),
     "without the network": Variant(parts=(*CODES, "colours")),
     "network never trained": Variant(parts=(*CODES, "colours", UNTRAINED)),
+    "network, batch normalisation restated": Variant(parts=(*CODES, "colours", RESTATED)),
     "network alone": Variant(parts=("network",)),
+    "network alone, batch normalisation restated": Variant(parts=(RESTATED,)),
     "without colours": Variant(parts=(*CODES, "network")),
     "without codes": Variant(parts=("colours", "network")),
     "codes of 6x6 only": Variant(parts=(CODES[0], "colours", "network")),
@@ -87,6 +108,7 @@ VARIANTS = {
     "codes over the whole image": Variant(cells=False),
     "no turned copies": Variant(poses=False),
     "nearest mean": Variant(share=0.),
+    "mixed with a cosine head": Variant(mixed=True),
     "a third of the bytes": Variant(share=.03),
     "a ninth of the bytes": Variant(share=.01),
     "shrinkage 0.0003": Variant(shrinkage=3e-4),
@@ -116,11 +138,29 @@ def described(
 ) -> Tensor:           # [N, D'], not yet standardised
     "The columns that a variant reads."
     f, where = look.turned if v.poses else look.once, columns(census)
-    read = lambda p: look.untrained if p == UNTRAINED else f[:, where[p]]
+    beside = {UNTRAINED: look.untrained, RESTATED: look.restated}
+    read = lambda p: beside[p] if p in beside else f[:, where[p]]
     pooled = lambda p: whole_image(read(p), census, SIDES[CODES.index(p)]) if p in CODES and not v.cells else read(p)
     return torch.cat([pooled(p) for p in v.parts], 1)
 
 # %% ../nbs/33_parts.ipynb #8824911d
+@torch.no_grad()
+def beside_cosine(
+    scores: Callable[[Look], Tensor],  # of the head that answers alone: images -> [N, K]
+    census: Census,     # of the first task
+    tasks: list[Look],  # training images, task by task
+) -> Callable[[Look], Tensor]:  # images -> log-probabilities of the mixture [N, K]
+    "A mixture with cosines to the class means of the network's features; temperatures and weight make the newest task's training images likeliest."
+    where, cosine = columns(census)["network"], NearestMean(census.net.n_features, cosine=True)
+    for t in tasks: cosine.update(t.turned[:, where], t.y, sorted(set(t.y.tolist())))
+    both = lambda look: (scores(look), cosine(look.turned[:, where]))
+    a, b = both(tasks[-1]); y = tasks[-1].y
+    calibrated = lambda z: min((float(F.cross_entropy(z / t, y)), t) for t in torch.logspace(-2, 2, 41).tolist())[1]
+    ta, tb = calibrated(a), calibrated(b)
+    mixture = lambda a, b, w: torch.logaddexp((a / ta).log_softmax(1) + math.log(1 - w), (b / tb).log_softmax(1) + math.log(w))
+    w = min((float(F.nll_loss(mixture(a, b, w), y)), w) for w in (.001, .1, .2, .3, .4, .5, .6, .7, .8, .9))[1]
+    return lambda look: mixture(*both(look), w)
+
 @torch.no_grad()
 def judge_variant(
     v: Variant,         # what is changed
@@ -137,9 +177,10 @@ def judge_variant(
     for look in tasks:
         f, labels = (described(look, census, v) - centre) / scale, sorted(set(look.y.tolist()))
         head.update(f, look.y, labels, *(() if v.head else ((1e6 if v.share is None else v.share) * pixels,)))
-    answer = head((described(val, census, v) - centre) / scale).argmax(1)
-    conf = confusion_matrix(val.y, answer, head.n_classes)
-    return dict(balanced_accuracy=balanced_accuracy(conf), worst_class_recall=worst_class_recall(conf), carried_bytes=sum(b.numel() * b.element_size() for b in head.state_dict().values()))
+    scores, heads = lambda look: head((described(look, census, v) - centre) / scale), [head]
+    if v.mixed: scores, heads = beside_cosine(scores, census, tasks), [head, NearestMean(census.net.n_features, head.n_classes)]
+    conf = confusion_matrix(val.y, scores(val).argmax(1), head.n_classes)
+    return dict(balanced_accuracy=balanced_accuracy(conf), worst_class_recall=worst_class_recall(conf), carried_bytes=sum(b.numel() * b.element_size() for h in heads for b in h.state_dict().values()))
 
 # %% ../nbs/33_parts.ipynb #652c2e91
 def study_parts(
@@ -156,8 +197,10 @@ def study_parts(
     untrained = build_classifier(model.network.rpartition("-")[2], data.channels, [data.sizes[0]], seed).eval()
     joint = data.joint(len(data.sizes) - 1, reference=True)
     ends = [sum(data.sizes[:t + 1]) for t in range(len(data.sizes))]
-    tasks = [looked_at(census, untrained, joint.where(range(end - n, end))) for end, n in zip(ends, data.sizes)]
-    val = looked_at(census, untrained, validation_of(data))
+    parts = [joint.where(range(end - n, end)) for end, n in zip(ends, data.sizes)]
+    nets = [restate(census.net, p.x) for p in parts]
+    tasks = [looked_at(census, untrained, p, restated=net) for p, net in zip(parts, nets)]
+    val = looked_at(census, untrained, validation_of(data), restated=nets[-1])
     tell(f"seed {seed}: looked at {sum(len(t.y) for t in tasks):,} training and {len(val.y):,} validation images")
     pixels, rows = census.cut(joint.x[:1]).numel(), []
     for name, v in variants.items():
