@@ -43,7 +43,7 @@ def budget_rows(
         spent = dict(epochs=s.get("epochs"), steps=s.get("synthesis_steps"), tuned=", ".join(f"{k} {v}" for k, v in (s.get("options") or {}).items()) or "nothing")
         outcome = {k: round(m[k], 2) for k in ("final_accuracy", "balanced_accuracy", "worst_class_recall", "average_incremental_accuracy", "forgetting")}
         seconds = sum(t.get("cpu_seconds", sum(t["seconds"].values())) for t in r["tasks"])
-        rows.append(dict(method=r["title"], budget=budget, profile=r["profile"], seed=r["seed"]) | spent | outcome | dict(first_task=round(r["tasks"][0]["accuracy"], 2), minutes=round(seconds / 60, 1)))
+        rows.append(dict(method=r["title"], budget=budget, profile=r["profile"], seed=r["seed"]) | spent | outcome | dict(first_task=round(r["tasks"][0]["accuracy"], 2), minutes=round(seconds / 60, 1), run_id=r["run_id"]))
     return pd.DataFrame(rows)
 
 def runs_beside(

@@ -124,10 +124,12 @@ def verify_some(
     args: argparse.Namespace,  # from the command line
 ) -> int:                      # exit code; 1 if a result is different or could not be made
     "Run some reported results again and compare."
-    from classimpression.verify import verify
-    table = verify(args.figures, args.sample, args.seed, args.scenario, args.methods, args.root, args.out, args.jobs)
-    print(table.to_string(index=False))
-    return int(not set(table.verdict) <= {"identical", "within seed spread"})
+    from classimpression.reproduce import check_writable
+    from classimpression.verify import CONFIRMED, SHOWN, verify
+    if args.save: check_writable(os.path.dirname(args.save) or ".")
+    table = verify(args.figures, args.sample, args.seed, args.scenario, args.methods, args.root, args.out, args.jobs, args.tables, args.minutes, args.save)
+    print(table[list(SHOWN)].to_string(index=False))
+    return int(not set(table.verdict) <= set(CONFIRMED))
 
 # %% ../nbs/37_commands.ipynb #a6781829
 def add_verify(p: argparse.ArgumentParser) -> None:
@@ -136,6 +138,9 @@ def add_verify(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
     p.add_argument("--scenario", help="only results of this task sequence")
     p.add_argument("--methods", nargs="+", help="only results of these methods")
+    p.add_argument("--tables", nargs="+", help="only results in these tables, such as main_table or losses_blood (default: all that lie in the folder)")
+    p.add_argument("--minutes", type=float, help="only runs that took at most so long when they were reported")
+    p.add_argument("--save", metavar="NAME.csv", help="add the outcome to this table, such as figures/verified.csv; versions and machine are written beside it, into NAME.json")
     p.add_argument("--figures", default="figures", help="folder of reported results (default: figures)")
     p.add_argument("--root", help="folder of the MedMNIST files (default: the variable CLASSIMPRESSION_DATA)")
     p.add_argument("--out", default="runs/verify", help="folder for the new runs (default: runs/verify)")

@@ -239,9 +239,10 @@ def renew_frame(
     frame: DataFrame,  # rows measured now
     keys: list[str],   # columns that name what was measured
 ) -> DataFrame:        # all rows of the file as it is now
-    "Write a table in which only what was measured now is replaced. Raises `ConfigError` for a file with other columns."
+    "Write a table in which only what was measured now is replaced; older rows may lack the run. Raises `ConfigError` for a file with other columns."
     import pandas as pd
     old = pd.read_csv(path) if Path(path).exists() and Path(path).read_text().strip() else frame
+    if [*old.columns, "run_id"] == list(frame.columns): old = old.assign(run_id="")
     check(list(old.columns) == list(frame.columns), f"{path} has other columns than the rows that are to be added; move it away and run again")
     return save_frame(path, renewed(old, frame, keys))
 

@@ -64,7 +64,7 @@ def frame_rows(
         for level, (q, t) in levels_of(p, middle, y).items():
             conf = confusion_matrix(t.numpy(), q.argmax(1).numpy(), data.n_classes)
             rows.append(who | dict(level=level, frames=n if level != "middle frame" else 1, series=len(split), balanced_accuracy=balanced_accuracy(conf), calibration_error=calibration_error(q, t)))
-            curves.append(reliability(q, t).assign(**{k: who[k] for k in ("method", "title", "seed")}, level=level))
+            curves.append(reliability(q, t).assign(**{k: who[k] for k in ("method", "title", "seed", "run_id")}, level=level))
     return pd.DataFrame(rows), pd.concat(curves, ignore_index=True)
 
 def frame_summary(

@@ -151,7 +151,7 @@ def cost_rows(
     import pandas as pd
     keep = ("task", "cpu_seconds", "peak_memory_mb", "carried_bytes", "carried_images", "impressions")
     return pd.DataFrame([dict(scenario=r["scenario"]["name"], profile=r["profile"], method=r["method"], title=r["title"], tier=r["tier"], seed=r["seed"]) | {k: t.get(k) for k in keep}
-                         | {f"{k}_seconds": v for k, v in t["seconds"].items()} for r in map(as_dict, results) for t in r["tasks"]])
+                         | {f"{k}_seconds": v for k, v in t["seconds"].items()} | dict(run_id=r["run_id"]) for r in map(as_dict, results) for t in r["tasks"]])
 
 def plot_costs(
     frame: DataFrame,  # from `cost_rows`, of one scenario and profile

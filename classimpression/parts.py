@@ -188,7 +188,7 @@ def study_parts(
     data: Scenario,        # its data, opened afresh
     variants: dict[str, Variant] = VARIANTS,
     tell: Callable[[str], None] = print,  # called with a line per step
-) -> DataFrame:            # seed, class_order, method, variant, balanced_accuracy, worst_class_recall, carried_bytes
+) -> DataFrame:            # seed, class_order, method, variant, balanced_accuracy, worst_class_recall, carried_bytes, run_id
     "Every variant on validation images after the last task. Raises `ConfigError` for a run of another method."
     import pandas as pd
     check(result.data["method"] == "census", f"the parts of census are asked for, but this is a run of {result.data['method']!r}")
@@ -206,7 +206,7 @@ def study_parts(
     for name, v in variants.items():
         if not v.poses and len(VIEWS[census.layout]) == 1: continue          # there are no turned copies to leave out
         v = replace(v, shrinkage=own.shrinkage if v.shrinkage is None else v.shrinkage, readout=v.readout or own.readout)
-        rows.append(dict(method="census", seed=seed, class_order=str(result.data["scenario"]["class_order"]), variant=name, **judge_variant(v, census, tasks, val, pixels)))
+        rows.append(dict(method="census", seed=seed, class_order=str(result.data["scenario"]["class_order"]), variant=name, **judge_variant(v, census, tasks, val, pixels), run_id=result.data["run_id"]))
         tell(f"seed {seed}, {name}: {rows[-1]['balanced_accuracy']:.1f} %")
     return pd.DataFrame(rows)
 

@@ -99,10 +99,11 @@ def traced(
 ) -> DataFrame:           # with scenario, profile, seed, class_order and run_id in front
     "Which run each row is about."
     import pandas as pd
-    of = {r["method"]: r for r in map(as_dict, runs)}
-    lost = sorted(set(rows.method) - set(of)); check(not lost, f"the rows speak of {lost}, whose runs are not listed", DataError)
-    front = [dict(scenario=(r := of[m])["scenario"]["name"], profile=r["profile"], seed=r["seed"], class_order=" ".join(map(str, r["scenario"]["class_order"])), run_id=r["run_id"]) for m in rows.method]
-    return pd.concat([pd.DataFrame(front), rows.reset_index(drop=True)], axis=1)
+    runs = list(map(as_dict, runs)); of = {r["method"]: r for r in runs} | {r["run_id"]: r for r in runs}
+    names = rows.method if "run_id" not in rows else rows.run_id.fillna("").where(lambda v: v != "", rows.method)
+    lost = sorted(set(names) - set(of)); check(not lost, f"the rows speak of {lost}, whose runs are not listed", DataError)
+    front = [dict(scenario=(r := of[n])["scenario"]["name"], profile=r["profile"], seed=r["seed"], class_order=" ".join(map(str, r["scenario"]["class_order"])), run_id=r["run_id"]) for n in names]
+    return pd.concat([pd.DataFrame(front), rows.drop(columns="run_id", errors="ignore").reset_index(drop=True)], axis=1)
 
 # %% ../nbs/32_privacy.ipynb #4881ed6a
 def nearer_to_training(

@@ -8,31 +8,62 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 import numpy as np
-from .core import StateError, check, read_json
+from .comparison import merge_table
+from .core import ClassImpressionError, StateError, check, in_turn, read_json, write_json
 from .engine import run_all
-from .folders import RunResult, finished_run, run_folder
+from .folders import RunResult, finished_run, identity, run_folder
 from .runner import RunConfig
-from .tables import as_dict
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['MACHINE', 'reported_runs', 'drawn', 'spread_of', 'compare', 'verify']
+__all__ = ['LEAST', 'PAIRS', 'MACHINE', 'CONFIRMED', 'COLUMNS', 'SHOWN', 'confusions', 'results_in', 'reported_runs', 'selected',
+           'drawn', 'group_of', 'by_task', 'spread_of', 'verdict_of', 'facts_of', 'compare', 'repeat', 'details',
+           'merge_details', 'verify']
 
 # %% ../nbs/36_verify.ipynb #cea3e7fc
+def confusions(r: dict) -> list:
+    "Every answer to every test image, after every task."
+    return [t["confusion"] for t in r["tasks"]]
+
+def results_in(
+    path: str | Path,  # a JSON file
+) -> list[dict]:       # in the form of result.json; none if the file holds something else
+    "Results of runs in a file."
+    found = read_json(path)
+    is_result = lambda r: isinstance(r, dict) and {"run_id", "scenario", "settings", "tasks", "metrics", "environment"} <= set(r)
+    return [r for r in found if is_result(r)] if isinstance(found, list) else []
+
 def reported_runs(
-    figures: str | Path,         # folder of reported results
-    scenario: str | None = None, # only this task sequence
+    figures: str | Path,  # folder of reported results
+) -> list[dict]:          # results, in the form of result.json, each with the `tables` that it is in
+    "Runs whose numbers are reported. Raises `StateError` if there are none, or if two files contradict each other."
+    found = {}
+    for p in sorted(Path(figures).glob("*.json")):
+        for r in results_in(p):
+            first = found.setdefault(r["run_id"], r | dict(tables=[]))
+            check(confusions(r) == confusions(first), f"{p} and the table {first['tables'][:1]} report other outcomes of the run {r['run_id']}; make one of the tables again", StateError)
+            first["tables"].append(p.stem.removesuffix("_runs"))
+    check(found, f"{figures} holds no reported runs (..._runs.json); give the folder of a clone of the repository by --figures", StateError)
+    return list(found.values())
+
+# %% ../nbs/36_verify.ipynb #36aa0002
+def selected(
+    runs: list[dict],                  # from `reported_runs`
+    scenario: str | None = None,       # only this task sequence
     methods: list[str] | None = None,  # only these methods
-) -> list[dict]:                 # results, in the form of result.json
-    "Runs whose numbers are reported. Raises `StateError` if there are none."
-    found = [as_dict(r) for p in sorted(Path(figures).glob("main_table_*_runs.json")) for r in read_json(p)]
-    found = [r for r in found if scenario in (None, r["scenario"]["name"]) and (methods is None or r["method"] in methods)]
-    check(found, f"{figures} holds no reported runs (main_table_..._runs.json){f' of {methods}' if methods else ''}; give the folder of a clone of the repository by --figures", StateError)
+    tables: list[str] | None = None,   # only what is in these tables; losses stands for losses_blood too
+    minutes: float | None = None,      # only runs that took at most so long
+) -> list[dict]:
+    "Some of the reported runs. Raises `StateError` if nothing is left."
+    named = lambda r: any(t == name or name.startswith(f"{t}_") for name in r["tables"] for t in tables)
+    found = [r for r in runs if scenario in (None, r["scenario"]["name"]) and (methods is None or r["method"] in methods) and (tables is None or named(r)) and (minutes is None or r["seconds"] <= 60 * minutes)]
+    wanted = ", ".join(f"{k} {v}" for k, v in dict(scenario=scenario, methods=methods, tables=tables, minutes=minutes).items() if v is not None)
+    check(found, f"none of {len(runs)} reported runs has {wanted}; there are the tables {', '.join(sorted({t for r in runs for t in r['tables']}))}", StateError)
     return found
 
 def drawn(
-    runs: list[dict],  # from `reported_runs`
+    runs: list[dict],  # from `selected`
     n: int,            # how many to run again
     seed: int = 0,     # of the draw
 ) -> list[dict]:
@@ -40,31 +71,107 @@ def drawn(
     return random.Random(seed).sample(runs, n) if n < len(runs) else list(runs)
 
 # %% ../nbs/36_verify.ipynb #65417135
-MACHINE = ("cpu", "threads", "torch", "python", "device", "gpu")
+LEAST, PAIRS = .25, 3  # points: smallest standard deviation; pairs that make a spread
+
+def group_of(r: dict) -> tuple:
+    "What runs have in common that differ in seed and class order only."
+    same = {k: v for k, v in identity(r["settings"]).items() if k not in ("seed", "class_order")}
+    return same, r["scenario"]["name"], r["scenario"]["sizes"], r["scenario"].get("checksum")
+
+def by_task(r: dict) -> np.ndarray:
+    "Balanced accuracy after every task, points [T]."
+    return np.array([t["balanced_accuracy"] for t in r["tasks"]])
 
 def spread_of(
     r: dict,           # one reported run
-    runs: list[dict],  # all of them
-) -> float:            # points; not a number if there is one pair only
-    "Twice the standard deviation of balanced accuracy over the reported pairs of the same method, scenario and budget."
-    same = lambda o: all(o[k] == r[k] for k in ("method", "profile", "protocol")) and o["scenario"]["name"] == r["scenario"]["name"]
-    values = [o["metrics"]["balanced_accuracy"] for o in runs if same(o)]
-    return 2 * float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    again: dict,       # result of the run that repeats it
+    runs: list[dict],  # all reported ones
+) -> tuple[np.ndarray, int]:  # what the repeated run may differ by after every task, points [T], not a number without a spread; pairs
+    "Twice the standard deviation of balanced accuracy over reported pairs of the same settings, after every task."
+    group, pair = group_of(r), lambda o: (o["seed"], *o["scenario"]["class_order"])
+    others = {pair(o): by_task(o) for o in runs if group_of(o) == group and pair(o) != pair(r)}
+    if len(others) + 1 < PAIRS: return np.full(len(r["tasks"]), np.nan), len(others) + 1
+    s = np.minimum(*(np.std([by_task(one), *others.values()], axis=0, ddof=1) for one in (r, again)))
+    return 2 * s.clip(min=LEAST), len(others) + 1
+
+# %% ../nbs/36_verify.ipynb #36aa0006
+MACHINE = ("cpu", "threads", "torch", "python", "device", "gpu")
+CONFIRMED = ("identical", "within seed spread")
+
+def verdict_of(
+    reported: dict,       # result as it was reported
+    again: dict,          # result of the run that repeats it
+    allowed: np.ndarray,  # from `spread_of`, points [T]
+) -> str:
+    "One word, see the table."
+    if reported["scenario"].get("checksum") != again["scenario"].get("checksum"): return "other data"
+    if confusions(reported) == confusions(again): return "identical"
+    if np.isnan(allowed).any(): return "no spread"
+    return "within seed spread" if (abs(by_task(again) - by_task(reported)) <= allowed).all() else "different"
+
+def facts_of(
+    r: dict,  # reported run
+) -> dict[str, Any]:
+    "Which run it is, and where its number stands."
+    return {k: r[k] for k in ("run_id", "method", "profile", "protocol", "seed")} | dict(tables=", ".join(r["tables"]), scenario=r["scenario"]["name"], class_order=" ".join(map(str, r["scenario"]["class_order"])), reported=round(by_task(r)[-1], 2))
 
 def compare(
-    reported: dict,  # result as it was reported
-    again: dict,     # result of the run that repeats it
-    spread: float,   # from `spread_of`
-) -> dict[str, Any]:
+    reported: dict,     # result as it was reported
+    again: dict,        # result of the run that repeats it
+    runs: list[dict],   # all reported results
+) -> dict[str, Any]:    # one row
     "What came out of running a reported result again."
-    confusion = lambda r: [t["confusion"] for t in r["tasks"]]
-    a, b = (r["metrics"]["balanced_accuracy"] for r in (reported, again))
-    verdict = "identical" if confusion(reported) == confusion(again) else "within seed spread" if abs(a - b) <= spread else "different"
-    kind = all(reported["environment"].get(k) == again["environment"].get(k) for k in MACHINE)
-    code = reported["environment"]["code"]["modules"] == again["environment"]["code"]["modules"]
-    where = dict(scenario=reported["scenario"]["name"], method=reported["method"], seed=reported["seed"], profile=reported["profile"])
-    return where | dict(reported=round(a, 2), again=round(b, 2), verdict=verdict, same_machine_kind=kind, same_code=code)
+    (allowed, pairs), gap, env = spread_of(reported, again, runs), by_task(again) - by_task(reported), again["environment"]
+    numbers = dict(again=by_task(again)[-1], difference=gap[-1], allowed=allowed[-1], first_difference=gap[0], first_allowed=allowed[0], of_allowed=(abs(gap) / allowed).max())
+    kind = all(reported["environment"].get(k) == env.get(k) for k in MACHINE)
+    code = reported["run_id"] == again["run_id"] or reported["environment"]["code"]["modules"] == env["code"]["modules"]
+    made = {k: env.get(k) for k in ("cpu", "threads", "torch", "python")} | dict(commit=env["code"]["commit"], finished=again["finished"])
+    return facts_of(reported) | {k: round(float(v), 2) for k, v in numbers.items()} | dict(pairs=pairs, verdict=verdict_of(reported, again, allowed), same_machine_kind=kind, same_code=code) | made
 
+# %% ../nbs/36_verify.ipynb #36aa0010
+def repeat(
+    chosen: list[dict],  # reported runs
+    root: str | None,    # folder of the data files
+    out: str,            # folder for the new runs
+    jobs: int = 1,       # runs at a time
+) -> list[tuple[dict | None, str]]:  # for each, the new result or none, and why there is none
+    "Run reported results again, from their settings."
+    configs, why = [], []
+    for r in chosen:
+        try: run_folder(c := RunConfig.of(**r["settings"] | dict(root=root, out=out, cache=None, any_code=False))); configs.append(c); why.append("")
+        except ClassImpressionError as e: configs.append(None); why.append(f"{type(e).__name__}: {e}")
+    todo = [c for c in configs if c]
+    failed = run_all(todo, jobs, lambda s: print(s, flush=True))[1] if todo else {}
+    why = [w if c is None else failed.get(str(run_folder(c)), "") for c, w in zip(configs, why)]
+    return [(None if w else RunResult.load(finished_run(c)).data, w) for c, w in zip(configs, why)]
+
+# %% ../nbs/36_verify.ipynb #36aa0012
+COLUMNS = ("run_id", "tables", "scenario", "profile", "protocol", "method", "seed", "class_order", "reported", "again", "difference", "allowed", "first_difference", "first_allowed", "of_allowed", "pairs",
+           "verdict", "same_machine_kind", "same_code", "cpu", "threads", "torch", "python", "commit", "finished")
+SHOWN = ("tables", "scenario", "profile", "method", "seed", "reported", "again", "difference", "allowed", "first_difference", "first_allowed", "of_allowed", "pairs", "verdict", "same_machine_kind", "same_code")
+
+def details(
+    reported: dict,    # result as it was reported
+    again: dict,       # result of the run that repeats it
+    runs: list[dict],  # all reported results
+) -> dict[str, Any]:
+    "All numbers after every task, and what they were made with."
+    points = lambda v: [None if np.isnan(p) else round(float(p), 4) for p in v]
+    numbers = dict(reported=points(by_task(reported)), again=points(by_task(again)), allowed=points(spread_of(reported, again, runs)[0]))
+    return dict(run_id=reported["run_id"], again=again["run_id"], balanced_accuracy=numbers, reported_with=reported["environment"], environment=again["environment"], finished=again["finished"])
+
+@in_turn
+def merge_details(
+    path: str | Path,  # name.json; made if it is missing
+    new: list[dict],   # from `details`
+) -> list[dict]:       # all entries of the file as it is now
+    "Add entries to the file, in place of older ones of the same run."
+    old = read_json(path) if Path(path).exists() else []
+    merged = {d["run_id"]: d for d in [*old, *new]}
+    write_json(path, kept := [merged[k] for k in sorted(merged)])
+    return kept
+
+# %% ../nbs/36_verify.ipynb #36aa0013
 def verify(
     figures: str | Path = "figures",   # folder of reported results
     n: int = 3,                        # how many to run again
@@ -74,15 +181,19 @@ def verify(
     root: str | None = None,           # folder of the data files
     out: str = "runs/verify",          # folder for the new runs; what is there from an earlier verification is read
     jobs: int = 1,                     # runs at a time
+    tables: list[str] | None = None,   # only what is in these tables
+    minutes: float | None = None,      # only runs that took at most so long
+    save: str | Path | None = None,    # name.csv that the outcome is added to, with name.json beside it
 ) -> DataFrame:                        # one row per run
     "Run reported results again and compare."
     import pandas as pd
-    runs = reported_runs(figures, scenario, methods)
-    chosen = drawn(runs, n, seed)
-    configs = [RunConfig.of(**r["settings"] | dict(root=root, out=out, cache=None, any_code=False)) for r in chosen]
-    _, failed = run_all(configs, jobs, lambda s: print(s, flush=True))
-    rows = []
-    for r, c in zip(chosen, configs):
-        if folder := finished_run(c): rows.append(compare(r, RunResult.load(folder).data, spread_of(r, runs)))
-        else: rows.append(dict(scenario=c.scenario, method=c.method, seed=c.seed, profile=c.profile, reported=round(r["metrics"]["balanced_accuracy"], 2), verdict=f"failed: {failed[str(run_folder(c))]}"))
-    return pd.DataFrame(rows)
+    check(save is None or Path(save).suffix == ".csv", f"the outcome is a table, so its name ends with .csv, not {save}")
+    runs = reported_runs(figures)
+    chosen = drawn(selected(runs, scenario, methods, tables, minutes), n, seed)
+    print(f"{len(chosen)} of {len(runs)} reported runs; they took {sum(r['seconds'] for r in chosen) / 60:.0f} min when they were made", flush=True)
+    both = list(zip(chosen, repeat(chosen, root, out, jobs)))
+    rows = [compare(r, new, runs) if new else facts_of(r) | dict(verdict=f"failed: {why}") for r, (new, why) in both]
+    if save and any(new for _, (new, _) in both):
+        merge_details(Path(save).with_suffix(".json"), [details(r, new, runs) for r, (new, _) in both if new])
+        merge_table(save, pd.DataFrame([row for row, (_, (new, _)) in zip(rows, both) if new], columns=list(COLUMNS)), ["run_id"])
+    return pd.DataFrame(rows, columns=list(COLUMNS))
