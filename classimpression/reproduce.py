@@ -96,7 +96,9 @@ def execute(
     "Run a notebook with papermill."
     from papermill import execute_notebook
     from traitlets.config import Config
-    running, failed = output.with_suffix(".running.ipynb"), output.with_suffix(".failed.ipynb")
+    running, failed = output.with_name(f".{output.stem}.{os.getpid()}.running.ipynb"), output.with_suffix(".failed.ipynb")   # two commands may execute the same notebook
+    for old in output.parent.glob(f".{output.stem}.*.running.ipynb"):
+        if time.time() - old.stat().st_mtime > 86400: old.unlink(missing_ok=True)                        # of a process that was killed
     secure = Config({"KernelManager": {"transport_encryption": "auto"}})
     bars, os.environ["TQDM_DISABLE"] = os.environ.get("TQDM_DISABLE", ""), "1"  # for the kernel: no progress bars in stored outputs
     try:

@@ -1,11 +1,15 @@
 "Many notebooks by one command: a failing one stops no other, what is typed reaches them, what is finished is read."
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from classimpression import experiments, reproduce
-from classimpression.core import ConfigError
+from classimpression.core import ConfigError, package_folder, read_json
 from classimpression.experiments import Experiment
 
 pytest.importorskip("papermill")
@@ -91,3 +95,23 @@ def test_executed_notebooks_name_no_folder_of_this_machine(tmp_path):
     nb = json.loads(path.read_text())
     assert nb["metadata"]["papermill"] == dict(input_path="losses.ipynb", output_path="losses_blood.ipynb", parameters=dict(pairs=[0], figures="figures"))
     assert "".join(nb["cells"][0]["source"]) == 'pairs = [0]\nfigures = "figures"' and "/data/of" not in path.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("two at once")
+def test_two_commands_at_once_share_runs_tables_and_folders(tmp_path):
+    "Two processes on the same folders: every run is made once, no row is lost, nothing temporary stays."
+    command = [sys.executable, "-c", "import sys; from classimpression.cli import main; sys.exit(main())", "reproduce", "main_table", "--profile", "smoke", "--jobs", "0"]
+    asked = [["--methods", "fine-tuning", "slda"], ["--methods", "slda", "ncm"]]                    # one run of three is wanted by both
+    env = os.environ | dict(OMP_NUM_THREADS="1", TQDM_DISABLE="1", PYTHONPATH=str(package_folder().parent))
+    both = [subprocess.Popen([*command, *more], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for more in asked]
+    said = [p.communicate(timeout=500)[0] for p in both]
+    assert [p.returncode for p in both] == [0, 0], said
+    results = [read_json(p) for p in (tmp_path / "runs").rglob("result.json")]
+    assert sorted(r["method"] for r in results) == ["fine-tuning", "ncm", "slda"]
+    figures = tmp_path / "figures" / "smoke"
+    table = pd.read_csv(figures / "main_table.csv")
+    assert sorted(table.method) == ["fine-tuning", "ncm", "slda"]
+    assert sorted(r["run_id"] for r in read_json(figures / "main_table_blood-mini_runs.json")) == sorted(r["run_id"] for r in results)
+    left = [p.name for p in tmp_path.rglob("*") if p.suffix in (".tmp", ".running") or p.name.endswith((".running.ipynb", ".failed.ipynb")) or p.name.startswith(".writable")]
+    assert not left, left
