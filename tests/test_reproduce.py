@@ -1,11 +1,17 @@
 "Many notebooks by one command: a failing one stops no other, what is typed reaches them, what is finished is read."
 import json
+import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from filelock import FileLock
 
 from classimpression import experiments, reproduce
-from classimpression.core import ConfigError
+from classimpression.core import ConfigError, package_folder, read_json
 from classimpression.experiments import Experiment
 
 pytest.importorskip("papermill")
@@ -83,3 +89,40 @@ def test_executed_notebooks_name_no_folder_of_this_machine(tmp_path):
     nb = json.loads(path.read_text())
     assert nb["metadata"]["papermill"] == dict(input_path="losses.ipynb", output_path="losses_blood.ipynb", parameters=dict(pairs=[0], figures="figures"))
     assert "".join(nb["cells"][0]["source"]) == 'pairs = [0]\nfigures = "figures"' and "/data/of" not in path.read_text()
+
+
+@pytest.mark.slow
+def test_two_that_execute_one_notebook_take_turns(tmp_path):
+    "Else one renames what the other is still writing."
+    notebook(tmp_path / "both.ipynb", "import pathlib, time\nlog = pathlib.Path(out)\nlog.open('a').write(f'starts {pairs}\\n'); time.sleep(1); log.open('a').write(f'ends {pairs}\\n')")
+    (tmp_path / "figures").mkdir(); done = []
+    go = lambda k: done.append(reproduce.execute(tmp_path / "both.ipynb", tmp_path / "figures" / "both.ipynb", dict(pairs=[k], out=str(tmp_path / "log"))))
+    both = [threading.Thread(target=go, args=(k,)) for k in (1, 2)]
+    for t in both: t.start()
+    for t in both: t.join()
+    first, second = [line.split()[1] for line in (tmp_path / "log").read_text().splitlines()[::2]]
+    assert (tmp_path / "log").read_text().split() == ["starts", first, "ends", first, "starts", second, "ends", second] and {first, second} == {"[1]", "[2]"}
+    assert done == [tmp_path / "figures" / "both.ipynb"] * 2 and [p.name for p in (tmp_path / "figures").glob("*.ipynb")] == ["both.ipynb"]
+
+
+@pytest.mark.slow
+def test_two_commands_at_once_on_the_same_folders_lose_nothing(tmp_path):
+    "Two processes share a run, all tables and the notebook; one method is asked for by the first only, one by the second only."
+    command = [sys.executable, "-c", "import sys; from classimpression.cli import main; sys.exit(main())", "reproduce", "--profile", "smoke", "--only", "main_table", "--jobs", "0", "--out", "runs", "--figures", "figures", "--methods"]
+    env = os.environ | dict(TQDM_DISABLE="1", OMP_NUM_THREADS="1", PYTHONPATH=str(package_folder().parent))
+    asked = [("fine-tuning", "slda"), ("slda", "ncm")]
+    both = [subprocess.Popen([*command, *methods], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for methods in asked]
+    try: said = [p.communicate(timeout=500)[0] for p in both]
+    finally:
+        for p in both: p.kill()
+    assert [p.returncode for p in both] == [0, 0], "\n".join(said)
+    results = {read_json(p)["run_id"]: read_json(p) for p in (tmp_path / "runs").rglob("result.json")}
+    assert sorted(r["method"] for r in results.values()) == ["fine-tuning", "ncm", "slda"] and all(len(r["tasks"]) == 4 for r in results.values())
+    figures = tmp_path / "figures" / "smoke"
+    table, lines = pd.read_csv(figures / "main_table.csv"), read_json(figures / "main_table_blood-mini_runs.json")
+    assert sorted(table.method) == sorted(r["method"] for r in lines) == ["fine-tuning", "ncm", "slda"] and {r["run_id"] for r in lines} == set(results)
+    assert len(pd.read_csv(figures / "main_table_blood-mini_summary.csv")) == 3, "the last summary is of all rows"
+    assert json.loads((figures / "main_table_blood-mini.ipynb").read_text())["metadata"]["papermill"]["exception"] is None
+    assert not [p for p in tmp_path.rglob("*") if p.suffix == ".tmp" or ".running" in p.name or ".failed" in p.name or p.name == ".writable"]
+    for lock in tmp_path.rglob(".lock"):
+        with FileLock(lock, timeout=0): pass                # left as an empty file, held by nobody
