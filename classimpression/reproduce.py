@@ -14,13 +14,13 @@ from .configs import RunConfig
 from .core import ConfigError, check, check_number, inside, package_folder, read_json, write_bytes
 from .engine import run_all
 from .experiments import Experiment, entries, estimate, experiments, find_experiment, measured_seconds, plan_runs, planned
-from .folders import run_folder
+from .folders import only_me, run_folder
 from .tables import figures_folder
 
 # %% auto #0
 __all__ = ['notebook_folder', 'find_notebook', 'parse_value', 'parameters_of', 'with_parameters', 'check_writable',
-           'tidy_notebook', 'execute', 'task_by_task', 'Job', 'jobs_of', 'job_of', 'plan_text', 'reproduce',
-           'tell_failures']
+           'tidy_notebook', 'execute', 'execute_alone', 'task_by_task', 'Job', 'jobs_of', 'job_of', 'plan_text',
+           'reproduce', 'tell_failures']
 
 # %% ../nbs/35_reproduce.ipynb #3614bedd
 def notebook_folder() -> Path:
@@ -70,7 +70,7 @@ def check_writable(
     *folders: str | Path,  # folders that will be written to; missing ones are made
 ) -> None:
     "Raise `StateError` unless a file can be written to every folder."
-    for folder in folders: write_bytes(Path(folder) / ".writable", b"?").unlink()
+    for folder in folders: write_bytes(Path(folder) / ".writable", b"?").unlink(missing_ok=True)  # another command may have been quicker
 
 def tidy_notebook(
     path: Path,   # executed notebook
@@ -93,12 +93,18 @@ def execute(
     output: Path,                # where the executed copy goes
     parameters: dict[str, Any],  # checked parameters
 ) -> Path | None:                # the executed copy; None if a cell failed
+    "Run a notebook with papermill; one process at a time writes a notebook."
+    with only_me(output.parent / ".executing" / output.stem): return execute_alone(notebook, output, parameters)
+
+def execute_alone(
+    notebook: Path,              # experiment notebook
+    output: Path,                # where the executed copy goes, locked
+    parameters: dict[str, Any],  # checked parameters
+) -> Path | None:                # the executed copy; None if a cell failed
     "Run a notebook with papermill."
     from papermill import execute_notebook
     from traitlets.config import Config
-    running, failed = output.with_name(f".{output.stem}.{os.getpid()}.running.ipynb"), output.with_suffix(".failed.ipynb")   # two commands may execute the same notebook
-    for old in output.parent.glob(f".{output.stem}.*.running.ipynb"):
-        if time.time() - old.stat().st_mtime > 86400: old.unlink(missing_ok=True)                        # of a process that was killed
+    running, failed = output.with_suffix(".running.ipynb"), output.with_suffix(".failed.ipynb")
     secure = Config({"KernelManager": {"transport_encryption": "auto"}})
     bars, os.environ["TQDM_DISABLE"] = os.environ.get("TQDM_DISABLE", ""), "1"  # for the kernel: no progress bars in stored outputs
     try:
@@ -208,7 +214,7 @@ def reproduce(
     configs = [c for j in todo for c in j.configs]
     with task_by_task(configs): failed = run_all(configs, jobs, lambda s: print(s, flush=True), scheduler)[1] if configs else {}
     done = {j: execute(find_notebook(j.experiment.name), j.figures / f"{j.stem}.ipynb", j.parameters | ({"jobs": -1} if "jobs" in j.parameters else {})) for j in todo}
-    made = sorted({f for j in todo for f in j.figures.glob("*") if f.is_file() and f.stat().st_mtime >= start - 2 and not f.name.startswith(".") and not f.name.endswith(".failed.ipynb")})
+    made = sorted({f for j in todo for f in j.figures.glob("*") if not f.name.startswith(".") and not f.name.endswith((".failed.ipynb", ".running.ipynb")) and f.is_file() and f.stat().st_mtime >= start - 2})
     print(f"Done in {time.time() - start:.0f} s.\n" + "\n".join(map(str, made)))
     return tell_failures([j for j, path in done.items() if path is None], failed, todo)
 

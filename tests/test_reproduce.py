@@ -3,10 +3,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from classimpression import experiments, reproduce
 from classimpression.core import ConfigError, package_folder, read_json
@@ -98,20 +100,37 @@ def test_executed_notebooks_name_no_folder_of_this_machine(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("two at once")
-def test_two_commands_at_once_share_runs_tables_and_folders(tmp_path):
-    "Two processes on the same folders: every run is made once, no row is lost, nothing temporary stays."
-    command = [sys.executable, "-c", "import sys; from classimpression.cli import main; sys.exit(main())", "reproduce", "main_table", "--profile", "smoke", "--jobs", "0"]
-    asked = [["--methods", "fine-tuning", "slda"], ["--methods", "slda", "ncm"]]                    # one run of three is wanted by both
-    env = os.environ | dict(OMP_NUM_THREADS="1", TQDM_DISABLE="1", PYTHONPATH=str(package_folder().parent))
-    both = [subprocess.Popen([*command, *more], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for more in asked]
-    said = [p.communicate(timeout=500)[0] for p in both]
-    assert [p.returncode for p in both] == [0, 0], said
-    results = [read_json(p) for p in (tmp_path / "runs").rglob("result.json")]
-    assert sorted(r["method"] for r in results) == ["fine-tuning", "ncm", "slda"]
+def test_two_that_execute_one_notebook_take_turns(tmp_path):
+    "Else one renames what the other is still writing."
+    notebook(tmp_path / "both.ipynb", "import pathlib, time\nlog = pathlib.Path(out)\nlog.open('a').write(f'starts {pairs}\\n'); time.sleep(1); log.open('a').write(f'ends {pairs}\\n')")
+    (tmp_path / "figures").mkdir(); done = []
+    go = lambda k: done.append(reproduce.execute(tmp_path / "both.ipynb", tmp_path / "figures" / "both.ipynb", dict(pairs=[k], out=str(tmp_path / "log"))))
+    both = [threading.Thread(target=go, args=(k,)) for k in (1, 2)]
+    for t in both: t.start()
+    for t in both: t.join()
+    first, second = [line.split()[1] for line in (tmp_path / "log").read_text().splitlines()[::2]]
+    assert (tmp_path / "log").read_text().split() == ["starts", first, "ends", first, "starts", second, "ends", second] and {first, second} == {"[1]", "[2]"}
+    assert done == [tmp_path / "figures" / "both.ipynb"] * 2 and [p.name for p in (tmp_path / "figures").glob("*.ipynb")] == ["both.ipynb"]
+
+
+@pytest.mark.slow
+def test_two_commands_at_once_on_the_same_folders_lose_nothing(tmp_path):
+    "Two processes share a run, all tables and the notebook; one method is asked for by the first only, one by the second only."
+    command = [sys.executable, "-c", "import sys; from classimpression.cli import main; sys.exit(main())", "reproduce", "--profile", "smoke", "--only", "main_table", "--jobs", "0", "--out", "runs", "--figures", "figures", "--methods"]
+    env = os.environ | dict(TQDM_DISABLE="1", OMP_NUM_THREADS="1", PYTHONPATH=str(package_folder().parent))
+    asked = [("fine-tuning", "slda"), ("slda", "ncm")]
+    both = [subprocess.Popen([*command, *methods], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for methods in asked]
+    try: said = [p.communicate(timeout=500)[0] for p in both]
+    finally:
+        for p in both: p.kill()
+    assert [p.returncode for p in both] == [0, 0], "\n".join(said)
+    results = {read_json(p)["run_id"]: read_json(p) for p in (tmp_path / "runs").rglob("result.json")}
+    assert sorted(r["method"] for r in results.values()) == ["fine-tuning", "ncm", "slda"] and all(len(r["tasks"]) == 4 for r in results.values())
     figures = tmp_path / "figures" / "smoke"
-    table = pd.read_csv(figures / "main_table.csv")
-    assert sorted(table.method) == ["fine-tuning", "ncm", "slda"]
-    assert sorted(r["run_id"] for r in read_json(figures / "main_table_blood-mini_runs.json")) == sorted(r["run_id"] for r in results)
-    left = [p.name for p in tmp_path.rglob("*") if p.suffix in (".tmp", ".running") or p.name.endswith((".running.ipynb", ".failed.ipynb")) or p.name.startswith(".writable")]
-    assert not left, left
+    table, lines = pd.read_csv(figures / "main_table.csv"), read_json(figures / "main_table_blood-mini_runs.json")
+    assert sorted(table.method) == sorted(r["method"] for r in lines) == ["fine-tuning", "ncm", "slda"] and {r["run_id"] for r in lines} == set(results)
+    assert len(pd.read_csv(figures / "main_table_blood-mini_summary.csv")) == 3, "the last summary is of all rows"
+    assert json.loads((figures / "main_table_blood-mini.ipynb").read_text())["metadata"]["papermill"]["exception"] is None
+    assert not [p for p in tmp_path.rglob("*") if p.suffix == ".tmp" or ".running" in p.name or ".failed" in p.name or p.name == ".writable"]
+    for lock in tmp_path.rglob(".lock"):
+        with FileLock(lock, timeout=0): pass                # left as an empty file, held by nobody
