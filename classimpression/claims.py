@@ -179,7 +179,7 @@ def inventory(
     for e in experiments().values():
         for w in wanted(e, profile):
             there = found_runs(figures, e, w)
-            plan = {(m, v if e.table else "", s) for m in w["methods"] for v in w["variants"] for s in w["seeds"]}
+            plan = {(m, v if e.table else "", s) for v in w["variants"] for m in e.variants[v].get("methods", w["methods"]) for s in w["seeds"]}
             if there is None: there, plan, counted = {"notebook"} if list(figures.glob(f"{e.name}{'_' + w['scenario'] if w['scenario'] else ''}.ipynb")) else set(), {"notebook"}, "notebooks"
             else: counted = "runs"
             rows.append({"experiment": e.name, "scenario": w["scenario"] or "", "budget": w["budget"], "counted": counted, "planned": len(plan), "found": len(there), "missing": len(plan - there)})
