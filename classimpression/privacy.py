@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Published', 'pixels', 'published', 'distance_likeness', 'impression_attacks', 'audit_run', 'traced',
-           'nearer_to_training', 'mean_areas', 'overfitted', 'controls']
+           'nearer_to_training', 'mean_areas', 'overfitted', 'controls', 'placebos']
 
 # %% ../nbs/32_privacy.ipynb #0ff45594
 @dataclass(frozen=True)
@@ -188,3 +188,23 @@ def controls(
     x = to_unit(c.x); copies = (x[c.member] + .05 * torch.randn(int(c.member.sum()), *x.shape[1:], generator=g)).clamp(0, 1)
     copied = success(within_class(nearest_attack(distance_likeness, x, c.y, copies, c.y[c.member]), c.y), c.member, draws)
     return [dict(control="mean of 2 images") | {k: few[k] for k in network}, dict(control=f"network trained on {len(known)} images until it knows them") | network, dict(control="noisy copies as impressions") | copied]
+
+# %% ../nbs/32_privacy.ipynb #9acebo02
+def placebos(
+    train: Split,    # training images
+    c: Candidates,   # drawn from these and unseen ones
+    spaces: dict[str, Callable[[Tensor], Tensor]],  # name -> images to vectors [N, D]
+    draws: int = 1000,   # of the bootstrap
+    most: int = 2000,    # dimensions up to which a covariance is tried
+) -> list[dict]:     # space, published, images, then what `success` gives
+    "Attacks on means and covariances over training images that are not among the candidates."
+    asked, rows = {x.numpy().tobytes() for x in c.x[c.member]}, []
+    rest = train.take([i for i, x in enumerate(train.x) if x.numpy().tobytes() not in asked])
+    lost = sorted(set(c.classes) - set(rest.y.unique().tolist())); check(not lost, f"the classes {lost} have no training images beside those that are asked about; ask about fewer", DataError)
+    for name, vectors in spaces.items():
+        f, own, g = vectors(c.x), own_moments(vectors(c.own.x), c.own.y, c.classes), vectors(rest.x).double()
+        parts = [g[rest.y == k] for k in c.classes]; means, n = torch.stack([p.mean(0) for p in parts]), torch.tensor([len(p) for p in parts])
+        scores = {"means": mean_attack(f, c.y, means, c.classes, own, n)}
+        if f.shape[1] <= most: scores["covariance"] = covariance_attack(f, c.y, means, sum((p - p.mean(0)).T @ (p - p.mean(0)) for p in parts) / len(g), c.classes, own)
+        rows += [dict(space=name, published=what, images=len(rest)) | success(within_class(s, c.y), c.member, draws) for what, s in scores.items()]
+    return rows

@@ -138,11 +138,15 @@ def data_card(
     controls: DataFrame,  # from `controls`
     sizes: DataFrame,     # from `mean_areas`, with a column `space`
     name: str,            # of the data
+    placebo: DataFrame | None = None,  # from `placebos`
 ) -> str:                 # Markdown
     "What leaves the hospital with each method, and what the attacks found in it."
     ok = bool((controls.area >= .9).all())
     lines = [f"# What leaves the hospital: {name}", "", "No image is handed on by the methods below. What is handed on was attacked: an attacker who holds an image, the numbers that were handed on, and other images of the same kind has to say whether the image was among the training images. "
              "0.5 is guessing, 1 is certainty.", "", f"The attacks {'catch' if ok else 'DO NOT catch'} everything that leaks on purpose (" + ", ".join(f"{r.control} {r.area:.2f}" for r in controls.itertuples()) + ").", ""]
+    told = placebo[placebo.low > .5] if placebo is not None else []
+    if len(told): lines += ["**Read with care:** attacks on statistics of images that were *not* asked about find members too (" + "; ".join(f"{r.published}, {r.space}: {r.area:.2f}" for r in told.itertuples()) + "). The images that were never learned from differ from the training images in more than that, "
+                            "as they do if they come from other patients. Numbers below say how well somebody is recognised as belonging to these patients or this scanner; only what goes beyond the placebo is about single images.", ""]
     for m, g in rows.groupby("method", sort=False):
         worst = g.loc[g.groupby("published").area.idxmax()]
         lines += [f"**{title_of(m)}** hands on " + "; ".join(f"{r['published']} (strongest attack {r['area']:.2f}, {100*r['tpr']:.0f} % of members found at 1 % false alarms: {verdict_of(r)})" for _, r in worst.iterrows()) + ".", ""]

@@ -99,3 +99,18 @@ def test_card_says_when_the_controls_fail():
     rows, sizes = pd.DataFrame([dict(method="ncm", published="network", attack="confidence") | row]), pd.DataFrame([dict(space="pixels", k=2, dimensions=4) | row])
     card = lambda area: protection.data_card(rows, pd.DataFrame([dict(control="mean of 2 images") | row | dict(area=area)]), sizes, "x")
     assert "DO NOT catch" in card(.6) and "DO NOT" not in card(.95) and "nothing found" in card(.95)
+
+
+def test_card_warns_where_placebos_are_found():
+    row = dict(members=9, others=9, area=.5, low=.4, high=.6, tpr=0., tpr_low=0., tpr_high=.1)
+    rows, sizes = pd.DataFrame([dict(method="ncm", published="network", attack="confidence") | row]), pd.DataFrame([dict(space="pixels", k=2, dimensions=4) | row])
+    card = lambda **more: protection.data_card(rows, pd.DataFrame([dict(control="mean of 2 images") | row | dict(area=1.)]), sizes, "x", pd.DataFrame([dict(space="pixels", published="means", images=50) | row | more]))
+    assert "Read with care" not in card() and "means, pixels: 0.87" in card(area=.87, low=.8)
+
+
+def test_a_placebo_needs_images_beside_those_asked_about():
+    data = make_scenario("blood-mini"); train = data.joint(0, reference=True); unseen = validation_of(data.again())
+    c = attacks.draw_candidates(train, unseen.where([0, 1]), most=10**9)
+    few = train.take([i for i, x in enumerate(train.x) if any(torch.equal(x, m) for m in c.x[c.member])])
+    with pytest.raises(DataError, match="have no training images beside"): privacy.placebos(few, c, {"pixels": privacy.pixels}, 10)
+    assert all(r["images"] == len(train) - int(c.member.sum()) for r in privacy.placebos(train, c, {"pixels": lambda x: privacy.pixels(x)[:, ::40]}, 10))
