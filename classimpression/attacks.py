@@ -156,10 +156,11 @@ def covariance_attack(
     "Minus the logarithm of the squared Mahalanobis distance under the published moments, relative to the attacker's own."
     at = torch.searchsorted(torch.tensor(classes), y)
     lift = lambda c: c + little * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype)
-    distance = lambda m, l, at: torch.linalg.solve_triangular(l, (f.double() - m.double()[at]).T, upper=False).square().sum(0).clamp(min=1e-30).log()
-    if cov.dim() == 2: there = distance(means, factor(lift(cov.double())), at)
-    else: there = torch.stack([distance(means, factor(lift(c.double())), at) for c in cov]).gather(0, at[None])[0]
-    return (0. if own is None else distance(*own, at)) - there
+    check(cov.dim() == 2 or len(cov) == len(means), f"{len(cov)} covariances for {len(means)} means; publish one for all classes, or one for each", DataError)
+    distance = lambda m, l, i: torch.linalg.solve_triangular(l, (f[i].double() - m.double()[at[i]]).T, upper=False).square().sum(0).clamp(min=1e-30).log()
+    there, everyone = torch.zeros(len(f), dtype=torch.float64), torch.ones(len(f), dtype=torch.bool)
+    for i, c in [(everyone, cov)] if cov.dim() == 2 else [(at == k, c) for k, c in enumerate(cov)]: there[i] = distance(means, factor(lift(c.double())), i)
+    return (0. if own is None else distance(*own, everyone)) - there
 
 # %% ../nbs/31_attacks.ipynb #3fc9ff0b
 def ssim(
