@@ -117,15 +117,21 @@ def plot_mean_areas(
 def plot_protections(
     rows: DataFrame,  # from `protections`, with a column `method`
 ) -> Figure:
-    "Attack against accuracy, along growing noise and falling rank."
+    "Attack above, accuracy below, along growing noise and falling rank; dotted: nothing done."
     colour = method_colours(rows.method)
     with style():
-        fig, [[ax]] = new_figure(height=3., width=5.4)
-        for (m, way), g in rows.groupby(["method", "protection"], sort=False):
-            ax.plot(g.area, g.balanced_accuracy, "o-" if way == "noise" else "s--", ms=3.5, lw=1, color=colour[m], mfc=colour[m] if way == "noise" else "white", label=f"{title_of(m)}, {way}")
-            above = way == "noise"  # its strengths stand above the line, ranks below
-            for _, r in g.iterrows(): ax.annotate(f"{r.strength:g}", (r.area, r.balanced_accuracy), xytext=(-2, 4) if above else (2, -8), textcoords="offset points", fontsize=5.5, color=colour[m], ha="right" if above else "left")
-        ax.axvline(.5, color="#888888", lw=.7, ls="--"); ax.set(xlabel="area under the ROC curve of the attack on the covariance", ylabel="balanced accuracy, unseen images (%)"); ax.legend(fontsize=6.5)
+        fig, axes = new_figure(2, 2, height=4.4, width=6.8, sharex="col", sharey="row")
+        for (way, text), column in zip((("noise", "noise multiplier σ"), ("rank", "directions kept of the covariance")), axes.T):
+            part = rows[rows.protection == way]; ticks = sorted(set(part.strength), reverse=way == "rank")
+            for ax, value in zip(column, ("area", "balanced_accuracy")):
+                for m, g in part.groupby("method", sort=False):
+                    at = [ticks.index(s) for s in g.strength]; ax.plot(at, g[value], "o-", ms=3.5, color=colour[m], label=title_of(m))
+                    ax.axhline(rows[(rows.method == m) & (rows.strength == 0) & (rows.protection == "noise")][value].iloc[0], color=colour[m], lw=.8, ls=":")
+                    if value == "area": ax.fill_between(at, g.low, g.high, color=colour[m], alpha=.2, lw=0)
+            column[1].set_xticks(range(len(ticks)), [f"{s:g}" for s in ticks]); column[1].set_xlabel(text)
+        for ax in axes[0]: ax.axhline(.5, color="#888888", lw=.7, ls="--")
+        axes[0, 0].set_ylabel("area under the ROC curve\nof the attack on the covariance"); axes[1, 0].set_ylabel("balanced accuracy,\nunseen images (%)")
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
     return fig
 
 # %% ../nbs/33_protection.ipynb #8193fec2
