@@ -18,6 +18,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
 STAGE = Path(tempfile.mkdtemp(prefix="classimpression-site-"))
+PAGES = {"README.md": "results.md", "figures/README.md": "findings.md"}  # Markdown that is a page of the site
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|#|mailto:)([^)\s]+)\)")
 
 
@@ -65,7 +66,7 @@ def page_link(target: str, source: Path) -> str | None:
     on_the_site = there.suffix == ".ipynb" and there.parent.name != "experiments" or there.is_relative_to(ROOT / "figures") or there in (ROOT / "README.md", ROOT / "LICENSE")
     if not (on_the_site and there.is_file()): return None
     def on_site(p: Path) -> Path: return p.relative_to(ROOT / "nbs") if p.is_relative_to(ROOT / "nbs") else p.relative_to(ROOT)
-    page = Path("results.html") if there == ROOT / "README.md" else on_site(there)
+    page = Path(PAGES[p]).with_suffix(".html") if (p := there.relative_to(ROOT).as_posix()) in PAGES else on_site(there)
     relative = os.path.relpath(page, on_site(source).parent)
     return re.sub(r"\.ipynb$", ".html", relative) + (f"#{anchor}" if anchor else "")
 
@@ -106,12 +107,13 @@ def api_index(modules: list[Path]) -> str:
     return "\n".join(["# API reference", "", "| module | what it is for | notebook |", "| --- | --- | --- |", *(row for _, row in sorted(rows))])
 
 
-def results_page(known: set[str]) -> str:
-    "README, with links to pages of the site; what has no page is named without a link."
+def markdown_page(path: Path, known: set[str]) -> str:
+    "A README, with links to pages of the site; what has no page is named without a link."
     def link(m):
-        target = m[3].removeprefix("nbs/")
+        there = os.path.relpath(path.parent / m[3], ROOT)
+        target = PAGES.get(there, there.removeprefix("nbs/"))
         return f"{m[1]}[{m[2]}]({target})" if target in known else m[2]
-    return LINK.sub(link, (ROOT / "README.md").read_text())
+    return LINK.sub(link, path.read_text())
 
 
 @event_priority(100)
@@ -125,7 +127,8 @@ def on_files(files, config):
         if path.suffix not in (".ipynb", ".md", ".svg") and path.is_file(): files.append(File(path.relative_to(ROOT).as_posix(), str(ROOT), config.site_dir, config.use_directory_urls))
     for module in sorted((ROOT / "classimpression").glob("[a-z]*.py")): files.append(File.generated(config, f"api/{module.stem}.md", content=api_page(module)))
     files.append(File.generated(config, "api/index.md", content=api_index(sorted((ROOT / "classimpression").glob("[a-z]*.py")))))
-    files.append(File.generated(config, "results.md", content=results_page({f.src_uri for f in files})))
+    known = {f.src_uri for f in files} | set(PAGES.values())
+    for source, page in PAGES.items(): files.append(File.generated(config, page, content=markdown_page(ROOT / source, known)))
     files.append(File.generated(config, "changes.md", content=(ROOT / "CHANGELOG.md").read_text()))
     return files
 
@@ -138,7 +141,7 @@ def on_config(config):
         titles = [title_of(nb) for _, nb in found]
         def title(p, nb): return title_of(nb) + (f", {p.stem.rpartition('_')[2]}" if titles.count(title_of(nb)) > 1 else "")  # of two scenarios
         return [{title(p, nb): (p.relative_to(ROOT / "nbs") if folder == "nbs" else p.relative_to(ROOT)).as_posix()} for p, nb in found]
-    config.nav = [{"Tour": "index.ipynb"}, {"Tutorials": entries("tutorials/*.ipynb")}, {"Results": [{"Results": "results.md"}, {"Experiments": entries("*.ipynb", "figures")}, {"Small budgets": entries("small/*.ipynb", "figures")}, {"Reproducibility": "reproducibility.ipynb"}]},
+    config.nav = [{"Tour": "index.ipynb"}, {"Tutorials": entries("tutorials/*.ipynb")}, {"Results": [{"Results": "results.md"}, {"Results, in words": "findings.md"}, {"Experiments": entries("*.ipynb", "figures")}, {"Small budgets": entries("small/*.ipynb", "figures")}, {"Reproducibility": "reproducibility.ipynb"}]},
                   {"The library": entries("[0-9]*.ipynb")}, {"API reference": ["api/index.md"] + [f"api/{m.stem}.md" for m in sorted((ROOT / "classimpression").glob("[a-z]*.py"))]}, {"Changes": "changes.md"}]
     return config
 

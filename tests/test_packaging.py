@@ -172,8 +172,9 @@ class TestReadme:
         assert fill_readme(copy, ROOT / "figures") == self.text, "run classimpression.readme.fill_readme()"
 
     def test_picture_and_links_exist(self):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", self.text):
-            assert (ROOT / target).exists(), target
+        for page in (ROOT / "README.md", ROOT / "figures" / "README.md"):
+            for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+                assert (page.parent / target).exists(), (page.name, target)
 
 
 def test_constraints_pin_everything():
