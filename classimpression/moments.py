@@ -5,7 +5,7 @@
 # %% ../nbs/30_moments.ipynb #30aa0003
 from __future__ import annotations
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Callable
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,15 @@ class AtHand:
         "Codes, old features and motion of the `new` images, of the `impressions`, or of `both`."
         probes = dict(new=[self.new], impressions=[self.impressions], both=[self.new, self.impressions])[which]
         return torch.cat([p.codes for p in probes]), torch.cat([p.old for p in probes]), torch.cat([p.moved for p in probes])
+    @cached_property
+    def units(self) -> tuple[Tensor, Tensor]:
+        "Mean and spread of the new images' old features [D]: units in which a perceptron's rates and losses mean something."
+        return self.new.old.mean(0), self.new.old.std(correction=0).clamp(min=1e-6)
+    @cached_property
+    def adapter(self) -> nn.Module:
+        "AdaGauss' perceptron from old to new features, in these units, learned once for all moments that it is asked to move."
+        m, scale = self.units
+        return fit_adapter(((self.new.old - m) / scale).float(), ((self.new.old + self.new.moved - m) / scale).float())
 
 # %% ../nbs/30_moments.ipynb #30aa0016
 Estimator = Callable[[Moments, AtHand], Moments]
@@ -137,10 +146,8 @@ def by_ldc(s: Moments, h: AtHand) -> Moments:
 
 def by_adagauss(s: Moments, h: AtHand) -> Moments:
     "Mean of points of each class's Gaussian behind a perceptron, learned on the new images with an anti-collapse loss; the covariance stays."
-    d, m, scale = h.new.old.shape[1], h.new.old.mean(0), h.new.old.std(correction=0).clamp(min=1e-6)                  # in units in which its rates and losses mean something
-    unit = lambda v: ((v - m) / scale).float()
-    adapter = fit_adapter(unit(h.new.old), unit(h.new.old + h.new.moved))
-    means = adapt_gaussians(unit(s.means[:, -d:]), (s.cov[-d:, -d:] / scale**2).expand(len(s.means), d, d), adapter, generator(0, "adapted points"), max(2000, 2 * d))[0]
+    d, (m, scale) = h.new.old.shape[1], h.units
+    means = adapt_gaussians(((s.means[:, -d:] - m) / scale).float(), (s.cov[-d:, -d:] / scale**2).expand(len(s.means), d, d), h.adapter, generator(0, "adapted points"), max(2000, 2 * d))[0]
     return shift(s, means.double() * scale + m - s.means[:, -d:])
 
 def by_class(s: Moments, h: AtHand) -> Moments:
