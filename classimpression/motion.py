@@ -189,17 +189,18 @@ def plot_drift(
     "Predicted against true drift; quality of a class's impressions against the error of following them; how many it takes."
     import seaborn as sns
     whole, own = drift[drift["all"]], "class by class, impressions"
+    every = round(whole.impressions.mean())                                 # all that there were: more per class while there are few
     with style():
         fig, axes = new_figure(1, 3, 12, 3.6)
         left, middle, right = axes[0]
         sns.scatterplot(whole[whole.statistics.isin(SHOWN)], x="length", y="along", hue="statistics", hue_order=SHOWN, palette=SHOWN, ax=left)
         left.axline((0, 0), slope=1, color="k", lw=1, ls="--")
         left.set(xlabel="true drift of a class mean (feature units)", ylabel="predicted, along the true direction")
-        left.legend(fontsize=7, frameon=False, title=None)
+        left.margins(y=.15); left.legend(fontsize=7, frameon=False, title=None, loc="upper left")
         sns.scatterplot(whole[whole.statistics == own], x="distance", y="error", hue="task", palette="crest", ax=middle)
         middle.axhline(1, color="k", lw=1, ls="--")
         middle.set(xlabel="distance of a class's impressions from its true mean\n(spreads within a class)", ylabel="error (1: doing nothing)")
-        some = drift[drift.statistics.isin((own, "map, both"))]
+        some = drift[drift.statistics.isin((own, "map, both"))]; some = some.assign(impressions=some.impressions.where(~some["all"], every))
         sns.lineplot(some, x="impressions", y="error", hue="statistics", palette=["#D55E00", "#009E73"], marker="o", errorbar=("pi", 50), ax=right)
         right.axhline(1, color="k", lw=1, ls="--")
         right.set(xlabel="impressions per old class", ylabel="error (1: doing nothing)"); right.legend(fontsize=7, frameon=False, title=None)
