@@ -4,9 +4,10 @@
 
 # %% ../nbs/29_panels.ipynb #b12c57ab
 from __future__ import annotations
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
-from .core import DataError, check
+from .core import DataError, check, read_json
 from .curves import by_method
 from .metrics import accuracy_matrix
 from .plots import SHADES, SPARE, TERMS, WIDTH, method_colours, new_figure, short_name, style
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['TERM_COLOURS', 'matrix_panels', 'plot_accuracy_matrix', 'one_order', 'confusion_shares', 'plot_confusion',
-           'plot_recalls', 'plot_history', 'cost_rows', 'plot_costs']
+           'plot_recalls', 'plot_history', 'cost_rows', 'plot_costs', 'earlier_runs']
 
 # %% ../nbs/29_panels.ipynb #1220f82b
 def matrix_panels(
@@ -147,11 +148,12 @@ def plot_history(
 def cost_rows(
     results: Iterable[Any],  # results of runs
 ) -> DataFrame:              # one row per run and task
-    "Seconds, memory and bytes of every task."
+    "Seconds, memory and bytes of every task, and whose seconds they are. Raises `DataError` without a run."
     import pandas as pd
+    results = list(results); check(results, "there is no run whose costs could be counted; run some first, or look whether the main table of this scenario is in the folder of figures", DataError)
     keep = ("task", "cpu_seconds", "peak_memory_mb", "carried_bytes", "carried_images", "impressions")
     return pd.DataFrame([dict(scenario=r["scenario"]["name"], profile=r["profile"], method=r["method"], title=r["title"], tier=r["tier"], seed=r["seed"]) | {k: t.get(k) for k in keep}
-                         | {f"{k}_seconds": v for k, v in t["seconds"].items()} | dict(run_id=r["run_id"]) for r in map(as_dict, results) for t in r["tasks"]])
+                         | {f"{k}_seconds": v for k, v in t["seconds"].items()} | dict(processor=r["environment"]["cpu"], run_id=r["run_id"]) for r in map(as_dict, results) for t in r["tasks"]])
 
 def plot_costs(
     frame: DataFrame,  # from `cost_rows`, of one scenario and profile
@@ -160,6 +162,7 @@ def plot_costs(
     n = int(frame.task.max())
     total = frame.groupby("title").cpu_seconds.sum().div(frame.groupby("title").seed.nunique()).sort_values()
     y, shades = {m: k for k, m in enumerate(total.index)}, [str(.82 - .7 * t / max(n - 1, 1)) for t in range(n)]
+    usual = frame.processor.mode()[0]; other = set(frame[frame.processor != usual].title)
     with style():
         fig, [[left, right]] = new_figure(1, 2, height=.9 + .2 * len(total), sharey=True, width_ratios=[1.4, 1])
         start = dict.fromkeys(y, 0.)
@@ -168,7 +171,19 @@ def plot_costs(
             left.barh([y[m] for m in now.index], now.cpu_seconds, left=[start[m] for m in now.index], color=shades[t - 1], height=.7, label=f"task {t}")
             for m, s in now.cpu_seconds.items(): start[m] += s
             right.plot(now.carried_bytes / 1e6, [y[m] for m in now.index], "o", ms=4, color=shades[t - 1], mec="#333333", mew=.3)
-        left.set_yticks(range(len(y)), list(y)); left.set_xlabel("seconds of one CPU thread"); right.set(xlabel="carried after the task (MB)", xscale="log")
+        left.set_yticks(range(len(y)), [f"{m} ‡" if m in other else m for m in y]); left.set_xlabel(f"seconds of one thread\n{usual}" + (" (‡: another)" if other else "")); right.set(xlabel="carried after the task (MB)", xscale="log")
         right.xaxis.set_major_formatter("{x:g}"); right.xaxis.set_minor_formatter(""); right.grid(axis="x", lw=.4, alpha=.6); left.grid(axis="x", lw=.4, alpha=.6); left.set_axisbelow(True)
         fig.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=n, handlelength=1)
     return fig
+
+# %% ../nbs/29_panels.ipynb #7f9165b8
+def earlier_runs(
+    path: str | Path,        # main_table_….json of runs; nothing is added where there is none
+    results: Iterable[Any],  # results on this disk
+    asked: Iterable[Any],    # configurations of all runs that are wanted
+) -> list[dict]:
+    "Runs that are wanted and not on this disk, as the main table reports them."
+    if not Path(path).exists(): return []
+    key = lambda r: (r["scenario"]["name"], r["profile"], r["method"], r["seed"])
+    here, wanted = {key(as_dict(r)) for r in results}, {(c.scenario, c.profile, c.method, c.seed): c.class_order for c in asked}   # None: the published order
+    return [r for r in read_json(path) if key(r) in wanted.keys() - here and (wanted[key(r)] is None or list(wanted[key(r)]) == r["scenario"]["class_order"])]
