@@ -177,6 +177,7 @@ def inventory(
     import pandas as pd
     figures, rows = Path(figures), []
     for e in experiments().values():
+        if e.name == "report": continue                                       # the page on which this table stands
         for w in wanted(e, profile):
             there = found_runs(figures, e, w)
             plan = {(m, v if e.table else "", s) for v in w["variants"] for m in e.variants[v].get("methods", w["methods"]) for s in w["seeds"]}
