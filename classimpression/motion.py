@@ -15,7 +15,7 @@ from .data import Split
 from .folders import RunResult
 from .metrics import paired_interval
 from .models import NETWORKS
-from .moments import ESTIMATORS, AtHand, Moments, Probe, by_class, recalls_of
+from .moments import ESTIMATORS, AtHand, Estimator, Moments, Probe, by_class, recalls_of
 from .plots import new_figure, style
 from .scenarios import Scenario
 from .training import teacher_features
@@ -80,13 +80,14 @@ def motion_steps(
 def study_motion(
     steps: Iterable[Step],  # of a run
     tell: Callable[[str], None] = print,  # called with a line per task
+    estimators: dict[str, Estimator] = ESTIMATORS,
 ) -> DataFrame:            # seed, task, features, statistics, balanced_accuracy, error
     "Balanced accuracy on validation images under every estimator, after every task; `error` is the distance to the true means in units of how far they went."
     import pandas as pd
     rows, stats = [], {}
     for s in steps:
         E, n_old, stats["true"] = s.n_codes, 0 if s.was is None else len(s.was.means), s.truth
-        for name, estimate in ESTIMATORS.items(): stats[name] = s.truth if s.hand is None else estimate(stats[name], s.hand).join(s.new)
+        for name, estimate in estimators.items(): stats[name] = s.truth if s.hand is None else estimate(stats[name], s.hand).join(s.new)
         goal = s.truth.means[:n_old, E:]
         for name, m in stats.items():
             error = 0. if s.was is None else float((m.means[:n_old, E:] - goal).norm() / (s.was.means[:, E:] - goal).norm().clamp(min=1e-9))
