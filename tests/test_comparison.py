@@ -53,8 +53,9 @@ def test_trials_are_as_many_for_all_and_chosen_values_come_from_them():
             options = profile_config("standard", m).options or {}
             assert {k: options[k] for k in t["options"]} == t["options"], f"the standard profile of {m} does not use what tuning chose"
         for scenario, t in tuned.get(m, {}).get("scenarios", {}).items():      # chosen there, on that scenario's own tuning order
-            best = max(t["trials"], key=lambda x: (x["balanced_accuracy"], x["average_incremental_accuracy"]))
-            assert t["options"] == best["options"] and (t["scenario"], t["class_order"]) == (scenario, tuning_pair(scenario)["class_order"])
+            all_trials = t["trials"] + t.get("further", {}).get("trials", [])    # `further`: more trials, declared before they ran (24_tuning says why)
+            best = max(all_trials, key=lambda x: (x["balanced_accuracy"], x["average_incremental_accuracy"]))
+            assert t["options"] == {k: v for k, v in best["options"].items() if k != "epochs"} and (t["scenario"], t["class_order"]) == (scenario, tuning_pair(scenario)["class_order"])
             assert profile_config("standard", m, scenario=scenario).options.items() >= t["options"].items() and profile_config("standard", m, scenario=scenario) != profile_config("standard", m)
 
 
