@@ -7,9 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterable
 import numpy as np
-from .comparison import MAIN, MAIN_KEYS, MEASURES, main_rows, merge_table, title_of
+from .comparison import MAIN, MAIN_KEYS, MEASURES, main_rows, merge_table, rows_of, title_of
 from .configs import RunConfig
-from .core import DataError, check
+from .core import DataError, check, read_json
 from .experiments import find_experiment
 from .folders import RunResult, finished_run
 from .metrics import paired_interval
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['KEYS', 'BOUNDS', 'STRICT', 'variant_rows', 'merge_variants', 'variants_of', 'differences', 'variant_summary',
-           'fewer_pairs', 'bound_rows', 'plot_variants', 'variant_reading', 'main_effects', 'spread_over_orders']
+__all__ = ['KEYS', 'BOUNDS', 'STRICT', 'variant_rows', 'merge_variants', 'variants_of', 'base_from_main', 'differences',
+           'variant_summary', 'fewer_pairs', 'bound_rows', 'plot_variants', 'variant_reading', 'main_effects',
+           'spread_over_orders']
 
 # %% ../nbs/32_ablations.ipynb #ca2e7783
 KEYS = ["experiment", "variant", *MAIN_KEYS]  # what a rerun replaces
@@ -56,6 +57,20 @@ def variants_of(
     mine = table[(table.experiment == experiment) & (table.scenario == scenario) & (table.profile == profile)]
     order = {v: i for i, v in enumerate(find_experiment(experiment).variants)}
     return mine.sort_values("variant", key=lambda c: c.map(order), kind="stable").reset_index(drop=True)
+
+# %% ../nbs/32_ablations.ipynb #01a7e002
+def base_from_main(
+    figures: str | Path,   # folder of reported results
+    experiment: str,       # name
+    scenario: str,         # name
+    profile: str,          # name of the budget
+    methods: list[str],    # of the experiment
+) -> DataFrame:            # as from `variant_rows`; empty without a main table
+    "Strict runs of the main table, as the base of an experiment."
+    path = Path(figures) / f"main_table_{scenario}_runs.json"
+    runs = [r for r in rows_of(read_json(path), scenario, profile) if r["method"] in methods] if path.exists() else []
+    return main_rows(runs).assign(experiment=experiment, variant=find_experiment(experiment).base, run_id=[r["run_id"] for r in runs])[["experiment", "variant", *MAIN, "run_id"]]
+
 
 # %% ../nbs/32_ablations.ipynb #288a9fef
 def differences(

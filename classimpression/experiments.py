@@ -85,6 +85,7 @@ def plan_runs(
 ) -> list[RunConfig]:    # one per pair or seed and method
     "Runs of some methods. Raises `ConfigError` or `DataError` if one of them could not start."
     check(methods and (seeds or pairs), "name at least one method and one seed or pair")
+    if settings.get("sizes") == "all": settings["sizes"] = [sum(make_scenario(scenario, root=root or None).sizes)]   # one task of all classes
     committed = reported_pairs(scenario) if pairs else []
     check(not pairs or all(0 <= i < len(committed) for i in pairs), f"{scenario} has the pairs 0 to {len(committed) - 1}, not {pairs}")
     chosen = [committed[i] for i in pairs] if pairs else [dict(seed=s) for s in seeds]

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['COLOURS', 'SPARE', 'SHADES', 'WIDTH', 'DPI', 'TERMS', 'method_colours', 'style', 'new_figure', 'to_png', 'to_svg',
-           'save_figure', 'to_float', 'montage', 'image_grid', 'short_name', 'plot_means', 'first_of_each',
-           'plot_impressions_over_steps', 'plot_real_beside_synthetic', 'plot_synthesis_terms']
+           'save_figure', 'earlier_figure', 'to_float', 'montage', 'image_grid', 'short_name', 'plot_means',
+           'first_of_each', 'plot_impressions_over_steps', 'plot_real_beside_synthetic', 'plot_synthesis_terms']
 
 # %% ../nbs/27_plots.ipynb #b1083c5c
 COLOURS = {"class-impression": "#0072B2", "fine-tuning": "#D55E00", "joint": "#5A5A5A", "census": "#1B7837"}
@@ -88,6 +88,15 @@ def save_figure(
     "Write a figure as PNG and SVG, atomically."
     write_bytes(path, to_png(fig)); write_bytes(Path(path).with_suffix(".svg"), to_svg(fig))
     return fig
+
+def earlier_figure(
+    path: str | Path,  # where `save_figure` put it
+) -> object:           # a picture that notebooks show, or a sentence if there is none
+    "The picture that an earlier sitting saved, in the size of figures in notebooks."
+    from PIL import Image
+    if not Path(path).exists(): return f"nothing to draw in this sitting, and none before it wrote {Path(path).name}"
+    with Image.open(path) as picture: small = picture.convert("RGB").resize([round(n * 80 / DPI) for n in picture.size], Image.Resampling.LANCZOS)
+    return small.quantize(255, Image.Quantize.MAXCOVERAGE)
 
 # %% ../nbs/27_plots.ipynb #04f3930d
 def to_float(
