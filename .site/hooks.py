@@ -141,7 +141,7 @@ def on_config(config):
         titles = [title_of(nb) for _, nb in found]
         def title(p, nb): return title_of(nb) + (f", {p.stem.rpartition('_')[2]}" if titles.count(title_of(nb)) > 1 else "")  # of two scenarios
         return [{title(p, nb): (p.relative_to(ROOT / "nbs") if folder == "nbs" else p.relative_to(ROOT)).as_posix()} for p, nb in found]
-    config.nav = [{"Tour": "index.ipynb"}, {"Tutorials": entries("tutorials/*.ipynb")}, {"Results": [{"Results": "results.md"}, {"Results, in words": "findings.md"}, {"Experiments": entries("*.ipynb", "figures")}, {"Small budgets": entries("small/*.ipynb", "figures")}, {"Reproducibility": "reproducibility.ipynb"}]},
+    config.nav = [{"Tour": "index.ipynb"}, {"Tutorials": entries("tutorials/*.ipynb")}, {"Results": [{"Results": "results.md"}, {"Results, in words": "findings.md"}, {"Experiments": entries("*.ipynb", "figures")}, {"Reproducibility": "reproducibility.ipynb"}]},
                   {"The library": entries("[0-9]*.ipynb")}, {"API reference": ["api/index.md"] + [f"api/{m.stem}.md" for m in sorted((ROOT / "classimpression").glob("[a-z]*.py"))]}, {"Changes": "changes.md"}]
     return config
 
