@@ -163,7 +163,7 @@ def found_runs(
     if name:
         t = read_table(figures / f"{name}.csv")
         if t is None: return there
-        t = t[(t.scenario == entry["scenario"]) & (t.profile == entry["budget"]) & ((t.experiment == e.name) if e.table else True)]
+        t = t[(t.scenario == entry["scenario"]) & (t.profile == entry["budget"]) & ((t.experiment == e.name) & t.variant.isin(entry["variants"]) if e.table else True)]
         return set(zip(t.method, t.variant if e.table else [""] * len(t), t.seed))
     path = figures / f"{e.name}_{entry['scenario']}_runs.json"
     if not path.exists(): return None
