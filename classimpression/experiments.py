@@ -81,7 +81,7 @@ def plan_runs(
     pairs: list[int] | None = None,  # instead of seeds: numbers of committed pairs of seed and class order
     root: str | None = None,  # folder of the data files; CLASSIMPRESSION_DATA unless given
     tuned: bool = True,  # with the hyper-parameters that tuning chose?
-    **settings,          # out, any_code, or what else differs from the profile
+    **settings,          # out, any_code, or what else differs from the profile; sizes="all": one task of all classes
 ) -> list[RunConfig]:    # one per pair or seed and method
     "Runs of some methods. Raises `ConfigError` or `DataError` if one of them could not start."
     check(methods and (seeds or pairs), "name at least one method and one seed or pair")
