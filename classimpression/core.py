@@ -19,9 +19,10 @@ from safetensors.torch import save as tensors_to_bytes
 # %% auto #0
 __all__ = ['FORMAT', 'ClassImpressionError', 'ConfigError', 'DataError', 'StateError', 'LeakError', 'check', 'check_number',
            'key_to_seed', 'generator', 'seeded', 'write_bytes', 'write_json', 'read_json', 'in_turn', 'save_tensors',
-           'load_tensors', 'inside', 'digest', 'tensor_digest', 'file_md5', 'package_folder', 'plain_source',
-           'plain_code', 'foreign_source', 'modules_digest', 'used_modules', 'code_version', 'cached', 'saved_seconds',
-           'keep_freed_memory', 'compiler_works', 'environment', 'progress']
+           'load_tensors', 'inside', 'digest', 'tensor_digest', 'file_md5', 'package_folder', 'is_own_import',
+           'plain_source', 'module_files', 'plain_code', 'named_modules', 'modules_digest', 'imported_modules',
+           'used_modules', 'foreign_source', 'code_version', 'cached', 'saved_seconds', 'keep_freed_memory',
+           'compiler_works', 'environment', 'progress']
 
 # %% ../nbs/00_core.ipynb #ab885b10
 class ClassImpressionError(Exception):
@@ -203,29 +204,102 @@ def file_md5(
         while block := f.read(1 << 20): h.update(block)
     return h.hexdigest()
 
-# %% ../nbs/00_core.ipynb #22b2db98
+# %% ../nbs/00_core.ipynb #e778e132
 def package_folder() -> Path:
     "Where the modules that Python imports are."
     return Path(importlib.util.find_spec("classimpression").submodule_search_locations[0]).resolve()
 
+def is_own_import(
+    node: ast.AST,  # a node of a syntax tree
+) -> bool:
+    "Does it import from this package?"
+    if isinstance(node, ast.ImportFrom):
+        return node.level > 0 or (node.module or "").partition(".")[0] == "classimpression"
+    return isinstance(node, ast.Import) and node.names[0].name.partition(".")[0] == "classimpression"
+
+# %% ../nbs/00_core.ipynb #e2a5603f
+class _Plain(ast.NodeTransformer):
+    "Leaves out docstrings and imports from this package."
+    def generic_visit(self, node):
+        super().generic_visit(node)
+        body = getattr(node, "body", None)
+        if not isinstance(body, list): return node
+        first = body[0].value if body and isinstance(body[0], ast.Expr) else None
+        if isinstance(first, ast.Constant) and isinstance(first.value, str): body = body[1:]
+        node.body = [b for b in body if not is_own_import(b)] or [ast.Pass()]
+        return node
+
 def plain_source(
     text: str,  # Python
-) -> str:
-    "Source without comments, docstrings and layout: what can change a result."
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
-            node.body = body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
+) -> list[str]:  # one text for each top-level statement
+    "Statements that can change a result, as Python sees them."
+    body = _Plain().visit(ast.parse(text)).body
+    lists = ("__all__", "_all_")
+    named = [b for b in body if not (isinstance(b, ast.Assign) and getattr(b.targets[0], "id", "") in lists)]
+    return [ast.unparse(b) for b in named]
+
+# %% ../nbs/00_core.ipynb #7286ce30
+@lru_cache(maxsize=None)
+def module_files() -> dict[str, Path]:
+    "Every module of the package by its own name. Raises `StateError` if two share one."
+    found: dict[str, Path] = {}
+    for path in sorted(package_folder().rglob("*.py")):
+        if path.stem.startswith("_"): continue
+        check(path.stem not in found, f"two modules are called {path.stem}: {found.get(path.stem)} and {path}", StateError)
+        found[path.stem] = path
+    return found
 
 @lru_cache(maxsize=None)
 def plain_code(
     path: Path,  # a Python file of the library
-) -> str:
-    "Its plain source."
-    return plain_source(path.read_text(encoding="utf-8"))
+) -> frozenset[str]:
+    "Its statements that can change a result."
+    return frozenset(plain_source(path.read_text(encoding="utf-8")))
 
+# %% ../nbs/00_core.ipynb #bbc6ff34
+def named_modules(
+    *names: str,  # modules such as "training", or folders such as "methods"; none: all
+) -> list[str]:   # names of modules, sorted
+    "What the names stand for. Raises `StateError` for a name of nothing."
+    files, found = module_files(), set()
+    for name in names:
+        inside_folder = {m for m, p in files.items() if p.parent.name == name and p.parent != package_folder()}
+        check(name in files or inside_folder, f"the package has no module or folder called {name!r}", StateError)
+        found |= {name} if name in files else inside_folder
+    return sorted(found or files)
+
+def modules_digest(
+    *names: str,  # modules of the library, such as "training"; none: all
+) -> str:         # 16 hexadecimal digits
+    "Hash of the library's source code, wherever it stands; words that only people read do not count."
+    statements = set().union(*(plain_code(module_files()[m]) for m in named_modules(*names)))
+    return digest(sorted(statements))
+
+# %% ../nbs/00_core.ipynb #87a2f91a
+def imported_modules(
+    path: Path,  # a Python file of the library
+) -> set[str]:   # names of modules of the library
+    "What a module imports from the package, anywhere in it."
+    found = set()
+    for node in filter(is_own_import, ast.walk(ast.parse(path.read_text(encoding="utf-8")))):
+        names = [a.name for a in node.names]
+        last = (getattr(node, "module", None) or "").rpartition(".")[2]
+        found |= {n for n in (last, *(n.rpartition(".")[2] for n in names)) if n in module_files()}
+    return found
+
+@lru_cache(maxsize=None)
+def used_modules(
+    *names: str,      # modules or folders of the library
+) -> tuple[str, ...]: # they and all that they import, sorted
+    "Modules whose code these modules run."
+    found, todo = set(), named_modules(*names)
+    while todo:
+        if (name := todo.pop()) in found: continue
+        found.add(name)
+        todo += imported_modules(module_files()[name])
+    return tuple(sorted(found))
+
+# %% ../nbs/00_core.ipynb #81c2a2f9
 def foreign_source(
     made: Callable,  # a function or class
 ) -> str:            # 16 hexadecimal digits; "" for the library's own
@@ -235,33 +309,13 @@ def foreign_source(
     try:
         file = Path(inspect.getsourcefile(made) or "")
         return digest(plain_source(file.read_text(encoding="utf-8")) if file.is_file() else inspect.getsource(made))
-    except (OSError, TypeError, SyntaxError): return digest([made.__module__, made.__qualname__])  # typed into a terminal: there is no source to read
-
-def modules_digest(
-    *names: str,  # modules of the library, such as "training"; none: all
-) -> str:         # 16 hexadecimal digits
-    "Hash of the library's source code; words that only people read do not count."
-    here = package_folder()
-    files = [here / f"{n}.py" for n in names] or sorted(here.glob("*.py"))
-    return digest({p.name: plain_code(p) for p in files})
-
-@lru_cache(maxsize=None)
-def used_modules(
-    *names: str,      # modules of the library
-) -> tuple[str, ...]: # they and all that they import, sorted
-    "Modules whose code these modules run."
-    found, todo, here = set(), list(names), package_folder()
-    while todo:
-        if (name := todo.pop()) in found: continue
-        found.add(name)
-        tree = ast.parse((here / f"{name}.py").read_text(encoding="utf-8"))
-        todo += [m for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level for m in ([n.module] if n.module else [a.name for a in n.names])]
-    return tuple(sorted(found))
+    except (OSError, TypeError, SyntaxError):  # typed into a terminal: there is no source to read
+        return digest([made.__module__, made.__qualname__])
 
 def code_version() -> dict[str, str | None]:
     "Hash of the library's modules, and git commit if they lie in a checkout."
     here, commit = package_folder(), None
-    git = lambda *a: subprocess.run(["git", "-C", str(here), *a], capture_output=True, text=True, timeout=20).stdout.strip()
+    def git(*a): return subprocess.run(["git", "-C", str(here), *a], capture_output=True, text=True, timeout=20).stdout.strip()
     try:
         if (here.parent / ".git").exists():
             commit = git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")

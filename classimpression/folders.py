@@ -48,9 +48,9 @@ def code_of(
     network: Callable | None = None,  # that builds the network
 ) -> str:           # 16 hexadecimal digits
     "Hash of the code that runs of a method go through."
-    package, _, module = fit.__module__.partition(".")
-    ours = package == package_folder().name
-    used = modules_digest(*sorted({*used_modules(*EVERY_RUN, "methods", *([module] if ours else []), *([made] if made else [])), "configs", "runner"}))
+    ours = fit.__module__.partition(".")[0] == package_folder().name
+    own = fit.__module__.rpartition(".")[2]
+    used = modules_digest(*used_modules(*EVERY_RUN, "methods", *([own] if ours else []), *([made] if made else [])), "configs", "runner")
     theirs = [s for f in (fit, network) if f and (s := foreign_source(f))]
     return digest([used, *theirs]) if theirs else used
 

@@ -3,6 +3,8 @@ import errno
 import json
 import os
 import pickle
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from classimpression.core import ClassImpressionError, ConfigError, DataError, StateError, file_md5, load_tensors, read_json, save_tensors, write_bytes, write_json
+from classimpression.core import ClassImpressionError, ConfigError, DataError, StateError, file_md5, load_tensors, module_files, package_folder, read_json, save_tensors, write_bytes, write_json
 from classimpression.methods import METHODS, method
 from classimpression.models import NETWORKS, SmallNet, register_network
 from classimpression.runner import RunConfig, RunResult, profile, prepare, profile_config, run, run_folder
@@ -112,6 +114,53 @@ def test_a_first_task_from_the_cache_gives_the_same_bytes_and_counts_fully(toy, 
     again = run(tiny(tmp_path), toy(sizes=(2, 1)), fresh=True)
     first = again.data["tasks"][0]
     assert stored(again.folder) == before and first["spared"]["cpu_seconds"] > 0 and first["cpu_seconds"] >= first["spared"]["cpu_seconds"] and cost > 0
+
+
+MOVED = """if True:
+    import sys, torch
+    from conftest import toy_scenario
+    from pathlib import Path
+    import classimpression.synthesis
+    FOLDER = str(Path(classimpression.synthesis.__file__).parent)
+    sys.path.insert(0, FOLDER)
+    from tests_of_moves import go
+    go(toy_scenario(sizes=(2, 2), per_class=24), sys.argv[1])"""
+
+GO = """
+from classimpression.{runner} import RunConfig, run
+
+def go(scenario, out):
+    cfg = RunConfig.of(scenario="toy", epochs=1, batch_size=20, groups=1, group_size=10, synthesis_steps=4, synthesis_warmup=1, threads=1, k_min=5, out=out)
+    r = run(cfg, scenario.again())
+    print(r.folder.name, r.data["finished"])
+"""
+
+
+def test_a_module_that_moves_keeps_a_finished_run_and_its_cache(tmp_path):
+    package = tmp_path / "copy" / "classimpression"
+    shutil.copytree(package_folder(), package, ignore=shutil.ignore_patterns("__pycache__"))
+    runner = module_files()["runner"].relative_to(package_folder()).with_suffix("").as_posix().replace("/", ".")
+    (package / "tests_of_moves.py").write_text(GO.format(runner=runner))
+    env = os.environ | dict(PYTHONPATH=f"{package.parent}{os.pathsep}{Path(__file__).parent}", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+
+    def names_and_cache():
+        done = subprocess.run([sys.executable, "-c", MOVED, str(tmp_path / "runs")], capture_output=True, text=True, env=env, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, sorted(p.name for p in (tmp_path / "runs" / "cache").glob("*.safetensors"))
+
+    before = names_and_cache()
+    old, new = package / "losses.py", package / "elsewhere" / "deep_losses" / "losses.py"
+    new.parent.mkdir(parents=True)
+    for path in package.rglob("*.py"):   # what a move rewrites: the imports
+        path.write_text(re.sub(r"from \.+losses import", "from classimpression.elsewhere.deep_losses.losses import", path.read_text()))
+    new.write_text(re.sub(r"from \.+(\w)", r"from classimpression.\1", old.read_text()))
+    old.unlink()
+    assert names_and_cache() == before, "a move made a finished run or its cache count as unmade"
+    text = new.read_text()
+    assert "return (1 - rho) * history.detach() + rho * batch" in text
+    new.write_text(text.replace("return (1 - rho) * history.detach() + rho * batch", "return rho * batch + (1 - rho) * history.detach()"))
+    after = names_and_cache()
+    assert after[0] != before[0] and len(after[1]) > len(before[1]), "a changed statement must make another run and another first task"
 
 
 def test_another_seed_gives_other_numbers(toy, tmp_path):
