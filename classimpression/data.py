@@ -12,7 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import ClassImpressionError, DataError, check, check_number, file_md5, tensor_digest
+from .core.errors import ClassImpressionError, DataError, check, check_number
+from .core.provenance import file_md5, tensor_digest
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS', 'to_unit', 'Split', 'as_numpy', 'as_bytes', 'as_labels', 'as_split',
@@ -21,7 +22,7 @@ __all__ = ['LAYOUTS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS', 'to_unit', 'Split',
 # %% ../nbs/01_data.ipynb #7902055f
 def to_unit(
     x: Tensor,  # uint8, any shape
-) -> Tensor:    # float32 in [0, 1], on the same device
+) -> Tensor:  # float32 in [0, 1], on the same device
     "Bytes to numbers in [0, 1]."
     return x.to(torch.float32).div_(255)
 
@@ -29,137 +30,208 @@ def to_unit(
 @dataclass(frozen=True, eq=False)
 class Split:
     "Labelled images that stay in memory."
+
     x: Tensor  # uint8 [N, C, H, W]
     y: Tensor  # int64 [N], on the same device
     varies = False  # is every draw for training another image?
 
     def __post_init__(self):
-        check(self.x.dtype == torch.uint8 and self.x.ndim == 4, f"Split.x must be uint8 [N, C, H, W], not {self.x.dtype} {list(self.x.shape)}; use as_split", DataError)
-        check(self.y.dtype == torch.int64 and self.y.shape == self.x.shape[:1], f"Split.y must be int64 [{len(self.x)}], not {self.y.dtype} {list(self.y.shape)}", DataError)
-    def __len__(self) -> int: return len(self.y)
-    def __repr__(self) -> str: return f"Split({len(self)} images {'x'.join(map(str, self.x.shape[1:]))}, {len(self.y.unique())} classes, {self.x.device})"
-    def to(self, device) -> Split: return Split(self.x.to(device), self.y.to(device))
-    def digest(self) -> str: return tensor_digest(self.x, self.y)
+        check(
+            self.x.dtype == torch.uint8 and self.x.ndim == 4,
+            f"Split.x must be uint8 [N, C, H, W], not {self.x.dtype} {list(self.x.shape)}; use as_split",
+            DataError,
+        )
+        check(
+            self.y.dtype == torch.int64 and self.y.shape == self.x.shape[:1],
+            f"Split.y must be int64 [{len(self.x)}], not {self.y.dtype} {list(self.y.shape)}",
+            DataError,
+        )
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __repr__(self) -> str:
+        return (
+            f"Split({len(self)} images {'x'.join(map(str, self.x.shape[1:]))}, {len(self.y.unique())} classes, "
+            f"{self.x.device})"
+        )
+
+    def to(self, device) -> Split:
+        return Split(self.x.to(device), self.y.to(device))
+
+    def digest(self) -> str:
+        return tensor_digest(self.x, self.y)
 
     def counts(self, n_classes: int) -> Tensor:
         "Images per class, int64 [n_classes]."
         return torch.bincount(self.y, minlength=n_classes)
+
     def sources(self, n_classes: int) -> Tensor:
         "Patients per class where they are known, otherwise images, int64 [n_classes]."
         return self.counts(n_classes)
+
     def take(self, idx: Tensor | list[int]) -> Split:
         "The rows `idx`, in that order."
         idx = torch.as_tensor(idx, dtype=torch.int64, device=self.x.device)
         return Split(self.x[idx], self.y[idx])
+
     def where(self, classes: Iterable[int]) -> Split:
         "The images of `classes`, in their old order, labels unchanged."
         return self.take(torch.isin(self.y, torch.tensor(list(classes), device=self.y.device)).nonzero()[:, 0])
+
     def images(self, idx: Tensor | None = None, device: str | torch.device | None = None) -> Tensor:
         "The images (of rows `idx`) as float32 in [0, 1], on `device`."
         x = self.x if idx is None else self.x[idx.to(self.x.device)]
         return to_unit(x.to(device or x.device))
+
     def draw(self, idx: Tensor, g: torch.Generator) -> Tensor:
         "The images of rows `idx` as training sees them this time, float32 in [0, 1]."
         return self.images(idx)
-    def padded(self, to: int) -> Split: return replace(self, x=pad(self.x, to))
-    def relabelled(self, y: Tensor) -> Split: return replace(self, y=y)
-    def joined(self, other: Split) -> Split: return Split(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]))
+
+    def padded(self, to: int) -> Split:
+        return replace(self, x=pad(self.x, to))
+
+    def relabelled(self, y: Tensor) -> Split:
+        return replace(self, y=y)
+
+    def joined(self, other: Split) -> Split:
+        return Split(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]))
 
 # %% ../nbs/01_data.ipynb #00aa8ee1
 LAYOUTS = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 3, 1, 2), "NHW": (0, 1, 2)}  # axes, in the order N, C, H, W
 
+
 def as_numpy(
-    a,          # array, tensor or nested list
+    a,  # array, tensor or nested list
     what: str,  # what the user calls it
 ) -> np.ndarray:
     "A numpy array of numbers. Object arrays are refused, because only unpickling or a ragged list makes them."
-    try: a = (a.detach().cpu().float() if a.is_floating_point() else a.detach().cpu()).numpy() if isinstance(a, Tensor) else np.asarray(a)
-    except ValueError as e: raise DataError(f"{what} are not one rectangular array: {e}") from e
-    check(a.dtype.kind in "biuf", f"{what} must be numbers, not dtype {a.dtype}; object arrays are never read", DataError)
+    try:
+        a = (
+            (a.detach().cpu().float() if a.is_floating_point() else a.detach().cpu()).numpy()
+            if isinstance(a, Tensor)
+            else np.asarray(a)
+        )
+    except ValueError as e:
+        raise DataError(f"{what} are not one rectangular array: {e}") from e
+    check(
+        a.dtype.kind in "biuf", f"{what} must be numbers, not dtype {a.dtype}; object arrays are never read", DataError
+    )
     return a
 
 # %% ../nbs/01_data.ipynb #938419ea
 def as_bytes(
     x: np.ndarray,  # images, uint8 or float in [0, 1], any shape
-) -> np.ndarray:    # uint8, a copy of its own
+) -> np.ndarray:  # uint8, a copy of its own
     "Images as bytes; floats are rounded to multiples of 1/255."
-    if x.dtype == np.uint8: return np.array(x, order="C")
+    if x.dtype == np.uint8:
+        return np.array(x, order="C")
     check(x.dtype.kind == "f", f"images must be uint8 or float in [0, 1], not {x.dtype}; convert them first", DataError)
     bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
-    check(not len(bad), f"image {bad[0] if len(bad) else ''} holds NaN or infinity ({len(bad)} of {len(x)} images do); remove or repair them", DataError)
-    check(x.min() >= 0 and x.max() <= 1, f"float images must lie in [0, 1], these in [{x.min():.4g}, {x.max():.4g}]; divide by 255 or pass uint8", DataError)
-    return np.rint(x*255).astype(np.uint8)
+    check(
+        not len(bad),
+        f"image {bad[0] if len(bad) else ''} holds NaN or infinity ({len(bad)} of {len(x)} images do); remove or "
+        f"repair them",
+        DataError,
+    )
+    check(
+        x.min() >= 0 and x.max() <= 1,
+        f"float images must lie in [0, 1], these in [{x.min():.4g}, {x.max():.4g}]; divide by 255 or pass uint8",
+        DataError,
+    )
+    return np.rint(x * 255).astype(np.uint8)
 
 # %% ../nbs/01_data.ipynb #6a0ed464
 def as_labels(
-    y: np.ndarray,                 # whole numbers, [N] or [N, 1]
+    y: np.ndarray,  # whole numbers, [N] or [N, 1]
     n_classes: int | None = None,  # labels must be below this, if given
-) -> np.ndarray:                   # int64 [N]
+) -> np.ndarray:  # int64 [N]
     "Labels as MedMNIST or a user gives them, checked."
     check(y.dtype.kind in "iu", f"labels must be whole numbers, not {y.dtype}; one class index per image", DataError)
-    check(y.ndim == 1 or y.ndim == 2 and y.shape[1] == 1, f"labels must have shape [N] or [N, 1], not {list(y.shape)}; one label per image", DataError)
+    check(
+        y.ndim == 1 or y.ndim == 2 and y.shape[1] == 1,
+        f"labels must have shape [N] or [N, 1], not {list(y.shape)}; one label per image",
+        DataError,
+    )
     y = y.reshape(-1).astype(np.int64)
     top = math.inf if n_classes is None else n_classes
     bad = np.flatnonzero((y < 0) | (y >= top))
-    check(not len(bad), f"label {y[bad[:1]]} of image {bad[:1]} lies outside 0..{top - 1}; labels start at 0", DataError)
+    check(
+        not len(bad), f"label {y[bad[:1]]} of image {bad[:1]} lies outside 0..{top - 1}; labels start at 0", DataError
+    )
     return y
 
 # %% ../nbs/01_data.ipynb #71cf69ca
 def as_split(
-    x,                             # images: array or tensor, uint8 or float in [0, 1]
-    y,                             # labels: array, tensor or list, [N] or [N, 1]
-    layout: str = "NCHW",          # order of the axes: NCHW, NHWC or NHW (grey)
+    x,  # images: array or tensor, uint8 or float in [0, 1]
+    y,  # labels: array, tensor or list, [N] or [N, 1]
+    layout: str = "NCHW",  # order of the axes: NCHW, NHWC or NHW (grey)
     n_classes: int | None = None,  # labels must be below this, if given
-) -> Split:                        # a copy: later changes of the arrays do not reach it
+) -> Split:  # a copy: later changes of the arrays do not reach it
     "Check images and labels and store them as a `Split`. Raises `DataError`."
     check(layout in LAYOUTS, f"unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
     x, y = as_numpy(x, "images"), as_numpy(y, "labels")
-    check(x.ndim == len(layout), f"layout {layout} needs {len(layout)} axes, the images have shape {list(x.shape)}", DataError)
-    check(x.size and len(y), f"no images: shape {list(x.shape)}, {len(y)} labels; a split needs at least one", DataError)
+    check(
+        x.ndim == len(layout),
+        f"layout {layout} needs {len(layout)} axes, the images have shape {list(x.shape)}",
+        DataError,
+    )
+    check(
+        x.size and len(y), f"no images: shape {list(x.shape)}, {len(y)} labels; a split needs at least one", DataError
+    )
     check(len(x) == len(y), f"{len(x)} images but {len(y)} labels; give one label per image", DataError)
     channels = x.shape[layout.index("C")] if "C" in layout else 1
-    check(channels in (1, 3), f"images need 1 or 3 channels; layout {layout} finds {channels} in shape {list(x.shape)}", DataError)
+    check(
+        channels in (1, 3),
+        f"images need 1 or 3 channels; layout {layout} finds {channels} in shape {list(x.shape)}",
+        DataError,
+    )
     t = torch.from_numpy(as_bytes(x)).permute(LAYOUTS[layout])
     return Split((t if "C" in layout else t[:, None]).contiguous(), torch.from_numpy(as_labels(y, n_classes)))
 
 # %% ../nbs/01_data.ipynb #052668f5
 def pad(
     x: Tensor,  # images [..., H, W]
-    to: int,    # wanted height and width, pixels
-) -> Tensor:    # [..., to, to]; an odd rest goes to the bottom and the right
+    to: int,  # wanted height and width, pixels
+) -> Tensor:  # [..., to, to]; an odd rest goes to the bottom and the right
     "Centre images on a black square."
     check_number("size", to, low=1, integer=True)
     h, w = to - x.shape[-2], to - x.shape[-1]
-    check(h >= 0 and w >= 0, f"images of {x.shape[-2]}x{x.shape[-1]} pixels do not fit in {to}x{to}; choose a larger size or resize them", DataError)
-    return F.pad(x, (w//2, w - w//2, h//2, h - h//2))
+    check(
+        h >= 0 and w >= 0,
+        f"images of {x.shape[-2]}x{x.shape[-1]} pixels do not fit in {to}x{to}; choose a larger size or resize them",
+        DataError,
+    )
+    return F.pad(x, (w // 2, w - w // 2, h // 2, h - h // 2))
 
 # %% ../nbs/01_data.ipynb #8d3f26fb
 def augment(
-    x: Tensor,             # images [N, C, H, W], any device and type
-    g: torch.Generator,    # CPU generator that draws shifts and flips
-    shift: int = 0,        # largest shift in each direction, pixels
-    flip: bool = False,    # mirror left and right with probability 1/2?
-) -> Tensor:               # same shape, device and type; `x` itself if nothing is asked
+    x: Tensor,  # images [N, C, H, W], any device and type
+    g: torch.Generator,  # CPU generator that draws shifts and flips
+    shift: int = 0,  # largest shift in each direction, pixels
+    flip: bool = False,  # mirror left and right with probability 1/2?
+) -> Tensor:  # same shape, device and type; `x` itself if nothing is asked
     "Shift and mirror each image at random; what enters from outside is black."
     check_number("shift", shift, low=0, integer=True)
-    if not shift and not flip: return x
+    if not shift and not flip:
+        return x
     (n, c, h, w), s = x.shape, shift
-    δ = torch.randint(2*s + 1, (2, n, 1), generator=g)                       # [0, 2s], into the padded image
-    mirror = torch.rand(n, 1, generator=g) < (.5 if flip else 0.)
-    rows = torch.arange(h) + δ[0]                                            # [N, H]
-    cols = torch.arange(w) + δ[1]                                            # [N, W]
-    cols = torch.where(mirror, w + 2*s - 1 - cols, cols)
+    δ = torch.randint(2 * s + 1, (2, n, 1), generator=g)  # [0, 2s], into the padded image
+    mirror = torch.rand(n, 1, generator=g) < (0.5 if flip else 0.0)
+    rows = torch.arange(h) + δ[0]  # [N, H]
+    cols = torch.arange(w) + δ[1]  # [N, W]
+    cols = torch.where(mirror, w + 2 * s - 1 - cols, cols)
     rows, cols = rows.to(x.device)[:, None, :, None], cols.to(x.device)[:, None, None, :]
     x = F.pad(x, (s, s, s, s))
-    return x.gather(2, rows.expand(n, c, h, w + 2*s)).gather(3, cols.expand(n, c, h, w))
+    return x.gather(2, rows.expand(n, c, h, w + 2 * s)).gather(3, cols.expand(n, c, h, w))
 
 # %% ../nbs/01_data.ipynb #f239a3af
 def batches(
-    split: Split,                                # where to cut from
-    batch_size: int,                             # images per batch; the last may be smaller
-    g: torch.Generator | None = None,            # CPU generator: a random order
-    device: str | torch.device | None = None,    # where the batch goes (default: where the split is)
-) -> Iterator[tuple[Tensor, Tensor]]:            # images float32 [B, C, H, W] in [0, 1], labels int64 [B]
+    split: Split,  # where to cut from
+    batch_size: int,  # images per batch; the last may be smaller
+    g: torch.Generator | None = None,  # CPU generator: a random order
+    device: str | torch.device | None = None,  # where the batch goes (default: where the split is)
+) -> Iterator[tuple[Tensor, Tensor]]:  # images float32 [B, C, H, W] in [0, 1], labels int64 [B]
     "Cut a split into batches. A split on the device is cut there; nothing is copied twice."
     check_number("batch_size", batch_size, low=1, integer=True)
     order = torch.arange(len(split)) if g is None else torch.randperm(len(split), generator=g)
@@ -169,33 +241,54 @@ def batches(
 # %% ../nbs/01_data.ipynb #cba8c280
 def npz_header(
     archive: zipfile.ZipFile,  # an open npz file
-    key: str,                  # name of an array in it
-) -> int:                      # bytes that the array will take
+    key: str,  # name of an array in it
+) -> int:  # bytes that the array will take
     "Judge an array by its header alone: its type must be plain numbers and its size what the archive says."
     size = archive.getinfo(f"{key}.npy").file_size
     with archive.open(f"{key}.npy") as f:
         version = np.lib.format.read_magic(f)
-        check(version in ((1, 0), (2, 0)), f"array {key} has npy version {version}; (1, 0) and (2, 0) are read", DataError)
+        check(
+            version in ((1, 0), (2, 0)), f"array {key} has npy version {version}; (1, 0) and (2, 0) are read", DataError
+        )
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(f)
-        check(dtype.kind in "biuf", f"array {key} has dtype {dtype}; only plain numbers are read, pickled objects never", DataError)
-        n = math.prod(shape)*dtype.itemsize
-        check(min(shape, default=1) >= 0 and n == size - f.tell(), f"array {key} declares {list(shape)} {dtype} but holds {size - f.tell():,} bytes", DataError)
+        check(
+            dtype.kind in "biuf",
+            f"array {key} has dtype {dtype}; only plain numbers are read, pickled objects never",
+            DataError,
+        )
+        n = math.prod(shape) * dtype.itemsize
+        check(
+            min(shape, default=1) >= 0 and n == size - f.tell(),
+            f"array {key} declares {list(shape)} {dtype} but holds {size - f.tell():,} bytes",
+            DataError,
+        )
     return n
 
 # %% ../nbs/01_data.ipynb #8c310aad
 MAX_BYTES = 4e9  # largest npz that is read, bytes after decompression
 
+
 def read_npz(
-    path: str | Path,             # the file
-    md5: str | None = None,       # what its MD5 must be; None: not checked
-    max_bytes: float = MAX_BYTES, # refuse files that declare more
-    keys: Iterable[str] = (),     # arrays to read, all of which must be there; empty: every array
+    path: str | Path,  # the file
+    md5: str | None = None,  # what its MD5 must be; None: not checked
+    max_bytes: float = MAX_BYTES,  # refuse files that declare more
+    keys: Iterable[str] = (),  # arrays to read, all of which must be there; empty: every array
 ) -> dict[str, np.ndarray]:
-    "Read arrays of plain numbers. Raises `DataError` for a file that is missing, wrong, damaged, too large, or holds objects."
+    """Read arrays of plain numbers. Raises `DataError` for a file that is missing, wrong, damaged, too large, or holds
+    objects.
+    """
     path = Path(path)
-    check(path.is_file(), f"there is no file {path}; give the right folder, or fetch it with `classimpression data download`", DataError)
-    check(md5 is None or file_md5(path) == md5, f"{path} is not the expected file: its MD5 is not {md5}; delete it and download it again", DataError)
+    check(
+        path.is_file(),
+        f"there is no file {path}; give the right folder, or fetch it with `classimpression data download`",
+        DataError,
+    )
+    check(
+        md5 is None or file_md5(path) == md5,
+        f"{path} is not the expected file: its MD5 is not {md5}; delete it and download it again",
+        DataError,
+    )
     try:
         with zipfile.ZipFile(path) as z:
             there = [n.removesuffix(".npy") for n in z.namelist()]
@@ -203,37 +296,57 @@ def read_npz(
             check(not missing, f"{path} lacks the arrays {missing}; it holds {there}", DataError)
             keys = list(keys) or there
             total = sum(npz_header(z, k) for k in keys)
-            check(total <= max_bytes, f"{path} declares {total:,} bytes of arrays; the limit is {max_bytes:,.0f}", DataError)
-        with np.load(path, allow_pickle=False) as z: return {k: z[k] for k in keys}
+            check(
+                total <= max_bytes,
+                f"{path} declares {total:,} bytes of arrays; the limit is {max_bytes:,.0f}",
+                DataError,
+            )
+        with np.load(path, allow_pickle=False) as z:
+            return {k: z[k] for k in keys}
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
-        if isinstance(e, ClassImpressionError): raise
+        if isinstance(e, ClassImpressionError):
+            raise
         raise DataError(f"{path} is damaged or no npz file ({e}); delete it and download it again") from e
 
 # %% ../nbs/01_data.ipynb #61662132
 DATA_VARIABLE = "CLASSIMPRESSION_DATA"
+
 
 def data_root(
     root: str | Path | None = None,  # the folder; None: the environment variable
 ) -> Path:
     "Folder of the MedMNIST files: the argument, else `CLASSIMPRESSION_DATA`."
     given = root or os.environ.get(DATA_VARIABLE)
-    check(given, f"no data folder: pass root=... (command line: --root) or set the environment variable {DATA_VARIABLE}", DataError)
+    check(
+        given,
+        f"no data folder: pass root=... (command line: --root) or set the environment variable {DATA_VARIABLE}",
+        DataError,
+    )
     path = Path(given).expanduser()
-    check(path.is_dir(), f"the data folder {path} does not exist; create it or give another (root=..., {DATA_VARIABLE})", DataError)
+    check(
+        path.is_dir(),
+        f"the data folder {path} does not exist; create it or give another (root=..., {DATA_VARIABLE})",
+        DataError,
+    )
     return path
 
 # %% ../nbs/01_data.ipynb #8b5b5e4b
 PARTS = ("train", "val", "test")
 
+
 def load_medmnist(
-    path: str | Path,       # an npz file with MedMNIST's six arrays
-    md5: str | None,        # what its MD5 must be; only an explicit None skips the check
-    channels: int,          # 1 grey, 3 colour
-    n_classes: int,         # labels are 0..n_classes-1
-) -> dict[str, Split]:      # train, val, test
+    path: str | Path,  # an npz file with MedMNIST's six arrays
+    md5: str | None,  # what its MD5 must be; only an explicit None skips the check
+    channels: int,  # 1 grey, 3 colour
+    n_classes: int,  # labels are 0..n_classes-1
+) -> dict[str, Split]:  # train, val, test
     "Load the three official splits."
     arrays = read_npz(path, md5, keys=[f"{p}_{kind}" for p in PARTS for kind in ("images", "labels")])
     wrong = [f"{p}: {list(a.shape)}" for p in PARTS if (a := arrays[f"{p}_images"]).ndim != (4 if channels == 3 else 3)]
-    check(not wrong, f"{path} should hold {'colour' if channels == 3 else 'grey'} images, found {'; '.join(wrong)}", DataError)
+    check(
+        not wrong,
+        f"{path} should hold {'colour' if channels == 3 else 'grey'} images, found {'; '.join(wrong)}",
+        DataError,
+    )
     layout = "NHWC" if channels == 3 else "NHW"
     return {p: as_split(arrays[f"{p}_images"], arrays[f"{p}_labels"], layout, n_classes) for p in PARTS}

@@ -8,7 +8,8 @@ from typing import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import check, check_number, seeded
+from .core.errors import check, check_number
+from .core.seeding import seeded
 
 # %% auto #0
 __all__ = ['HEADS', 'register_head', 'CosineHead', 'LinearHead', 'cosines', 'grow', 'imprint', 'as_linear', 'make_head']
@@ -16,78 +17,111 @@ __all__ = ['HEADS', 'register_head', 'CosineHead', 'LinearHead', 'cosines', 'gro
 # %% ../nbs/04_heads.ipynb #69914204
 HEADS: dict[str, type[nn.Module]] = {}
 
+
 def register_head(
     kind: str,  # what files call it
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
     "Decorator for a module that maps features [N, D] to scores [N, K] and names its structure in `spec`."
+
     def register(cls: type[nn.Module]) -> type[nn.Module]:
-        check(HEADS.setdefault(kind, cls).__qualname__ == cls.__qualname__, f"a head named {kind!r} exists already; choose another name")
+        check(
+            HEADS.setdefault(kind, cls).__qualname__ == cls.__qualname__,
+            f"a head named {kind!r} exists already; choose another name",
+        )
         return cls
+
     return register
 
 # %% ../nbs/04_heads.ipynb #caba3cc2
 @register_head("cosine")
 class CosineHead(nn.Module):
     "Cosine-normalised classifier with one learned scale (paper, section on CN-CE; LUCIR eq. 2)."
+
     def __init__(
         self,
-        n_features: int,   # length of a feature vector
+        n_features: int,  # length of a feature vector
         sizes: list[int],  # classes per block, one block per task
     ):
         super().__init__()
         self.n_features = n_features
-        self.blocks = nn.ParameterList(nn.Parameter(torch.empty(n, n_features).uniform_(-1, 1) / n_features**0.5) for n in sizes)
+        self.blocks = nn.ParameterList(
+            nn.Parameter(torch.empty(n, n_features).uniform_(-1, 1) / n_features**0.5) for n in sizes
+        )
         self.sigma = nn.Parameter(torch.ones(()))
 
     def block(self, n: int) -> list[tuple[nn.ParameterList, Tensor]]:
         "Where the weights of `n` more classes go, and their random start."
         return [(self.blocks, torch.empty(n, self.n_features).uniform_(-1, 1) / self.n_features**0.5)]
+
     @property
-    def spec(self) -> dict: return dict(kind="cosine", n_features=self.n_features, sizes=self.sizes)
+    def spec(self) -> dict:
+        return dict(kind="cosine", n_features=self.n_features, sizes=self.sizes)
+
     @property
-    def sizes(self) -> list[int]: return [len(b) for b in self.blocks]
+    def sizes(self) -> list[int]:
+        return [len(b) for b in self.blocks]
+
     @property
-    def n_classes(self) -> int: return sum(self.sizes)
+    def n_classes(self) -> int:
+        return sum(self.sizes)
+
     @property
-    def weight(self) -> Tensor: return torch.cat(list(self.blocks))  # [K, D]
+    def weight(self) -> Tensor:
+        return torch.cat(list(self.blocks))  # [K, D]
 
     def scores(self, f: Tensor) -> Tensor:
-        "Cosine of every feature vector [N, D] with every class weight: [N, K] in [-1, 1], in 32 bits even under autocast."
+        """Cosine of every feature vector [N, D] with every class weight: [N, K] in [-1, 1], in 32 bits even under
+        autocast.
+        """
         with torch.autocast(f.device.type, enabled=False):
             f = F.normalize(f.float(), dim=1)
             return torch.cat([f @ F.normalize(b, dim=1).T for b in self.blocks], 1)
 
-    def forward(self, f: Tensor) -> Tensor: return self.sigma * self.scores(f)
+    def forward(self, f: Tensor) -> Tensor:
+        return self.sigma * self.scores(f)
 
 # %% ../nbs/04_heads.ipynb #0bdbbf62
 @register_head("linear")
 class LinearHead(nn.Module):
     "Linear classifier in blocks, one per task."
+
     def __init__(
         self,
-        n_features: int,    # length of a feature vector
-        sizes: list[int],   # classes per block, one block per task
+        n_features: int,  # length of a feature vector
+        sizes: list[int],  # classes per block, one block per task
         bias: bool = True,  # with an offset per class?
-        copies: int = 1,    # logits per class, the first of which answers
+        copies: int = 1,  # logits per class, the first of which answers
     ):
         super().__init__()
         self.n_features, self.bias, self.copies = n_features, bias, copies
         self.blocks, self.offsets = nn.ParameterList(), nn.ParameterList()
         for n in sizes:
-            for blocks, fresh in self.block(n): blocks.append(nn.Parameter(fresh))
+            for blocks, fresh in self.block(n):
+                blocks.append(nn.Parameter(fresh))
 
     def block(self, n: int) -> list[tuple[nn.ParameterList, Tensor]]:
         "Where the weights of `n` more classes go, and their random start."
         draw = lambda *shape: torch.empty(*shape).uniform_(-1, 1) / self.n_features**0.5
-        return [(self.blocks, draw(n * self.copies, self.n_features)), *([(self.offsets, draw(n * self.copies))] if self.bias else [])]
+        return [
+            (self.blocks, draw(n * self.copies, self.n_features)),
+            *([(self.offsets, draw(n * self.copies))] if self.bias else []),
+        ]
+
     @property
-    def spec(self) -> dict: return dict(kind="linear", n_features=self.n_features, sizes=self.sizes, bias=self.bias, copies=self.copies)
+    def spec(self) -> dict:
+        return dict(kind="linear", n_features=self.n_features, sizes=self.sizes, bias=self.bias, copies=self.copies)
+
     @property
-    def sizes(self) -> list[int]: return [len(b) // self.copies for b in self.blocks]
+    def sizes(self) -> list[int]:
+        return [len(b) // self.copies for b in self.blocks]
+
     @property
-    def n_classes(self) -> int: return sum(self.sizes)
+    def n_classes(self) -> int:
+        return sum(self.sizes)
+
     @property
-    def weight(self) -> Tensor: return torch.cat(list(self.blocks))  # [K*copies, D]
+    def weight(self) -> Tensor:
+        return torch.cat(list(self.blocks))  # [K*copies, D]
 
     def scores(self, f: Tensor) -> Tensor:
         "All logits of feature vectors [N, D], copies side by side: [N, K*copies], in 32 bits even under autocast."
@@ -95,36 +129,45 @@ class LinearHead(nn.Module):
             offsets = self.offsets if self.bias else [None] * len(self.blocks)
             return torch.cat([F.linear(f.float(), w, b) for w, b in zip(self.blocks, offsets, strict=True)], 1)
 
-    def forward(self, f: Tensor) -> Tensor: return self.scores(f)[:, ::self.copies]  # [N, D] -> [N, K]
+    def forward(self, f: Tensor) -> Tensor:
+        return self.scores(f)[:, :: self.copies]  # [N, D] -> [N, K]
 
+# %% ../nbs/04_heads.ipynb #4062eaf8
 def cosines(
     head: CosineHead | LinearHead,
     f: Tensor,  # features [N, D]
-) -> Tensor:    # [N, K] in [-1, 1], in 32 bits
-    "Cosine of every feature vector with every class weight; of a linear head too, whose lengths and offsets are left out."
-    if isinstance(head, CosineHead): return head.scores(f)
-    with torch.autocast(f.device.type, enabled=False): return F.normalize(f.float(), dim=1) @ F.normalize(head.weight[::head.copies], dim=1).T
+) -> Tensor:  # [N, K] in [-1, 1], in 32 bits
+    """Cosine of every feature vector with every class weight; of a linear head too, whose lengths and offsets are left
+    out.
+    """
+    if isinstance(head, CosineHead):
+        return head.scores(f)
+    with torch.autocast(f.device.type, enabled=False):
+        return F.normalize(f.float(), dim=1) @ F.normalize(head.weight[:: head.copies], dim=1).T
 
 # %% ../nbs/04_heads.ipynb #0f141503
 def grow(
     head: CosineHead | LinearHead,  # head to enlarge in place
-    n_new: int,               # number of new classes
+    n_new: int,  # number of new classes
     freeze_old: bool = True,  # stop learning the old classes' weights?
 ) -> CosineHead | LinearHead:
     "Append a block of `n_new` random class weights; old scores and logits stay exactly as they were."
     check_number("n_new", n_new, 1, integer=True)
-    if freeze_old: head.requires_grad_(False)
-    if freeze_old and isinstance(head, CosineHead): head.sigma.requires_grad_(True)
+    if freeze_old:
+        head.requires_grad_(False)
+    if freeze_old and isinstance(head, CosineHead):
+        head.sigma.requires_grad_(True)
     device = head.blocks[0].device
-    for blocks, fresh in head.block(n_new): blocks.append(nn.Parameter(fresh.to(device)))
+    for blocks, fresh in head.block(n_new):
+        blocks.append(nn.Parameter(fresh.to(device)))
     return head
 
 # %% ../nbs/04_heads.ipynb #d2f88ba2
 @torch.no_grad()
 def imprint(
     head: CosineHead,  # head whose last block is to be set, in place
-    f: Tensor,         # features of the new classes' images [N, D]
-    y: Tensor,         # their labels, counted over all classes [N]
+    f: Tensor,  # features of the new classes' images [N, D]
+    y: Tensor,  # their labels, counted over all classes [N]
 ) -> CosineHead:
     "Set the newest block to its classes' mean directions. Raises `ConfigError` if a new class has no feature."
     start, block = head.n_classes - head.sizes[-1], head.blocks[-1]
@@ -139,21 +182,25 @@ def imprint(
 @torch.no_grad()
 def as_linear(
     head: CosineHead,  # after the first task
-    f: Tensor,         # features of its images [N, D]
-    bias: bool = True, # with offsets, which start at 0?
+    f: Tensor,  # features of its images [N, D]
+    bias: bool = True,  # with offsets, which start at 0?
 ) -> LinearHead:
     "The linear head that gives the same answers."
     check(head.sigma > 0, f"the head's scale is {float(head.sigma):.3g}; only a positive one keeps the answers")
-    with seeded(0, "head"): linear = LinearHead(head.n_features, head.sizes, bias).to(head.sigma.device)
+    with seeded(0, "head"):
+        linear = LinearHead(head.n_features, head.sizes, bias).to(head.sigma.device)
     length = f.float().norm(dim=1).mean().clamp(min=1e-12)
-    for new, old in zip(linear.blocks, head.blocks, strict=True): new.copy_(head.sigma * F.normalize(old, dim=1) / length)
-    for b in linear.offsets: b.zero_()
+    for new, old in zip(linear.blocks, head.blocks, strict=True):
+        new.copy_(head.sigma * F.normalize(old, dim=1) / length)
+    for b in linear.offsets:
+        b.zero_()
     return linear
 
 # %% ../nbs/04_heads.ipynb #1aeb6146
 def make_head(
-    spec: dict,   # kind, and what its class wants to know
+    spec: dict,  # kind, and what its class wants to know
 ) -> nn.Module:
     "A head of that structure. Raises `ConfigError` for an unknown kind."
     check(spec.get("kind") in HEADS, f"unknown kind of head {spec.get('kind')!r}; known: {', '.join(sorted(HEADS))}")
-    with seeded(0, "head"): return HEADS[spec["kind"]](**{k: v for k, v in spec.items() if k != "kind"})
+    with seeded(0, "head"):
+        return HEADS[spec["kind"]](**{k: v for k, v in spec.items() if k != "kind"})

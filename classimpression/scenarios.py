@@ -10,7 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 import numpy as np
 import torch
-from .core import ClassImpressionError, DataError, StateError, check, file_md5, generator, inside, package_folder, tensor_digest, write_bytes, write_json
+from .core.errors import ClassImpressionError, DataError, StateError, check
+from .core.files import inside, write_bytes, write_json
+from .core.provenance import file_md5, package_folder, tensor_digest
+from .core.seeding import generator
 from .data import DATA_VARIABLE, MAX_BYTES, PARTS, Split, as_split, data_root, load_medmnist, read_npz
 from .tasks import POOLS, SELECTIONS, Scenario, Task, from_arrays, from_splits, plan, total
 
@@ -24,171 +27,314 @@ __all__ = ['IMAGE_ENDINGS', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'SC
 
 # %% ../nbs/03_scenarios.ipynb #e2303556
 def read_image(
-    path: Path,          # image file with 8 bits per channel
-    channels: int,       # 1: converted to grey; 3: converted to colour
+    path: Path,  # image file with 8 bits per channel
+    channels: int,  # 1: converted to grey; 3: converted to colour
     resize: int | None,  # resize to this height and width
-) -> np.ndarray:         # uint8 [H, W, C]
+) -> np.ndarray:  # uint8 [H, W, C]
     "Decode one image with Pillow."
-    try: from PIL import Image
-    except ImportError as e: raise DataError("image folders need Pillow: pip install 'classimpression[data]'") from e
+    try:
+        from PIL import Image
+    except ImportError as e:
+        raise DataError("image folders need Pillow: pip install 'classimpression[data]'") from e
     try:
         with Image.open(path) as im:
-            check(im.mode[0] not in "IF", f"{path} has more than 8 bits per channel (mode {im.mode}); convert it first", DataError)
+            check(
+                im.mode[0] not in "IF",
+                f"{path} has more than 8 bits per channel (mode {im.mode}); convert it first",
+                DataError,
+            )
             im = im.convert("L" if channels == 1 else "RGB")
-            if resize: im = im.resize((resize, resize), Image.Resampling.BILINEAR)
+            if resize:
+                im = im.resize((resize, resize), Image.Resampling.BILINEAR)
             return np.asarray(im).reshape(im.height, im.width, channels)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        if isinstance(e, ClassImpressionError): raise
+        if isinstance(e, ClassImpressionError):
+            raise
         raise DataError(f"cannot read the image {path}: {e}") from e
 
 # %% ../nbs/03_scenarios.ipynb #ca644ef2
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
+
 def class_folders(
     folder: Path,  # holds one folder per class
-) -> list[str]:    # sorted names
+) -> list[str]:  # sorted names
     "Names of the classes; hidden folders are none."
     check(folder.is_dir(), f"there is no folder {folder}; an image folder holds train, val and test", DataError)
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
+# %% ../nbs/03_scenarios.ipynb #da894ce7
 def folder_split(
-    folder: Path,         # holds one folder per class
-    names: list[str],     # class names, in the order of their numbers
-    channels: int,        # 1 or 3
-    resize: int | None,   # resize to this height and width
+    folder: Path,  # holds one folder per class
+    names: list[str],  # class names, in the order of their numbers
+    channels: int,  # 1 or 3
+    resize: int | None,  # resize to this height and width
 ) -> Split:
     "Read one split of an image folder."
-    check((found := class_folders(folder)) == names, f"{folder} holds the classes {found}, but the training folder has {names}", DataError)
-    files = [(p, c) for c, name in enumerate(names) for p in sorted((folder/name).iterdir()) if p.suffix.lower() in IMAGE_ENDINGS]
+    check(
+        (found := class_folders(folder)) == names,
+        f"{folder} holds the classes {found}, but the training folder has {names}",
+        DataError,
+    )
+    files = [
+        (p, c)
+        for c, name in enumerate(names)
+        for p in sorted((folder / name).iterdir())
+        if p.suffix.lower() in IMAGE_ENDINGS
+    ]
     check(files, f"there is no image in {folder}", DataError)
     first = read_image(inside(folder, files[0][0].relative_to(folder)), channels, resize)
-    check(first.size*len(files) <= MAX_BYTES, f"{folder} takes more than {MAX_BYTES:,.0f} bytes of memory; pass a smaller resize=...", DataError)
+    check(
+        first.size * len(files) <= MAX_BYTES,
+        f"{folder} takes more than {MAX_BYTES:,.0f} bytes of memory; pass a smaller resize=...",
+        DataError,
+    )
     images = [read_image(inside(folder, p.relative_to(folder)), channels, resize) for p, _ in files]
     odd = next((p for (p, _), im in zip(files, images, strict=True) if im.shape != first.shape), None)
-    check(odd is None, f"{odd} has another size than {files[0][0]}; pass resize=... for images of different sizes", DataError)
+    check(
+        odd is None,
+        f"{odd} has another size than {files[0][0]}; pass resize=... for images of different sizes",
+        DataError,
+    )
     return as_split(np.stack(images), [c for _, c in files], layout="NHWC")
 
+# %% ../nbs/03_scenarios.ipynb #18077b1b
 def from_folder(
-    folder: str | Path,          # holds train, val and test, each with one folder per class
-    sizes: list[int],            # classes per task
-    channels: int = 3,           # 1: read as grey; 3: read as colour
-    resize: int | None = None,   # resize to this height and width, for images of different sizes
-    **more,                      # class_order, name, size: see `from_splits`
+    folder: str | Path,  # holds train, val and test, each with one folder per class
+    sizes: list[int],  # classes per task
+    channels: int = 3,  # 1: read as grey; 3: read as colour
+    resize: int | None = None,  # resize to this height and width, for images of different sizes
+    **more,  # class_order, name, size: see `from_splits`
 ) -> Scenario:
     "Make a scenario from a folder of images."
     root = Path(folder).expanduser()
-    names = class_folders(root/"train")
-    check(len(names) == total(sizes), f"sizes {list(sizes)} add up to {total(sizes)}, but {root/'train'} holds {len(names)} classes: {names}")
-    return from_splits(*(folder_split(root/p, names, channels, resize) for p in PARTS), sizes=sizes, class_names=names, **more)
+    names = class_folders(root / "train")
+    check(
+        len(names) == total(sizes),
+        f"sizes {list(sizes)} add up to {total(sizes)}, but {root / 'train'} holds {len(names)} classes: {names}",
+    )
+    return from_splits(
+        *(folder_split(root / p, names, channels, resize) for p in PARTS), sizes=sizes, class_names=names, **more
+    )
 
 # %% ../nbs/03_scenarios.ipynb #1533ff10
 @dataclass(frozen=True)
 class DatasetInfo:
     "What is known about a data file before it is read."
-    title: str                     # what figures call it
-    file: str                      # name in the data folder
-    md5: str                       # checksum of the file
-    channels: int                  # 1 grey, 3 colour
-    sizes: tuple[int, ...]         # classes per task
-    class_names: tuple[str, ...]   # in original order
-    licence: str = "CC BY 4.0"     # of the images
-    embedded: bool = False         # does the file come with the package?
-    note: str = ""                 # status
+
+    title: str  # what figures call it
+    file: str  # name in the data folder
+    md5: str  # checksum of the file
+    channels: int  # 1 grey, 3 colour
+    sizes: tuple[int, ...]  # classes per task
+    class_names: tuple[str, ...]  # in original order
+    licence: str = "CC BY 4.0"  # of the images
+    embedded: bool = False  # does the file come with the package?
+    note: str = ""  # status
 
     @property
-    def n_classes(self) -> int: return len(self.class_names)
+    def n_classes(self) -> int:
+        return len(self.class_names)
 
 # %% ../nbs/03_scenarios.ipynb #81c67d2a
-BLOOD = ("basophil", "eosinophil", "erythroblast", "immature granulocyte", "lymphocyte", "monocyte", "neutrophil", "platelet")
-PATH = ("adipose", "background", "debris", "lymphocytes", "mucus", "smooth muscle", "normal colon mucosa", "cancer-associated stroma", "colorectal adenocarcinoma epithelium")
-ORGANS = ("bladder", "left femur", "right femur", "heart", "left kidney", "right kidney", "liver", "left lung", "right lung", "pancreas", "spleen")
-TISSUE = ("collecting duct, connecting tubule", "distal convoluted tubule", "glomerular endothelial cells", "interstitial endothelial cells",
-          "leukocytes", "podocytes", "proximal tubule segments", "thick ascending limb")
+BLOOD = (
+    "basophil",
+    "eosinophil",
+    "erythroblast",
+    "immature granulocyte",
+    "lymphocyte",
+    "monocyte",
+    "neutrophil",
+    "platelet",
+)
+PATH = (
+    "adipose",
+    "background",
+    "debris",
+    "lymphocytes",
+    "mucus",
+    "smooth muscle",
+    "normal colon mucosa",
+    "cancer-associated stroma",
+    "colorectal adenocarcinoma epithelium",
+)
+ORGANS = (
+    "bladder",
+    "left femur",
+    "right femur",
+    "heart",
+    "left kidney",
+    "right kidney",
+    "liver",
+    "left lung",
+    "right lung",
+    "pancreas",
+    "spleen",
+)
+TISSUE = (
+    "collecting duct, connecting tubule",
+    "distal convoluted tubule",
+    "glomerular endothelial cells",
+    "interstitial endothelial cells",
+    "leukocytes",
+    "podocytes",
+    "proximal tubule segments",
+    "thick ascending limb",
+)
 UNPROVED = "code path tested, no results"
 SCENARIOS = {
-    "blood-mini": DatasetInfo("BloodMNIST, subset", "blood_mini.npz", "df0891c7d4644203a822bdd57cde80a6", 3, (2, 2, 2, 2), BLOOD, embedded=True),
+    "blood-mini": DatasetInfo(
+        "BloodMNIST, subset",
+        "blood_mini.npz",
+        "df0891c7d4644203a822bdd57cde80a6",
+        3,
+        (2, 2, 2, 2),
+        BLOOD,
+        embedded=True,
+    ),
     "blood": DatasetInfo("BloodMNIST", "bloodmnist.npz", "7053d0359d879ad8a5505303e11de1dc", 3, (2, 2, 2, 2), BLOOD),
-    "path": DatasetInfo("PathMNIST", "pathmnist.npz", "a8b06965200029087d5bd730944a56c1", 3, (3, 2, 2, 2), PATH, note=UNPROVED),
-    "organa": DatasetInfo("OrganAMNIST", "organamnist.npz", "68e3f8846a6bd62f0c9bf841c0d9eacc", 1, (3, 3, 3, 2), ORGANS),
-    "tissue": DatasetInfo("TissueMNIST", "tissuemnist.npz", "ebe78ee8b05294063de985d821c1c34b", 1, (2, 2, 2, 2), TISSUE, note=UNPROVED)}
-MADE = {"echo-phantom": "echo", "echo-phantom-mini": "echo", "echo": "echo"}  # scenarios that a module of the library makes: its function `made_scenario` gets all that `make_scenario` gets
-CITATION = ("Yang et al., MedMNIST v2 - A large-scale lightweight benchmark for 2D and 3D biomedical image classification, Scientific Data 10:41 (2023); "
-            "Acevedo et al., A dataset of microscopic peripheral blood cell images for development of automatic recognition systems, Data in Brief 30 (2020)")
+    "path": DatasetInfo(
+        "PathMNIST", "pathmnist.npz", "a8b06965200029087d5bd730944a56c1", 3, (3, 2, 2, 2), PATH, note=UNPROVED
+    ),
+    "organa": DatasetInfo(
+        "OrganAMNIST", "organamnist.npz", "68e3f8846a6bd62f0c9bf841c0d9eacc", 1, (3, 3, 3, 2), ORGANS
+    ),
+    "tissue": DatasetInfo(
+        "TissueMNIST", "tissuemnist.npz", "ebe78ee8b05294063de985d821c1c34b", 1, (2, 2, 2, 2), TISSUE, note=UNPROVED
+    ),
+}
+MADE = {
+    "echo-phantom": "echo",
+    "echo-phantom-mini": "echo",
+    "echo": "echo",
+}  # scenarios that a module of the library makes: its function `made_scenario` gets all that `make_scenario` gets
+CITATION = (
+    "Yang et al., MedMNIST v2 - A large-scale lightweight benchmark for 2D and 3D biomedical image classification, "
+    "Scientific Data 10:41 (2023); "
+    "Acevedo et al., A dataset of microscopic peripheral blood cell images for development of automatic recognition "
+    "systems, Data in Brief 30 (2020)"
+)
+
 
 def scenario_info(
     name: str,  # one of the names in SCENARIOS
 ) -> DatasetInfo:
     "Look up a named scenario."
-    check(isinstance(name, str) and name in SCENARIOS, f"unknown scenario {name!r}; choose from {', '.join([*SCENARIOS, *MADE])}")
+    check(
+        isinstance(name, str) and name in SCENARIOS,
+        f"unknown scenario {name!r}; choose from {', '.join([*SCENARIOS, *MADE])}",
+    )
     return SCENARIOS[name]
 
+# %% ../nbs/03_scenarios.ipynb #95a57bd9
 def data_file(
-    name: str,                       # one of the names in SCENARIOS
+    name: str,  # one of the names in SCENARIOS
     root: str | Path | None = None,  # data folder; None: the environment variable; not used for embedded data
 ) -> Path:
     "Where the file of a scenario is, or should be."
     info = scenario_info(name)
-    return package_folder()/"assets"/info.file if info.embedded else data_root(root)/info.file
+    return package_folder() / "assets" / info.file if info.embedded else data_root(root) / info.file
 
 # %% ../nbs/03_scenarios.ipynb #edf4ceaa
 @lru_cache(maxsize=2)
 def _load(path: Path, stamp: tuple[int, int], name: str, verify: bool) -> tuple[dict[str, Split], str]:
     "Splits and MD5 of a file; `stamp` (time, bytes) makes a changed file a new one."
     info = SCENARIOS[name]
-    return load_medmnist(path, info.md5 if verify else None, info.channels, info.n_classes), info.md5 if verify else file_md5(path)
+    return load_medmnist(
+        path, info.md5 if verify else None, info.channels, info.n_classes
+    ), info.md5 if verify else file_md5(path)
 
+# %% ../nbs/03_scenarios.ipynb #772ed0ad
 def make_scenario(
-    name: str = "blood-mini",              # a name in SCENARIOS or MADE
+    name: str = "blood-mini",  # a name in SCENARIOS or MADE
     class_order: list[int] | None = None,  # original class numbers in order of arrival; None: 0, 1, 2, ...
-    sizes: list[int] | None = None,        # classes per task; None: the published ones
-    root: str | Path | None = None,        # data folder; None: the environment variable
-    size: int | None = None,               # pad to this height and width; None: 32
-    verify: bool = True,                   # False: take a file with another MD5 (its own MD5 is what results record)
+    sizes: list[int] | None = None,  # classes per task; None: the published ones
+    root: str | Path | None = None,  # data folder; None: the environment variable
+    size: int | None = None,  # pad to this height and width; None: 32
+    verify: bool = True,  # False: take a file with another MD5 (its own MD5 is what results record)
 ) -> Scenario:
-    "Make a named scenario. Raises `ConfigError` for an unknown name or an impossible plan, `DataError` for a file that is missing or wrong."
+    """Make a named scenario. Raises `ConfigError` for an unknown name or an impossible plan, `DataError` for a file
+    that is missing or wrong.
+    """
     if isinstance(name, str) and name in MADE:
-        return importlib.import_module(f"classimpression.{MADE[name]}").made_scenario(name, class_order, sizes, root, size, verify)
+        return importlib.import_module(f"classimpression.{MADE[name]}").made_scenario(
+            name, class_order, sizes, root, size, verify
+        )
     info = scenario_info(name)
     order, sizes = plan(info.n_classes, class_order, info.sizes if sizes is None else sizes)
     path = data_file(name, root)
-    check(path.is_file(), f"there is no file {path}; give the right folder, or run `classimpression data download {name}`", DataError)
+    check(
+        path.is_file(),
+        f"there is no file {path}; give the right folder, or run `classimpression data download {name}`",
+        DataError,
+    )
     stat = path.stat()
     splits, md5 = _load(path, (stat.st_mtime_ns, stat.st_size), name, verify)
-    return from_splits(*splits.values(), sizes=sizes, class_order=order, name=name, class_names=info.class_names, size=32 if size is None else size, checksum=md5)
+    return from_splits(
+        *splits.values(),
+        sizes=sizes,
+        class_order=order,
+        name=name,
+        class_names=info.class_names,
+        size=32 if size is None else size,
+        checksum=md5,
+    )
 
 # %% ../nbs/03_scenarios.ipynb #8593b3b5
 def list_data(
-    root: str | Path | None = None,  # data folder; None: the environment variable, and without it only embedded data are found
-) -> list[dict]:                     # rows with scenario, file, status, bytes, note
+    root: str
+    | Path
+    | None = None,  # data folder; None: the environment variable, and without it only embedded data are found
+) -> list[dict]:  # rows with scenario, file, status, bytes, note
     "Status of every named scenario's file: embedded, present, missing or wrong checksum."
     folder, rows = root or os.environ.get(DATA_VARIABLE), []
     for name, info in SCENARIOS.items():
         path = data_file(name) if info.embedded else Path(folder or "").expanduser() / info.file
         there = path.is_file() and bool(info.embedded or folder)
         right = there and file_md5(path) == info.md5
-        status = "missing" if not there else "wrong checksum" if not right else "embedded" if info.embedded else "present"
-        rows.append(dict(scenario=name, file=info.file, status=status, bytes=path.stat().st_size if there else 0, note=info.note))
+        status = (
+            "missing" if not there else "wrong checksum" if not right else "embedded" if info.embedded else "present"
+        )
+        rows.append(
+            dict(
+                scenario=name, file=info.file, status=status, bytes=path.stat().st_size if there else 0, note=info.note
+            )
+        )
     return rows
 
 # %% ../nbs/03_scenarios.ipynb #9a8501ad
 def download(
-    name: str,                       # one of the names in SCENARIOS
+    name: str,  # one of the names in SCENARIOS
     root: str | Path | None = None,  # data folder; None: the environment variable
-) -> Path:                           # the file, checked
-    "Fetch a scenario's file with the `medmnist` package, unless it is there already. An earlier file is replaced only by a right one."
+) -> Path:  # the file, checked
+    """Fetch a scenario's file with the `medmnist` package, unless it is there already. An earlier file is replaced
+    only by a right one.
+    """
     info, path = scenario_info(name), data_file(name, root)
-    if path.is_file() and file_md5(path) == info.md5: return path
+    if path.is_file() and file_md5(path) == info.md5:
+        return path
     check(not info.embedded, f"{path} is damaged; install classimpression again", DataError)
-    try: import medmnist
-    except ImportError as e: raise DataError("downloads need the medmnist package: pip install 'classimpression[data]'") from e
+    try:
+        import medmnist
+    except ImportError as e:
+        raise DataError("downloads need the medmnist package: pip install 'classimpression[data]'") from e
     dataset = getattr(medmnist, medmnist.INFO[path.stem]["python_class"])
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as tmp:
-            try: dataset(split="val", root=tmp, download=True)
-            except Exception as e: raise DataError(f"cannot download {info.file}: {e}. Fetch it by hand and put it into {path.parent}") from e
-            check(file_md5(Path(tmp)/info.file) == info.md5, f"the downloaded {info.file} is damaged (wrong MD5); try again", DataError)
-            os.replace(Path(tmp)/info.file, path)
-    except OSError as e: raise StateError(f"cannot write to {path.parent}: {e.strerror or e}") from e
+            try:
+                dataset(split="val", root=tmp, download=True)
+            except Exception as e:
+                raise DataError(
+                    f"cannot download {info.file}: {e}. Fetch it by hand and put it into {path.parent}"
+                ) from e
+            check(
+                file_md5(Path(tmp) / info.file) == info.md5,
+                f"the downloaded {info.file} is damaged (wrong MD5); try again",
+                DataError,
+            )
+            os.replace(Path(tmp) / info.file, path)
+    except OSError as e:
+        raise StateError(f"cannot write to {path.parent}: {e.strerror or e}") from e
     return path
 
 # %% ../nbs/03_scenarios.ipynb #eeec0eda
@@ -199,28 +345,45 @@ def npz_bytes(
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as z:
         for key, a in arrays.items():
-            npy = io.BytesIO(); np.lib.format.write_array(npy, np.ascontiguousarray(a), allow_pickle=False)
+            npy = io.BytesIO()
+            np.lib.format.write_array(npy, np.ascontiguousarray(a), allow_pickle=False)
             z.writestr(zipfile.ZipInfo(f"{key}.npy", (1980, 1, 1, 0, 0, 0)), npy.getvalue(), zipfile.ZIP_DEFLATED, 9)
     return out.getvalue()
 
+# %% ../nbs/03_scenarios.ipynb #274144c7
 def make_mini(
-    source: str | Path,                        # MedMNIST's bloodmnist.npz
-    out: str | Path,                           # npz to write; the facts go beside it as json
-    seed: int = 0,                             # decides which images
-    per_class: tuple[int, ...] = (200, 50, 80),# images per class in train, val, test
+    source: str | Path,  # MedMNIST's bloodmnist.npz
+    out: str | Path,  # npz to write; the facts go beside it as json
+    seed: int = 0,  # decides which images
+    per_class: tuple[int, ...] = (200, 50, 80),  # images per class in train, val, test
     md5: str | None = SCENARIOS["blood"].md5,  # of the source; None: not checked
-) -> dict:                                     # the facts
+) -> dict:  # the facts
     "Draw a stratified subset of a MedMNIST file, split by split."
     full, kept, drawn = read_npz(source, md5), {}, {}
     for part, n in zip(PARTS, per_class, strict=True):
         y = full[f"{part}_labels"].ravel()
         few = [int(c) for c in np.unique(y) if (y == c).sum() < n]
         check(not few, f"the {part} split of {source} has fewer than {n} images of the classes {few}", DataError)
-        rows = [np.flatnonzero(y == c)[torch.randperm(int((y == c).sum()), generator=generator(seed, "subset", part, c))[:n].numpy()] for c in np.unique(y)]
+        rows = [
+            np.flatnonzero(y == c)[
+                torch.randperm(int((y == c).sum()), generator=generator(seed, "subset", part, c))[:n].numpy()
+            ]
+            for c in np.unique(y)
+        ]
         drawn[part] = np.sort(np.concatenate(rows))
         kept |= {f"{part}_{k}": full[f"{part}_{k}"][drawn[part]] for k in ("images", "labels")}
     path = write_bytes(out, npz_bytes(kept))
-    facts = dict(file=path.name, md5=file_md5(path), source=Path(source).name, source_md5=file_md5(source), seed=seed, per_class=dict(zip(PARTS, per_class, strict=True)),
-                 images={p: len(i) for p, i in drawn.items()}, rows=tensor_digest(*(torch.from_numpy(i) for i in drawn.values())), licence="CC BY 4.0", citation=CITATION)
+    facts = dict(
+        file=path.name,
+        md5=file_md5(path),
+        source=Path(source).name,
+        source_md5=file_md5(source),
+        seed=seed,
+        per_class=dict(zip(PARTS, per_class, strict=True)),
+        images={p: len(i) for p, i in drawn.items()},
+        rows=tensor_digest(*(torch.from_numpy(i) for i in drawn.values())),
+        licence="CC BY 4.0",
+        citation=CITATION,
+    )
     write_json(path.with_suffix(".json"), facts)
     return facts

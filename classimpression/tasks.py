@@ -11,7 +11,9 @@ from typing import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from .core import DataError, LeakError, check, check_number, digest, generator
+from .core.errors import DataError, LeakError, check, check_number
+from .core.provenance import digest
+from .core.seeding import generator
 from .data import PARTS, Split, as_split
 
 # %% auto #0
@@ -21,21 +23,24 @@ __all__ = ['POOLS', 'SELECTIONS', 'total', 'plan', 'Gate', 'what_is_seen', 'Task
 # %% ../nbs/02_tasks.ipynb #1b76c2e8
 def total(
     sizes: list[int],  # classes per task
-) -> int:              # classes in all tasks
+) -> int:  # classes in all tasks
     "Check task sizes and add them up."
     check(len(sizes), "sizes is empty; name the number of classes of each task, for example [2, 2, 2]")
-    for s in sizes: check_number("a task size", s, low=1, integer=True)
+    for s in sizes:
+        check_number("a task size", s, low=1, integer=True)
     return int(sum(sizes))
 
+# %% ../nbs/02_tasks.ipynb #bed97175
 def plan(
-    n_classes: int,                        # classes in the data
+    n_classes: int,  # classes in the data
     class_order: list[int] | None = None,  # original class numbers in order of arrival; None: 0, 1, 2, ...
-    sizes: list[int] | None = None,        # classes per task; None: one task
-) -> tuple[list[int], list[int]]:          # checked order and sizes
+    sizes: list[int] | None = None,  # classes per task; None: one task
+) -> tuple[list[int], list[int]]:  # checked order and sizes
     "Check a class order and task sizes; every class must come exactly once."
     order = list(range(n_classes)) if class_order is None else list(class_order)
     sizes = [n_classes] if sizes is None else list(sizes)
-    for c in order: check_number("a class in class_order", c, low=0, high=n_classes - 1, integer=True)
+    for c in order:
+        check_number("a class in class_order", c, low=0, high=n_classes - 1, integer=True)
     n = total(sizes)
     twice = sorted(c for c, times in Counter(order).items() if times > 1)
     check(not twice, f"class_order names the classes {twice} more than once; a class belongs to one task")
@@ -48,31 +53,54 @@ def plan(
 @dataclass
 class Gate:
     "Knows whose images may be read now."
-    closed: int = 0           # tasks 0..closed-1 are over
-    open: int | None = None   # the task in training, if any
+
+    closed: int = 0  # tasks 0..closed-1 are over
+    open: int | None = None  # the task in training, if any
 
     def task(self, t: int) -> None:
         "Raise `LeakError` unless the images of task `t` may be read."
-        check(t >= self.closed, f"task {t} is over: its images are gone. What survives a task is the Carryover", LeakError)
-        check(self.open in (None, t), f"task {self.open} is in training: the images of task {t} are not at hand", LeakError)
+        check(
+            t >= self.closed, f"task {t} is over: its images are gone. What survives a task is the Carryover", LeakError
+        )
+        check(
+            self.open in (None, t),
+            f"task {self.open} is in training: the images of task {t} are not at hand",
+            LeakError,
+        )
+
     def test(self) -> None:
         "Raise `LeakError` unless test images may be read."
-        check(self.open is None, f"task {self.open} is in training: test images are read after it has ended, by evaluation only", LeakError)
+        check(
+            self.open is None,
+            f"task {self.open} is in training: test images are read after it has ended, by evaluation only",
+            LeakError,
+        )
+
     @contextmanager
     def training(self, t: int) -> Iterator[None]:
         "Open task `t`: earlier tasks close at once, `t` itself when the block ends without an error."
         check(self.open is None, f"task {self.open} is in training; end it before task {t} begins", LeakError)
         self.task(t)
         self.open, self.closed = t, t
-        try: yield; self.closed = t + 1
-        finally: self.open = None
+        try:
+            yield
+            self.closed = t + 1
+        finally:
+            self.open = None
 
 # %% ../nbs/02_tasks.ipynb #138b9a74
-POOLS = {"none": None, "new-train": ("train", "new"), "new-val": ("val", "new"), "all-val": ("val", "seen"), "test": ("test", "seen")}
+POOLS = {
+    "none": None,
+    "new-train": ("train", "new"),
+    "new-val": ("val", "new"),
+    "all-val": ("val", "seen"),
+    "test": ("test", "seen"),
+}
 SELECTIONS = {"last": None, "new-val": ("val", "new"), "all-val": ("val", "seen"), "test": ("test", "seen")}
 
+
 def what_is_seen(
-    pool: str,       # none, new-train, new-val, all-val or test
+    pool: str,  # none, new-train, new-val, all-val or test
     selection: str,  # last (epoch), new-val, all-val or test
 ) -> tuple[tuple[str, str] | None, tuple[str, str] | None]:  # (split, classes) behind each word
     "Look up both words; unknown ones raise `ConfigError`."
@@ -84,44 +112,63 @@ def what_is_seen(
 @dataclass(frozen=True, eq=False)
 class Task:
     "One step of a scenario. Reading images raises `LeakError` when the protocol forbids it."
-    idx: int                # position in the sequence, from 0
-    classes: list[int]      # original class numbers
+
+    idx: int  # position in the sequence, from 0
+    classes: list[int]  # original class numbers
     class_names: list[str]  # their names
-    n_old: int              # classes that arrived before
+    n_old: int  # classes that arrived before
     read: Callable[[int, str], Split | Tensor | None] = field(repr=False)  # the scenario's guarded reader
 
     @property
-    def n_seen(self) -> int: return self.n_old + len(self.classes)
+    def n_seen(self) -> int:
+        return self.n_old + len(self.classes)
+
     @property
-    def labels(self) -> list[int]: return list(range(self.n_old, self.n_seen))
+    def labels(self) -> list[int]:
+        return list(range(self.n_old, self.n_seen))
+
     @property
-    def train(self) -> Split: return self.read(self.idx, "train")
+    def train(self) -> Split:
+        return self.read(self.idx, "train")
+
     @property
-    def val(self) -> Split: return self.read(self.idx, "val")
+    def val(self) -> Split:
+        return self.read(self.idx, "val")
+
     @property
-    def pool(self) -> Tensor | None: return self.read(self.idx, "pool")             # uint8 [M, C, H, W], no labels
+    def pool(self) -> Tensor | None:
+        return self.read(self.idx, "pool")  # uint8 [M, C, H, W], no labels
+
     @property
-    def selection(self) -> Split | None: return self.read(self.idx, "selection")
+    def selection(self) -> Split | None:
+        return self.read(self.idx, "selection")
 
 # %% ../nbs/02_tasks.ipynb #64917db4
 class Store:
     "The images of all tasks, handed out as a gate permits."
+
     def __init__(self, splits: dict[str, Split], sizes: list[int]):  # labels in arrival order; classes per task
         self.splits, self.ends, self.gate = splits, np.cumsum(sizes).tolist(), Gate()
         self.cut, self.extra = {}, {}
+
     def labels(self, t: int, which: str) -> range:
         "Labels of task `t` (\"new\") or of tasks 0..t (\"seen\")."
         return range(self.ends[t - 1] if t and which == "new" else 0, self.ends[t])
+
     def part(self, part: str, which: str, t: int) -> Split:
         "The images of `part` with those labels, past the gate."
         return self.splits[part].where(self.labels(t, which))
+
     def read(self, t: int, what: str) -> Split | Tensor | None:
         "What `Task` calls: train, val, pool or selection of task `t`, if the gate lets it through."
         self.gate.task(t)
-        if what in ("pool", "selection"): return self.extra.get(what)
+        if what in ("pool", "selection"):
+            return self.extra.get(what)
         check(what in ("train", "val"), f"a task has no {what!r} images", LeakError)
-        if (t, what) not in self.cut: self.cut[t, what] = self.part(what, "new", t)
+        if (t, what) not in self.cut:
+            self.cut[t, what] = self.part(what, "new", t)
         return self.cut[t, what]
+
     @contextmanager
     def training(self, t: int, pool: str, selection: str, g: torch.Generator) -> Iterator[None]:
         "Open task `t` with its pool and selection set; forget all three afterwards."
@@ -129,109 +176,197 @@ class Store:
         with self.gate.training(t):
             self.cut = {}
             images = self.part(*pool, t).x if pool else None
-            self.extra = {"pool": images[torch.randperm(len(images), generator=g)] if pool else None,
-                          "selection": self.part(*selection, t) if selection else None}
-            try: yield
-            finally: self.extra, self.cut = {}, {}
+            self.extra = {
+                "pool": images[torch.randperm(len(images), generator=g)] if pool else None,
+                "selection": self.part(*selection, t) if selection else None,
+            }
+            try:
+                yield
+            finally:
+                self.extra, self.cut = {}, {}
 
 # %% ../nbs/02_tasks.ipynb #fe781362
 class Scenario:
     "Tasks, and the only way to their test images."
+
     def __init__(
         self,
-        name: str,                # what results call it
-        splits: dict[str, Split], # train, val and test, labels in arrival order
-        class_order: list[int],   # original class numbers in order of arrival
-        sizes: list[int],         # classes per task
-        class_names: list[str],   # in arrival order
-        checksum: str,            # of the data
+        name: str,  # what results call it
+        splits: dict[str, Split],  # train, val and test, labels in arrival order
+        class_order: list[int],  # original class numbers in order of arrival
+        sizes: list[int],  # classes per task
+        class_names: list[str],  # in arrival order
+        checksum: str,  # of the data
         size: int | None = None,  # height and width after padding; None: as they are
         image_bytes: int | None = None,  # bytes of an image; None: as given, before padding
     ):
-        self.name, self.class_order, self.sizes, self.class_names, self.checksum = name, class_order, sizes, class_names, checksum
+        self.name, self.class_order, self.sizes, self.class_names, self.checksum = (
+            name,
+            class_order,
+            sizes,
+            class_names,
+            checksum,
+        )
         _, self.channels, h, w = splits["train"].x.shape
         check(size is not None or h == w, f"images of {h}x{w} pixels: pass size=... to pad them to a square", DataError)
-        self.size, self.image_bytes = h if size is None else size, image_bytes or self.channels*h*w
+        self.size, self.image_bytes = h if size is None else size, image_bytes or self.channels * h * w
         self._store = store = Store({p: s.padded(self.size) for p, s in splits.items()}, sizes)
         labels = [store.labels(t, "new") for t in range(len(sizes))]
-        self.tasks = [Task(t, [class_order[k] for k in new], [class_names[k] for k in new], new.start, store.read) for t, new in enumerate(labels)]
+        self.tasks = [
+            Task(t, [class_order[k] for k in new], [class_names[k] for k in new], new.start, store.read)
+            for t, new in enumerate(labels)
+        ]
 
     @property
-    def n_classes(self) -> int: return len(self.class_order)
-    def __repr__(self) -> str: return f"Scenario({self.name}: {'+'.join(map(str, self.sizes))} classes, {self.channels}x{self.size}x{self.size} pixels)"
+    def n_classes(self) -> int:
+        return len(self.class_order)
+
+    def __repr__(self) -> str:
+        return (
+            f"Scenario({self.name}: {'+'.join(map(str, self.sizes))} classes, "
+            f"{self.channels}x{self.size}x{self.size} pixels)"
+        )
+
     def _task(self, t: int) -> Task:
         check_number("task", t, low=0, high=len(self.tasks) - 1, integer=True)
         return self.tasks[t]
+
     def test(self, upto: int) -> Split:
         "Test images of all classes of tasks 0..`upto`. Raises `LeakError` inside `training`."
         self._store.gate.test()
         return self._store.part("test", "seen", self._task(upto).idx)
+
     def joint(self, upto: int, reference: bool = False) -> Split:
         "All training images of tasks 0..`upto`, old classes too: only a reference method may ask, and must say so."
-        check(reference, "joint() returns real images of old classes; only a reference method may ask for them (reference=True)", LeakError)
-        check(self._store.gate.open is None, "a task is in training: what it may use has to be handed to it before", LeakError)
+        check(
+            reference,
+            "joint() returns real images of old classes; only a reference method may ask for them (reference=True)",
+            LeakError,
+        )
+        check(
+            self._store.gate.open is None,
+            "a task is in training: what it may use has to be handed to it before",
+            LeakError,
+        )
         return self._store.part("train", "seen", self._task(upto).idx)
+
     @contextmanager
     def training(
         self,
-        t: int,                   # task to open, from 0
-        pool: str = "none",       # none, new-train, new-val, all-val or test: images without labels
+        t: int,  # task to open, from 0
+        pool: str = "none",  # none, new-train, new-val, all-val or test: images without labels
         selection: str = "last",  # last (epoch), new-val, all-val or test
-        seed: int = 0,            # decides the order of the pool
+        seed: int = 0,  # decides the order of the pool
     ) -> Iterator[Task]:
-        "Open task `t` and fill its pool and selection; nothing else is readable inside. It is closed for good afterwards."
+        """Open task `t` and fill its pool and selection; nothing else is readable inside. It is closed for good
+        afterwards.
+        """
         task = self._task(t)
-        with self._store.training(t, pool, selection, generator(seed, "pool", t)): yield task
+        with self._store.training(t, pool, selection, generator(seed, "pool", t)):
+            yield task
+
     def carried_images(self, pool: str, selection: str, t: int) -> int:
-        "Real images of old classes that these settings keep at hand while task `t` is learnt; 0 for data-free settings."
+        """Real images of old classes that these settings keep at hand while task `t` is learnt; 0 for data-free
+        settings.
+        """
         kept = ("val", "seen") in what_is_seen(pool, selection)
         return int((self._store.splits["val"].y < self._task(t).n_old).sum()) if kept else 0
+
     def n_train_seen_bytes(self, t: int) -> int:
         "Bytes (uint8, before padding) of all training images of tasks 0..`t`: the yardstick for carried statistics."
-        return int((self._store.splits["train"].y < self._task(t).n_seen).sum())*self.image_bytes
+        return int((self._store.splits["train"].y < self._task(t).n_seen).sum()) * self.image_bytes
+
     def again(self) -> Scenario:
         "The same tasks with nothing closed: for another run, or for looking at images when a run is over."
-        return Scenario(self.name, self._store.splits, self.class_order, self.sizes, self.class_names, self.checksum, self.size, self.image_bytes)
+        return Scenario(
+            self.name,
+            self._store.splits,
+            self.class_order,
+            self.sizes,
+            self.class_names,
+            self.checksum,
+            self.size,
+            self.image_bytes,
+        )
+
     def on_validation(self) -> Scenario:
         "The same tasks, judged on the validation images: for choosing hyper-parameters without touching test images."
         held = {**self._store.splits, "test": self._store.splits["val"]}
-        return Scenario(self.name, held, self.class_order, self.sizes, self.class_names, self.checksum, self.size, self.image_bytes)
+        return Scenario(
+            self.name, held, self.class_order, self.sizes, self.class_names, self.checksum, self.size, self.image_bytes
+        )
+
     def facts(self) -> dict:
         "What a result file says about the data."
-        return dict(name=self.name, classes=self.class_order, class_names=self.class_names, class_order=self.class_order, sizes=self.sizes,
-                    channels=self.channels, size=self.size, checksum=self.checksum, images={p: len(s) for p, s in self._store.splits.items()})
+        return dict(
+            name=self.name,
+            classes=self.class_order,
+            class_names=self.class_names,
+            class_order=self.class_order,
+            sizes=self.sizes,
+            channels=self.channels,
+            size=self.size,
+            checksum=self.checksum,
+            images={p: len(s) for p, s in self._store.splits.items()},
+        )
 
 # %% ../nbs/02_tasks.ipynb #01000090
 def from_splits(
-    train: Split, val: Split, test: Split,   # labels are original class numbers, 0..K-1
-    sizes: list[int],                        # classes per task
-    class_order: list[int] | None = None,    # original class numbers in order of arrival; None: 0, 1, 2, ...
-    name: str = "custom",                    # what results call it
-    class_names: list[str] | None = None,    # in original order; None: "class 0", ...
-    size: int | None = None,                 # pad to this height and width
-    checksum: str | None = None,             # of the data; None: computed
+    train: Split,
+    val: Split,
+    test: Split,  # labels are original class numbers, 0..K-1
+    sizes: list[int],  # classes per task
+    class_order: list[int] | None = None,  # original class numbers in order of arrival; None: 0, 1, 2, ...
+    name: str = "custom",  # what results call it
+    class_names: list[str] | None = None,  # in original order; None: "class 0", ...
+    size: int | None = None,  # pad to this height and width
+    checksum: str | None = None,  # of the data; None: computed
 ) -> Scenario:
-    "Make a scenario from three splits. Raises `ConfigError` for an impossible plan, `DataError` for images that do not fit it."
+    """Make a scenario from three splits. Raises `ConfigError` for an impossible plan, `DataError` for images that do
+    not fit it.
+    """
     splits, k = dict(zip(PARTS, (train, val, test), strict=True)), total(sizes)
     order, sizes = plan(k, class_order, sizes)
     names = [f"class {c}" for c in range(k)] if class_names is None else list(class_names)
     check(len(names) == k, f"{len(names)} class names for {k} classes; give one per class")
     shapes = {p: tuple(s.x.shape[1:]) for p, s in splits.items()}
     check(len(set(shapes.values())) == 1, f"the splits hold images of different sizes or channels: {shapes}", DataError)
-    arrival = torch.empty(k, dtype=torch.int64); arrival[order] = torch.arange(k)
+    arrival = torch.empty(k, dtype=torch.int64)
+    arrival[order] = torch.arange(k)
     for part, s in splits.items():
-        check(len(s) and 0 <= s.y.min() and s.y.max() < k, f"labels of {part} must lie in 0..{k - 1} (sizes {sizes} add up to {k})", DataError)
+        check(
+            len(s) and 0 <= s.y.min() and s.y.max() < k,
+            f"labels of {part} must lie in 0..{k - 1} (sizes {sizes} add up to {k})",
+            DataError,
+        )
         empty = (s.counts(k) == 0).nonzero()[:, 0].tolist()
-        check(not empty, f"no image of {[names[c] for c in empty]} (class {empty}) in the {part} split; every class of a task needs some", DataError)
+        check(
+            not empty,
+            f"no image of {[names[c] for c in empty]} (class {empty}) in the {part} split; every class of a task "
+            f"needs some",
+            DataError,
+        )
     checksum = checksum or digest([s.digest() for s in splits.values()])
-    return Scenario(name, {p: s.relabelled(arrival.to(s.y.device)[s.y]) for p, s in splits.items()}, order, sizes, [names[c] for c in order], checksum, size)
+    return Scenario(
+        name,
+        {p: s.relabelled(arrival.to(s.y.device)[s.y]) for p, s in splits.items()},
+        order,
+        sizes,
+        [names[c] for c in order],
+        checksum,
+        size,
+    )
 
 # %% ../nbs/02_tasks.ipynb #d0606a58
 def from_arrays(
-    train: tuple, val: tuple, test: tuple,  # (images, labels) each: arrays or tensors
-    sizes: list[int],                       # classes per task
-    layout: str = "NHWC",                   # order of the axes: NHWC, NCHW or NHW (grey)
-    **more,                                 # class_order, name, class_names, size: see `from_splits`
+    train: tuple,
+    val: tuple,
+    test: tuple,  # (images, labels) each: arrays or tensors
+    sizes: list[int],  # classes per task
+    layout: str = "NHWC",  # order of the axes: NHWC, NCHW or NHW (grey)
+    **more,  # class_order, name, class_names, size: see `from_splits`
 ) -> Scenario:
     "Make a scenario from arrays."
-    return from_splits(*(as_split(*pair, layout=layout, n_classes=total(sizes)) for pair in (train, val, test)), sizes=sizes, **more)
+    return from_splits(
+        *(as_split(*pair, layout=layout, n_classes=total(sizes)) for pair in (train, val, test)), sizes=sizes, **more
+    )

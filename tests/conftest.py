@@ -1,4 +1,5 @@
 "Small data of real shape for tests; nothing here is a result."
+
 import os
 import subprocess
 import sys
@@ -16,10 +17,14 @@ def toy_scenario(sizes=(2, 2), channels=3, per_class=30, pixels=16, name="toy", 
     "Classes that differ in colour and stripes, plus noise."
     k, g = sum(sizes), torch.Generator().manual_seed(0)
     y = torch.arange(k).repeat(per_class)
-    stripes = torch.sin(torch.arange(pixels)*(y[:, None] + 1)*.4)[:, None, None, :]
-    x = .5 + .25*stripes + .1*torch.randn(len(y), channels, pixels, pixels, generator=g)
-    third = len(y)//3//k*k
-    parts = [(x[:-2*third], y[:-2*third]), (x[-2*third:-third], y[-2*third:-third]), (x[-third:], y[-third:])]
+    stripes = torch.sin(torch.arange(pixels) * (y[:, None] + 1) * 0.4)[:, None, None, :]
+    x = 0.5 + 0.25 * stripes + 0.1 * torch.randn(len(y), channels, pixels, pixels, generator=g)
+    third = len(y) // 3 // k * k
+    parts = [
+        (x[: -2 * third], y[: -2 * third]),
+        (x[-2 * third : -third], y[-2 * third : -third]),
+        (x[-third:], y[-third:]),
+    ]
     return from_arrays(*[(a.clamp(0, 1), b) for a, b in parts], sizes=list(sizes), layout="NCHW", name=name, **more)
 
 
@@ -40,9 +45,16 @@ def one_thread():
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     "The site that CLASSIMPRESSION_SITE names, or a fresh build."
-    if ready := os.environ.get("CLASSIMPRESSION_SITE"): return Path(ready)
+    if ready := os.environ.get("CLASSIMPRESSION_SITE"):
+        return Path(ready)
     out = tmp_path_factory.mktemp("site")
-    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", ".mkdocs.yml", "--site-dir", str(out)], cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=900,
-                          env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})  # the theme announces its successor there
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", ".mkdocs.yml", "--site-dir", str(out)],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )  # the theme announces its successor there
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stdout[-2000:] + done.stderr[-4000:]
     return out

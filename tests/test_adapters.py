@@ -1,4 +1,5 @@
 "Doors to what people already use: scikit-learn's verbs, ONNX and torch.export, networks of others."
+
 import importlib.util
 
 import numpy as np
@@ -6,21 +7,25 @@ import pytest
 import torch
 from test_methods import EXPECTED, TINY
 
-from classimpression.answers import NearestMean, Ridge, StreamingLDA
-from classimpression.adopt import adopt
-from classimpression.estimator import IncrementalClassifier, load_estimator, save_estimator
-from classimpression.export import export_onnx, export_torch
-from classimpression.methods import find_method
+from classimpression.methods.statistical import NearestMean, Ridge, StreamingLDA
+from classimpression.adapters.adopt import adopt
+from classimpression.adapters.estimator import IncrementalClassifier, load_estimator, save_estimator
+from classimpression.adapters.export import export_onnx, export_torch
+from classimpression.methods.registry import find_method
 from classimpression.models import batch_norms, build_classifier
 from classimpression.scenarios import make_scenario
 from classimpression.synthesis import SynthesisConfig, synthesize
 
-needs_onnx = pytest.mark.skipif(not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="needs the extra `export` and onnxruntime")
+needs_onnx = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))),
+    reason="needs the extra `export` and onnxruntime",
+)
 
 
 def few(scenario, t, n):
     "The first n training images of each class of a task, with the classes' names as labels."
-    with scenario.again().training(t) as task: s = task.train
+    with scenario.again().training(t) as task:
+        s = task.train
     rows = torch.cat([(s.y == k).nonzero()[:n, 0] for k in task.labels])
     return s.x[rows].numpy(), np.array(scenario.class_names)[s.y[rows]]
 
@@ -28,37 +33,56 @@ def few(scenario, t, n):
 @pytest.mark.parametrize("name", EXPECTED)
 def test_every_method_is_an_estimator(name, tmp_path):
     scenario = make_scenario("blood-mini", sizes=[2, 1, 5], class_order=[7, 1, 0, 2, 3, 4, 5, 6])
-    settings = dict(epochs=1, first_epochs=1, batch_size=16, margin_k=1, groups=1, group_size=12, synthesis_steps=2, synthesis_warmup=1, options=TINY.get(name))
+    settings = dict(
+        epochs=1,
+        first_epochs=1,
+        batch_size=16,
+        margin_k=1,
+        groups=1,
+        group_size=12,
+        synthesis_steps=2,
+        synthesis_warmup=1,
+        options=TINY.get(name),
+    )
     est = IncrementalClassifier(name, "smoke", settings=settings)
-    for t in range(2): assert est.partial_fit(*few(scenario, t, 12)) is est
+    for t in range(2):
+        assert est.partial_fit(*few(scenario, t, 12)) is est
     x = scenario.test(1).x[:8].numpy()
     p, scores = est.predict_proba(x), est.decision_function(x)
     assert p.shape == (8, 3) and np.allclose(p.sum(1), 1) and (p >= 0).all()
-    assert list(est.classes_) == ["eosinophil", "platelet", "basophil"] and (est.predict(x) == est.classes_[scores.argmax(1)]).all()
+    assert (
+        list(est.classes_) == ["eosinophil", "platelet", "basophil"]
+        and (est.predict(x) == est.classes_[scores.argmax(1)]).all()
+    )
     assert 0 <= est.score(x, est.predict(x)[::-1]) <= est.score(x, est.predict(x)) == 1
     n = find_method(name).exemplars
     assert est.carry_.images == (0 if n == 0 else 36 if n is None else min(n, 12) * 3)
     again = load_estimator(save_estimator(tmp_path / "e.safetensors", est))
-    assert np.allclose(again.decision_function(x), scores, rtol=1e-3, atol=1e-3) and again.carry_.images == 0, "real images are never written"
+    assert np.allclose(again.decision_function(x), scores, rtol=1e-3, atol=1e-3) and again.carry_.images == 0, (
+        "real images are never written"
+    )
 
 
 def test_it_learns_and_a_failed_task_changes_nothing():
     scenario = make_scenario("blood-mini")
     est = IncrementalClassifier("class-impression", "smoke", settings=dict(first_epochs=8))
     x, y = few(scenario, 0, 150)
-    est.fit(x / np.float32(255), y)                                    # floats in [0, 1] are the same images
-    assert est.score(x, y) > .75
+    est.fit(x / np.float32(255), y)  # floats in [0, 1] are the same images
+    assert est.score(x, y) > 0.75
     before = est.decision_function(x)
-    with pytest.raises(ValueError, match="fewer than 10"): est.partial_fit(*few(scenario, 1, 3))
-    with pytest.raises(ValueError, match="earlier task"): est.partial_fit(x, y)
+    with pytest.raises(ValueError, match="fewer than 10"):
+        est.partial_fit(*few(scenario, 1, 3))
+    with pytest.raises(ValueError, match="earlier task"):
+        est.partial_fit(x, y)
     assert np.array_equal(before, est.decision_function(x)) and est.sizes_ == [2]
-    est.fit(*few(scenario, 1, 12))                                     # from scratch
+    est.fit(*few(scenario, 1, 12))  # from scratch
     assert set(est.classes_) == {"erythroblast", "immature granulocyte"} and est.sizes_ == [2]
 
 
 def test_scikit_learn_takes_it():
     base = pytest.importorskip("sklearn.base")
     from sklearn.model_selection import cross_val_score
+
     scenario = make_scenario("blood-mini")
     x, y = few(scenario, 0, 40)
     est = IncrementalClassifier("ncm", "smoke")
@@ -69,15 +93,20 @@ def test_scikit_learn_takes_it():
     assert np.array_equal(channels_last.decision_function(x.transpose(0, 2, 3, 1)), est.fit(x, y).decision_function(x))
 
 
-HEADS = dict(nearest=lambda: NearestMean(256), cosine_mean=lambda: NearestMean(256, cosine=True), slda=lambda: StreamingLDA(256), ridge=lambda: Ridge(256, 30))
+HEADS = dict(
+    nearest=lambda: NearestMean(256),
+    cosine_mean=lambda: NearestMean(256, cosine=True),
+    slda=lambda: StreamingLDA(256),
+    ridge=lambda: Ridge(256, 30),
+)
 
 
 def with_head(name):
     "A small network with a head of that kind, and real images."
     split = make_scenario("blood-mini").test(1)
     model = build_classifier("small", 3, [2, 2]).eval().requires_grad_(False)
-    model.answer = HEADS[name]()
-    model.answer.update(model.features(split.images()), split.y, [0, 1, 2, 3])
+    model.statistical_head = HEADS[name]()
+    model.statistical_head.update(model.features(split.images()), split.y, [0, 1, 2, 3])
     return model, split.images(torch.arange(0, 320, 27))
 
 
@@ -86,13 +115,15 @@ def test_torch_export_agrees(name, tmp_path):
     model, x = with_head(name)
     export_torch(model, path=tmp_path / "m.pt2")
     scores = torch.export.load(tmp_path / "m.pt2").module()
-    for batch in (x, x[:1]): torch.testing.assert_close(scores(batch), model(batch), rtol=1e-4, atol=1e-4)
+    for batch in (x, x[:1]):
+        torch.testing.assert_close(scores(batch), model(batch), rtol=1e-4, atol=1e-4)
 
 
 @needs_onnx
 @pytest.mark.parametrize("name", ["nearest", "slda"])
 def test_onnx_agrees(name, tmp_path):
     import onnxruntime
+
     model, x = with_head(name)
     session = onnxruntime.InferenceSession(export_onnx(model, tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
     scores, mine = session.run(None, {"images": x.numpy()})[0], model(x).numpy()
@@ -105,9 +136,18 @@ def test_impressions_from_networks_of_others(build):
     torch.manual_seed(0)
     net = getattr(models, build)(num_classes=5).eval()
     before = [v.clone() for v in net.state_dict().values()]
-    carry = adopt(net, 32, mean=(.485, .456, .406), std=(.229, .224, .225), classes=[4, 2])
+    carry = adopt(net, 32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), classes=[4, 2])
     x = torch.rand(3, 3, 32, 32)
-    assert torch.allclose(carry.model(x), net((x - torch.tensor([.485, .456, .406])[:, None, None]) / torch.tensor([.229, .224, .225])[:, None, None])[:, [4, 2, 0, 1, 3]], atol=1e-5)
+    assert torch.allclose(
+        carry.model(x),
+        net(
+            (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None])
+            / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+        )[:, [4, 2, 0, 1, 3]],
+        atol=1e-5,
+    )
     made = synthesize(carry, SynthesisConfig(groups=1, group_size=6, steps=4, warmup=1, start="noise"))
     assert set(made.y.tolist()) <= {0, 1} and made.terms["statistics"][-1] < made.terms["statistics"][0]
-    assert len(batch_norms(carry.model)) == len(batch_norms(net)) and all(torch.equal(a, b) for a, b in zip(before, net.state_dict().values()))
+    assert len(batch_norms(carry.model)) == len(batch_norms(net)) and all(
+        torch.equal(a, b) for a, b in zip(before, net.state_dict().values())
+    )

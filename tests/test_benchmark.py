@@ -1,4 +1,7 @@
-"The naive loops compute what ours compute; the fast paths equal the plain ones; without a GPU nothing breaks. No test of a time."
+"""The naive loops compute what ours compute; the fast paths equal the plain ones; without a GPU nothing breaks. No
+test of a time.
+"""
+
 import copy
 import itertools
 
@@ -6,47 +9,58 @@ import pandas as pd
 import pytest
 import torch
 
-from classimpression import growth
-from classimpression.benchmark import WEIGHTS, bench_row, composed_rows, make_case, ratio, step_counts, take_turns, training_contenders
-from classimpression.core import ConfigError
+from classimpression.studies import scaling as growth
+from classimpression.studies.benchmark import WEIGHTS, bench_row, composed_rows, make_case, ratio, step_counts
+from classimpression.studies.benchmark import take_turns, training_contenders
+from classimpression.core.errors import ConfigError
 from classimpression.data import to_unit
 from classimpression.losses import total_loss
 from classimpression.models import frozen_copy
-from classimpression.naive import PerSample, naive_inversion, naive_loss, naive_training
+from classimpression.studies.naive import PerSample, naive_inversion, naive_loss, naive_training
 from classimpression.settings import TrainConfig
 from classimpression.synthesis import SynthesisConfig, descend, draw_group
-from classimpression.training import Batch, Material, class_impression_terms, start_model, teacher_features
-from classimpression.weights import load_released
+from classimpression.training import Batch, TaskData, class_impression_terms, start_model, teacher_features
+from classimpression.runs.weights import load_released
 
 
 @pytest.fixture(scope="module")
-def case(): return make_case(n_old=4, n_new=2, blocks=2, pixels=16, n_real=60, n_synthetic=40)
+def case():
+    return make_case(n_old=4, n_new=2, blocks=2, pixels=16, n_real=60, n_synthetic=40)
 
 
-@pytest.mark.parametrize("cfg", [TrainConfig(), TrainConfig(rho=.5, tau=5., margin=.6)], ids=["published", "other"])
+@pytest.mark.parametrize("cfg", [TrainConfig(), TrainConfig(rho=0.5, tau=5.0, margin=0.6)], ids=["published", "other"])
 def test_naive_losses_equal_ours_over_two_steps(case, cfg):
     task, model = case.task, start_model(case.carry, case.task, cfg)
-    m = Material(task, case.impressions, cfg, case.carry.model)
+    m = TaskData(task, case.impressions, cfg, case.carry.model)
     terms = class_impression_terms(m, task, cfg, WEIGHTS)(0)
     running = {k: [torch.zeros(6) for _ in range(6)] for k in ("source", "target")}
     for step in range(2):
         real = slice(10 * step, 10 * step + 10)
-        x, y = torch.cat([to_unit(task.train.x[real]), case.impressions.x[:12]]), torch.cat([task.train.y[real], case.impressions.y[:12]])
+        x, y = (
+            torch.cat([to_unit(task.train.x[real]), case.impressions.x[:12]]),
+            torch.cat([task.train.y[real], case.impressions.y[:12]]),
+        )
         pool = to_unit(task.pool[20:40])
         a, b = copy.deepcopy(model), copy.deepcopy(model)
         ours = total_loss(terms(a, Batch(x, y, teacher_features(case.carry.model, x), pool)), WEIGHTS)
         naive, log = naive_loss(b, case.carry.model, x, y, pool, running, 4, m.counts(6), WEIGHTS, cfg)
         assert naive.item() == pytest.approx(ours.item(), rel=1e-5) and log[0] == pytest.approx(naive.item())
-        ours.backward(); naive.backward()
+        ours.backward()
+        naive.backward()
         for p, q in zip(a.parameters(), b.parameters(), strict=True):
-            if p.grad is not None: torch.testing.assert_close(p.grad, q.grad, rtol=2e-3, atol=2e-5)
+            if p.grad is not None:
+                torch.testing.assert_close(p.grad, q.grad, rtol=2e-3, atol=2e-5)
 
 
 def test_naive_training_moves_no_old_row_and_draws_both_kinds(case):
     cfg = TrainConfig(batch_size=10)
     model = start_model(case.carry, case.task, cfg)
     before = [b.detach().clone() for b in model.head.blocks]
-    seen = list(itertools.islice(naive_training(model, case.carry.model, case.task, case.impressions, WEIGHTS, cfg, workers=0), 3))
+    seen = list(
+        itertools.islice(
+            naive_training(model, case.carry.model, case.task, case.impressions, WEIGHTS, cfg, workers=0), 3
+        )
+    )
     assert all(len(log) == 6 for log in seen)
     assert [torch.equal(a, b) for a, b in zip(before, model.head.blocks)] == [True, True, False]
 
@@ -62,49 +76,86 @@ def test_naive_inversion_makes_the_images_of_ours(case):
 def test_many_groups_at_once_equal_one_after_the_other(case):
     cfg = SynthesisConfig(group_size=8, steps=4, warmup=2)
     drawn = [draw_group(case.carry, cfg, 0, "test", g) for g in range(3)]
-    together, *_ = descend(case.carry.model, torch.cat([d[0] for d in drawn]), torch.cat([d[1] for d in drawn]), *(torch.stack([d[i] for d in drawn], 1) for i in (2, 3)), cfg)
+    together, *_ = descend(
+        case.carry.model,
+        torch.cat([d[0] for d in drawn]),
+        torch.cat([d[1] for d in drawn]),
+        *(torch.stack([d[i] for d in drawn], 1) for i in (2, 3)),
+        cfg,
+    )
     alone = torch.cat([descend(case.carry.model, x, y, s[:, None], f[:, None], cfg)[0] for x, y, s, f in drawn])
     torch.testing.assert_close(together, alone, atol=3e-4, rtol=0)
 
 
 def test_sixteen_bits_give_every_term_of_the_inversion_within_one_per_cent():
-    "Means over 8 shifts and flips, at class means plus noise, on a network that has been trained: random weights have other sizes."
+    """Means over 8 shifts and flips, at class means plus noise, on a network that has been trained: random weights
+    have other sizes.
+    """
     carry = load_released("blood", 1)
     x, y, s, f = draw_group(carry, SynthesisConfig(group_size=24, steps=8), 0, "test")
+
     def means(dtype):
         cfg = SynthesisConfig(group_size=24, steps=1, dtype=dtype)
         seen = [descend(carry.model, x, y, s[i, None, None], f[i, None, None], cfg)[1] for i in range(8)]
         return {k: torch.stack([t[k] for t in seen]).mean().item() for k in seen[0]}
+
     fast, plain = means("bfloat16"), means("float32")
-    assert fast == pytest.approx(plain, rel=.01) and fast["statistics"] != plain["statistics"]
+    assert fast == pytest.approx(plain, rel=0.01) and fast["statistics"] != plain["statistics"]
 
 
 def test_per_sample_images_are_the_bytes(case):
     data = PerSample(case.task.train.x, case.task.train.y)
-    assert len(data) == 60 and all(torch.allclose(data[i][0], to_unit(case.task.train.x[i]), atol=1e-7) for i in (0, 59))
+    assert len(data) == 60 and all(
+        torch.allclose(data[i][0], to_unit(case.task.train.x[i]), atol=1e-7) for i in (0, 59)
+    )
 
 
 def test_the_first_round_does_not_count_and_ratios_stay_within_rounds():
     calls = []
-    found = take_turns({"ours": lambda n: calls.append(n), "naive": lambda n: calls.append(-n)}, {"ours": 3, "naive": 1}, repeats=4)
+    found = take_turns(
+        {"ours": lambda n: calls.append(n), "naive": lambda n: calls.append(-n)}, {"ours": 3, "naive": 1}, rounds=4
+    )
     assert calls == [3, -1] * 5 and {len(v) for v in found.values()} == {4}
-    assert ratio([2., 30., 2.], [1., 10., 1.]) == 2.
-    assert bench_row("r", dict(ours=[1., 2.], limit=[.5, 1.]))["ratio_to_naive"] is None
+    assert ratio([2.0, 30.0, 2.0], [1.0, 10.0, 1.0]) == 2.0
+    assert bench_row("r", dict(ours=[1.0, 2.0], limit=[0.5, 1.0]))["ratio_to_naive"] is None
 
 
 def test_composed_runs_are_sums_of_steps():
-    rows = [dict(row=r, device="cpu", threads=1, batch=40, dtype="float32", ours=a, naive=b, plain=c, limit=1.) for r, a, b, c in (("training step", 2., 20., 8.), ("inversion step", 3., 9., None))]
+    rows = [
+        dict(row=r, device="cpu", threads=1, batch=40, dtype="float32", ours=a, naive=b, plain=c, limit=1.0)
+        for r, a, b, c in (("training step", 2.0, 20.0, 8.0), ("inversion step", 3.0, 9.0, None))
+    ]
     n, whole = step_counts([40, 34, 34], groups=(1, 2), epochs=1, descent=10), composed_rows(rows, [40, 34, 34])[0]
     assert n == {"training step": 1 + 3 + 3, "inversion step": 30}
     full = step_counts([40, 34, 34])
-    assert whole["naive"] == pytest.approx((full["training step"] * 20 + full["inversion step"] * 9) / 1e3, abs=.1)
+    assert whole["naive"] == pytest.approx((full["training step"] * 20 + full["inversion step"] * 9) / 1e3, abs=0.1)
 
 
 def test_without_a_gpu_the_cpu_is_measured_and_said_so(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(growth, "speed_rows", lambda case, device, k, *a, **b: [bench_row("training step", dict(ours=[1.], limit=[1.], naive=[2.], plain=[1.]), device=device, threads=k, batch=40, dtype="float32"),
-                                                                                bench_row("inversion step", dict(ours=[1.], limit=[1.], naive=[2.]), device=device, threads=k, batch=40, dtype="float32")])
-    rows = growth.bench(tmp_path, repeats=1, memory=False, pixels=16, tell=lambda _: None)
+    monkeypatch.setattr(
+        growth,
+        "speed_rows",
+        lambda case, device, k, *a, **b: [
+            bench_row(
+                "training step",
+                dict(ours=[1.0], limit=[1.0], naive=[2.0], plain=[1.0]),
+                device=device,
+                threads=k,
+                batch=40,
+                dtype="float32",
+            ),
+            bench_row(
+                "inversion step",
+                dict(ours=[1.0], limit=[1.0], naive=[2.0]),
+                device=device,
+                threads=k,
+                batch=40,
+                dtype="float32",
+            ),
+        ],
+    )
+    rows = growth.bench(tmp_path, rounds=1, memory=False, pixels=16, tell=lambda _: None)
     assert set(rows.device) == {"cpu"} and (tmp_path / "benchmark.csv").exists()
     assert '"gpu_found": false' in (tmp_path / "benchmark.json").read_text()
     assert list(pd.read_csv(tmp_path / "benchmark.csv").columns)[:5] == ["row", "device", "threads", "batch", "dtype"]
@@ -113,10 +164,13 @@ def test_without_a_gpu_the_cpu_is_measured_and_said_so(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_the_same_contenders_run_on_a_gpu(case):
-    for run in training_contenders(case, TrainConfig(batch_size=10, device="cuda"), naive=False).values(): run(1)
+    for run in training_contenders(case, TrainConfig(batch_size=10, device="cuda"), naive=False).values():
+        run(1)
 
 
 def test_exponents():
     assert growth.exponent([1, 2, 4], [2, 8, 32]) == pytest.approx(2)
-    with pytest.raises(ConfigError, match="two points"): growth.exponent([1], [1])
-    with pytest.raises(ConfigError, match="one size"): make_case(n_old=5, blocks=2)
+    with pytest.raises(ConfigError, match="two points"):
+        growth.exponent([1], [1])
+    with pytest.raises(ConfigError, match="one size"):
+        make_case(n_old=5, blocks=2)

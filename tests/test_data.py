@@ -1,4 +1,7 @@
-"What the notebooks 01_data, 02_tasks and 03_scenarios cannot say about themselves: whole files, foreign files, no network, no pickle."
+"""What the notebooks 01_data, 02_tasks and 03_scenarios cannot say about themselves: whole files, foreign files, no
+network, no pickle.
+"""
+
 import hashlib
 import io
 import json
@@ -18,9 +21,12 @@ import numpy as np
 import pytest
 import torch
 
-from classimpression.core import ConfigError, DataError, LeakError, StateError, file_md5, generator, package_folder
+from classimpression.core.errors import ConfigError, DataError, LeakError, StateError
+from classimpression.core.provenance import file_md5, package_folder
+from classimpression.core.seeding import generator
 from classimpression.data import DATA_VARIABLE, as_split, augment, batches, data_root, load_medmnist, read_npz
-from classimpression.scenarios import SCENARIOS, download, from_arrays, from_folder, list_data, make_mini, make_scenario, npz_bytes
+from classimpression.scenarios import SCENARIOS, download, from_arrays, from_folder, list_data, make_mini, make_scenario
+from classimpression.scenarios import npz_bytes
 
 KEYS = [f"{p}_{k}" for p in ("train", "val", "test") for k in ("images", "labels")]
 
@@ -40,22 +46,31 @@ def medmnist_arrays(channels, n_classes, n=3, seed=0):
 @pytest.fixture
 def toy():
     "Builds a scenario of six classes in tasks of 2, 1 and 3, four images of each class in every split."
+
     def make(sizes=(2, 1, 3), **more):
         a = medmnist_arrays(3, 6, n=4)
-        return from_arrays(*[(a[f"{p}_images"], a[f"{p}_labels"]) for p in ("train", "val", "test")], sizes=list(sizes), **more)
+        return from_arrays(
+            *[(a[f"{p}_images"], a[f"{p}_labels"]) for p in ("train", "val", "test")], sizes=list(sizes), **more
+        )
+
     return make
 
 
 # ---------------------------------------------------------------- files
 
+
 def test_missing_folder_file_and_variable(tmp_path, monkeypatch):
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
-    with pytest.raises(DataError, match=rf"root.*{DATA_VARIABLE}"): data_root()
-    with pytest.raises(DataError, match="does not exist"): make_scenario("blood", root=tmp_path / "nowhere")
-    with pytest.raises(DataError, match="there is no file .*bloodmnist.npz"): make_scenario("blood", root=tmp_path)
+    with pytest.raises(DataError, match=rf"root.*{DATA_VARIABLE}"):
+        data_root()
+    with pytest.raises(DataError, match="does not exist"):
+        make_scenario("blood", root=tmp_path / "nowhere")
+    with pytest.raises(DataError, match="there is no file .*bloodmnist.npz"):
+        make_scenario("blood", root=tmp_path)
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
     assert data_root() == tmp_path
-    with pytest.raises(DataError, match="there is no file"): make_scenario("organa")
+    with pytest.raises(DataError, match="there is no file"):
+        make_scenario("organa")
 
 
 @pytest.mark.parametrize("name", ["blood", "path", "organa", "tissue"])
@@ -64,14 +79,17 @@ def test_named_scenarios_on_files_of_the_same_kind(name, tmp_path):
     info = SCENARIOS[name]
     path = tmp_path / info.file
     np.savez_compressed(path, **medmnist_arrays(info.channels, info.n_classes))
-    with pytest.raises(DataError, match="not the expected file"): make_scenario(name, root=tmp_path)
+    with pytest.raises(DataError, match="not the expected file"):
+        make_scenario(name, root=tmp_path)
     s = make_scenario(name, root=tmp_path, verify=False)
     assert s.checksum == file_md5(path) != info.md5
     assert (s.n_classes, s.channels, s.size, tuple(s.sizes)) == (info.n_classes, info.channels, 32, info.sizes)
     for t, task in enumerate(s.tasks):
         with s.training(t, pool="new-train") as open_task:
             assert open_task is task and len(task.train) == 3 * info.sizes[t] == len(task.pool)
-            assert torch.equal(task.train.x[:, 0, 2, 2].long(), task.train.y)  # natural order: the marked pixel, padded by 2
+            assert torch.equal(
+                task.train.x[:, 0, 2, 2].long(), task.train.y
+            )  # natural order: the marked pixel, padded by 2
         assert s.test(upto=t).counts(s.n_classes).tolist() == [3] * task.n_seen + [0] * (s.n_classes - task.n_seen)
     assert s.n_train_seen_bytes(len(s.tasks) - 1) == 3 * s.n_classes * 28 * 28 * info.channels
     json.dumps(s.facts(), allow_nan=False)
@@ -84,7 +102,8 @@ def test_a_changed_file_is_read_again(tmp_path):
     np.savez(path, **medmnist_arrays(1, info.n_classes, seed=1))
     os.utime(path, ns=(1, 1))
     assert make_scenario("tissue", root=tmp_path, verify=False).checksum != first
-    with pytest.raises(DataError, match="not the expected file"): make_scenario("tissue", root=tmp_path)  # the cache does not skip the check
+    with pytest.raises(DataError, match="not the expected file"):
+        make_scenario("tissue", root=tmp_path)  # the cache does not skip the check
 
 
 @pytest.mark.parametrize("cut", [0, 10, 200, -30])
@@ -92,59 +111,75 @@ def test_truncated_file(cut, tmp_path):
     path = tmp_path / "bloodmnist.npz"
     whole = npz_bytes(medmnist_arrays(3, 8))
     path.write_bytes(whole[:cut])
-    with pytest.raises(DataError, match="damaged"): make_scenario("blood", root=tmp_path, verify=False)
+    with pytest.raises(DataError, match="damaged"):
+        make_scenario("blood", root=tmp_path, verify=False)
 
 
 def test_a_flipped_byte_is_noticed_without_the_md5(tmp_path):
     data = bytearray(npz_bytes({"x": np.arange(5000)}))
     data[len(data) // 3] ^= 255
     (tmp_path / "x.npz").write_bytes(data)
-    with pytest.raises(DataError, match="damaged"): read_npz(tmp_path / "x.npz")
+    with pytest.raises(DataError, match="damaged"):
+        read_npz(tmp_path / "x.npz")
 
 
 class Bomb:
     "Makes a folder when it is unpickled."
-    def __init__(self, path): self.path = path
-    def __reduce__(self): return os.mkdir, (str(self.path),)
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_object_arrays_are_never_unpickled(key, tmp_path):
     arrays = medmnist_arrays(3, 8) | {key: np.array([Bomb(tmp_path / "bomb")], dtype=object)}
     np.savez(tmp_path / "bloodmnist.npz", **arrays)
-    with pytest.raises(DataError, match="pickled objects never"): make_scenario("blood", root=tmp_path, verify=False)
+    with pytest.raises(DataError, match="pickled objects never"):
+        make_scenario("blood", root=tmp_path, verify=False)
     assert not (tmp_path / "bomb").exists()
 
 
 def test_object_and_ragged_arrays_from_a_user():
-    with pytest.raises(DataError, match="object arrays"): as_split(np.array([Bomb("x")], dtype=object), [0])
-    with pytest.raises(DataError, match="rectangular"): as_split([[1], [1, 2]], [0, 1], "NHW")
+    with pytest.raises(DataError, match="object arrays"):
+        as_split(np.array([Bomb("x")], dtype=object), [0])
+    with pytest.raises(DataError, match="rectangular"):
+        as_split([[1], [1, 2]], [0, 1], "NHW")
 
 
 @pytest.mark.parametrize("shape", [(1000, 1000), (10**6, 10**6), (2**62, 8), (-1, 4)])
 def test_declared_shapes_are_judged_before_memory_is_taken(shape, tmp_path):
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(head, dict(descr="<f8", fortran_order=False, shape=shape))
-    with zipfile.ZipFile(tmp_path / "x.npz", "w") as z: z.writestr("x.npy", head.getvalue())
-    with pytest.raises(DataError, match="declares .* but holds 0 bytes"): read_npz(tmp_path / "x.npz")
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as z:
+        z.writestr("x.npy", head.getvalue())
+    with pytest.raises(DataError, match="declares .* but holds 0 bytes"):
+        read_npz(tmp_path / "x.npz")
 
 
 def test_cap_counts_all_arrays_and_zip_bombs_stay_packed(tmp_path):
     (tmp_path / "x.npz").write_bytes(npz_bytes({"a": np.zeros(10**6, np.uint8), "b": np.zeros(10**6, np.uint8)}))
     assert (tmp_path / "x.npz").stat().st_size < 10_000
     assert read_npz(tmp_path / "x.npz", max_bytes=2 * 10**6).keys() == {"a", "b"}
-    with pytest.raises(DataError, match="2,000,000 bytes"): read_npz(tmp_path / "x.npz", max_bytes=2 * 10**6 - 1)
+    with pytest.raises(DataError, match="2,000,000 bytes"):
+        read_npz(tmp_path / "x.npz", max_bytes=2 * 10**6 - 1)
     assert read_npz(tmp_path / "x.npz", max_bytes=10**6, keys=["b"]).keys() == {"b"}
 
 
 def test_missing_keys_and_wrong_channels(tmp_path):
     arrays = medmnist_arrays(1, 11)
     np.savez(tmp_path / "a.npz", **{k: v for k, v in arrays.items() if k != "val_labels"})
-    with pytest.raises(DataError, match="lacks the arrays .'val_labels'."): load_medmnist(tmp_path / "a.npz", None, 1, 11)
+    with pytest.raises(DataError, match="lacks the arrays .'val_labels'."):
+        load_medmnist(tmp_path / "a.npz", None, 1, 11)
     np.savez(tmp_path / "b.npz", **arrays)
-    with pytest.raises(DataError, match="should hold colour images"): load_medmnist(tmp_path / "b.npz", None, 3, 11)
-    with pytest.raises(DataError, match="outside 0..7"): load_medmnist(tmp_path / "b.npz", None, 1, 8)
-    with pytest.raises(TypeError): load_medmnist(tmp_path / "b.npz")  # the checksum is never skipped silently
+    with pytest.raises(DataError, match="should hold colour images"):
+        load_medmnist(tmp_path / "b.npz", None, 3, 11)
+    with pytest.raises(DataError, match="outside 0..7"):
+        load_medmnist(tmp_path / "b.npz", None, 1, 8)
+    with pytest.raises(TypeError):
+        load_medmnist(tmp_path / "b.npz")  # the checksum is never skipped silently
 
 
 # ---------------------------------------------------------------- images and labels
@@ -153,37 +188,49 @@ GOOD = np.zeros((4, 3, 8, 8), np.float32)
 ONE_NAN = np.where(np.arange(4)[:, None, None, None] == 2, np.nan, GOOD)
 
 
-@pytest.mark.parametrize("x, y, more, message", [
-    (ONE_NAN, [0] * 4, {}, "image 2 holds NaN"),
-    (ONE_NAN * 0 + np.inf, [0] * 4, {}, "NaN or infinity"),
-    (GOOD - .1, [0] * 4, {}, r"must lie in \[0, 1\]"),
-    (GOOD + 255, [0] * 4, {}, "divide by 255"),
-    (GOOD.astype(np.int64), [0] * 4, {}, "not int64"),
-    (GOOD.astype(complex), [0] * 4, {}, "complex"),
-    (GOOD[:, :2], [0] * 4, {}, "1 or 3 channels"),
-    (GOOD, [0] * 4, dict(layout="NHWC"), "finds 8"),
-    (GOOD[0], [0] * 3, {}, "needs 4 axes"),
-    (GOOD[:0], [], {}, "no images"),
-    (GOOD[..., :0], [0] * 4, {}, "no images"),
-    (GOOD, [0] * 3, {}, "4 images but 3 labels"),
-    (GOOD, [0, 1, 2, 3], dict(n_classes=3), "outside 0..2"),
-    (GOOD, [0, 1, 2, -1], {}, "labels start at 0"),
-    (GOOD, [0., 1., 2., 3.], {}, "whole numbers"),
-    (GOOD, [True, False, True, False], {}, "whole numbers"),
-    (GOOD, np.zeros((4, 2), int), {}, "one label per image"),
-    (GOOD, np.zeros(4, np.uint64) + 2**63, {}, "outside"),
-    (torch.zeros(4, 3, 8, 8) + torch.nan, [0] * 4, {}, "NaN"),
-])
+@pytest.mark.parametrize(
+    "x, y, more, message",
+    [
+        (ONE_NAN, [0] * 4, {}, "image 2 holds NaN"),
+        (ONE_NAN * 0 + np.inf, [0] * 4, {}, "NaN or infinity"),
+        (GOOD - 0.1, [0] * 4, {}, r"must lie in \[0, 1\]"),
+        (GOOD + 255, [0] * 4, {}, "divide by 255"),
+        (GOOD.astype(np.int64), [0] * 4, {}, "not int64"),
+        (GOOD.astype(complex), [0] * 4, {}, "complex"),
+        (GOOD[:, :2], [0] * 4, {}, "1 or 3 channels"),
+        (GOOD, [0] * 4, dict(layout="NHWC"), "finds 8"),
+        (GOOD[0], [0] * 3, {}, "needs 4 axes"),
+        (GOOD[:0], [], {}, "no images"),
+        (GOOD[..., :0], [0] * 4, {}, "no images"),
+        (GOOD, [0] * 3, {}, "4 images but 3 labels"),
+        (GOOD, [0, 1, 2, 3], dict(n_classes=3), "outside 0..2"),
+        (GOOD, [0, 1, 2, -1], {}, "labels start at 0"),
+        (GOOD, [0.0, 1.0, 2.0, 3.0], {}, "whole numbers"),
+        (GOOD, [True, False, True, False], {}, "whole numbers"),
+        (GOOD, np.zeros((4, 2), int), {}, "one label per image"),
+        (GOOD, np.zeros(4, np.uint64) + 2**63, {}, "outside"),
+        (torch.zeros(4, 3, 8, 8) + torch.nan, [0] * 4, {}, "NaN"),
+    ],
+)
 def test_bad_images_and_labels(x, y, more, message):
-    with pytest.raises(DataError, match=message): as_split(x, y, **more)
+    with pytest.raises(DataError, match=message):
+        as_split(x, y, **more)
 
 
 def test_odd_but_honest_arrays():
     "Read-only, reversed, big-endian, Fortran-ordered, half-precision: the same split."
     x = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
     want = as_split(x, [0, 1, 2, 3]).digest()
-    frozen = x.copy(); frozen.flags.writeable = False
-    for other in (frozen, x[::-1].copy()[::-1], np.asfortranarray(x), (x / 255).astype(">f8"), (x / 255).astype(np.float16), torch.from_numpy(x) / 255):
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    for other in (
+        frozen,
+        x[::-1].copy()[::-1],
+        np.asfortranarray(x),
+        (x / 255).astype(">f8"),
+        (x / 255).astype(np.float16),
+        torch.from_numpy(x) / 255,
+    ):
         assert as_split(other, np.arange(4, dtype=np.uint16)).digest() == want
 
 
@@ -195,11 +242,14 @@ def test_augment_and_batches_depend_on_the_generator_only():
     order = [torch.cat([y for _, y in batches(s, 4, generator(seed))]).tolist() for seed in (0, 0, 1)]
     assert order[0] == order[1] != order[2]
     assert torch.equal(state, torch.get_rng_state())
-    with pytest.raises(ConfigError): augment(x, generator(0), shift=-1)
-    with pytest.raises(ConfigError): batches(s, 2.5)
+    with pytest.raises(ConfigError):
+        augment(x, generator(0), shift=-1)
+    with pytest.raises(ConfigError):
+        batches(s, 2.5)
 
 
 # ---------------------------------------------------------------- plans
+
 
 def test_any_class_order(toy):
     for order in list(permutations(range(6)))[::97]:
@@ -217,122 +267,176 @@ def test_any_split_into_tasks(toy, sizes):
     assert [len(t.classes) for t in s.tasks] == list(sizes)
     assert sum((t.labels for t in s.tasks), []) == list(range(6))
     for t, task in enumerate(s.tasks):
-        assert (task.n_old, task.n_seen) == (sum(sizes[:t]), sum(sizes[:t + 1]))
+        assert (task.n_old, task.n_seen) == (sum(sizes[:t]), sum(sizes[: t + 1]))
         with s.training(t, pool="all-val", selection="new-val"):
-            assert (len(task.train), len(task.pool), len(task.selection)) == (4 * sizes[t], 4 * task.n_seen, 4 * sizes[t])
+            assert (len(task.train), len(task.pool), len(task.selection)) == (
+                4 * sizes[t],
+                4 * task.n_seen,
+                4 * sizes[t],
+            )
 
 
-@pytest.mark.parametrize("sizes, order, message", [
-    ((2, 1, 3), [0, 1, 2, 3, 4, 4], r"classes \[4\] more than once"),  # a class twice in one task
-    ((2, 1, 3), [0, 1, 1, 2, 3, 4], r"classes \[1\] more than once"),  # a class in two tasks
-    ((2, 1, 3), [0, 1, 2, 3, 4], r"lacks the classes \[5\]"),
-    ((2, 1, 3), [0, 1, 2, 3, 4, 6], "must lie in"),
-    ((2, 1, 3), [0, 1, 2, 3, 4, "5"], "whole number"),
-    ((2, 0, 4), None, "task size"),
-    ((2, -1, 5), None, "task size"),
-    ((2, 1.5, 2.5), None, "whole number"),
-    ((True, 5), None, "whole number"),
-    ((), None, "sizes is empty"),
-])
+@pytest.mark.parametrize(
+    "sizes, order, message",
+    [
+        ((2, 1, 3), [0, 1, 2, 3, 4, 4], r"classes \[4\] more than once"),  # a class twice in one task
+        ((2, 1, 3), [0, 1, 1, 2, 3, 4], r"classes \[1\] more than once"),  # a class in two tasks
+        ((2, 1, 3), [0, 1, 2, 3, 4], r"lacks the classes \[5\]"),
+        ((2, 1, 3), [0, 1, 2, 3, 4, 6], "must lie in"),
+        ((2, 1, 3), [0, 1, 2, 3, 4, "5"], "whole number"),
+        ((2, 0, 4), None, "task size"),
+        ((2, -1, 5), None, "task size"),
+        ((2, 1.5, 2.5), None, "whole number"),
+        ((True, 5), None, "whole number"),
+        ((), None, "sizes is empty"),
+    ],
+)
 def test_impossible_plans(toy, sizes, order, message):
-    with pytest.raises(ConfigError, match=message): toy(sizes, class_order=order)
+    with pytest.raises(ConfigError, match=message):
+        toy(sizes, class_order=order)
 
 
 def test_sizes_that_do_not_fit_the_data(toy):
-    with pytest.raises(DataError, match="outside 0..4"): toy((2, 3))
-    with pytest.raises(DataError, match=r"no image of \['class 6'\]"): toy((2, 5))
-    with pytest.raises(ConfigError, match="add up to 9"): make_scenario(sizes=[4, 5])
-    with pytest.raises(DataError, match="do not fit in 20x20"): make_scenario(size=20)
-    with pytest.raises(ConfigError, match="size must lie in"): toy(size=0)
+    with pytest.raises(DataError, match="outside 0..4"):
+        toy((2, 3))
+    with pytest.raises(DataError, match=r"no image of \['class 6'\]"):
+        toy((2, 5))
+    with pytest.raises(ConfigError, match="add up to 9"):
+        make_scenario(sizes=[4, 5])
+    with pytest.raises(DataError, match="do not fit in 20x20"):
+        make_scenario(size=20)
+    with pytest.raises(ConfigError, match="size must lie in"):
+        toy(size=0)
 
 
 @pytest.mark.parametrize("part", range(3))
 def test_a_class_must_have_images_in_every_split(part):
     x, y = np.zeros((6, 8, 8, 3), np.uint8), np.arange(6)
-    pairs = [(x, y)] * 3
-    pairs[part] = (x[:5], y[:5])
-    with pytest.raises(DataError, match=rf"class 5.*{('train', 'val', 'test')[part]} split"): from_arrays(*pairs, sizes=[3, 3])
+    repeats = [(x, y)] * 3
+    repeats[part] = (x[:5], y[:5])
+    with pytest.raises(DataError, match=rf"class 5.*{('train', 'val', 'test')[part]} split"):
+        from_arrays(*repeats, sizes=[3, 3])
 
 
 def test_unknown_scenario():
     for name in ("derma", "", None, ["blood"], "../blood"):
-        with pytest.raises(ConfigError, match="choose from blood-mini, blood, path, organa, tissue"): make_scenario(name)
+        with pytest.raises(ConfigError, match="choose from blood-mini, blood, path, organa, tissue"):
+            make_scenario(name)
 
 
 # ---------------------------------------------------------------- what may be read
+
 
 def test_training_sees_its_own_task_only(toy):
     s = toy()
     with s.training(1) as task:
         assert task.train.y.unique().tolist() == task.labels == [2] and task.val.y.unique().tolist() == [2]
         assert task.pool is None and task.selection is None
-        for read in (lambda: s.tasks[0].train, lambda: s.tasks[0].val, lambda: s.tasks[2].train, lambda: s.tasks[2].pool,
-                     lambda: s.test(1), lambda: s.test(0), lambda: s.joint(1), lambda: s.training(2).__enter__()):
-            with pytest.raises(LeakError): read()
-    for read in (lambda: task.train, lambda: task.val, lambda: task.pool, lambda: task.selection, lambda: s.tasks[0].train,
-                 lambda: s.training(1).__enter__(), lambda: s.training(0).__enter__()):
-        with pytest.raises(LeakError): read()
+        for read in (
+            lambda: s.tasks[0].train,
+            lambda: s.tasks[0].val,
+            lambda: s.tasks[2].train,
+            lambda: s.tasks[2].pool,
+            lambda: s.test(1),
+            lambda: s.test(0),
+            lambda: s.joint(1),
+            lambda: s.training(2).__enter__(),
+        ):
+            with pytest.raises(LeakError):
+                read()
+    for read in (
+        lambda: task.train,
+        lambda: task.val,
+        lambda: task.pool,
+        lambda: task.selection,
+        lambda: s.tasks[0].train,
+        lambda: s.training(1).__enter__(),
+        lambda: s.training(0).__enter__(),
+    ):
+        with pytest.raises(LeakError):
+            read()
     assert len(s.test(1)) == 12 and len(s.tasks[2].train) == 12
     assert len(s.joint(2, reference=True)) == 24
     assert not any("test" in name for name in dir(task) if not name.startswith("_"))
-    with pytest.raises(LeakError): s.tasks[2].read(2, "test")
+    with pytest.raises(LeakError):
+        s.tasks[2].read(2, "test")
 
 
 def test_a_failed_training_can_be_repeated_but_opens_nothing_else(toy):
     s = toy()
-    with pytest.raises(ZeroDivisionError), s.training(1, pool="test") as task: raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), s.training(1, pool="test") as task:
+        raise ZeroDivisionError
     assert task.pool is None and len(s.test(1)) == 12
-    with pytest.raises(LeakError): _ = s.tasks[0].train  # task 1 had begun
-    with s.training(1) as task: assert len(task.train) == 4
+    with pytest.raises(LeakError):
+        _ = s.tasks[0].train  # task 1 had begun
+    with s.training(1) as task:
+        assert len(task.train) == 4
 
 
 def test_opening_a_later_task_first_is_a_resume(toy):
     s = toy()
-    with s.training(2, pool="all-val") as task: assert len(task.train) == 12 and len(task.pool) == 24
-    with pytest.raises(LeakError): _ = s.tasks[1].train
+    with s.training(2, pool="all-val") as task:
+        assert len(task.train) == 12 and len(task.pool) == 24
+    with pytest.raises(LeakError):
+        _ = s.tasks[1].train
 
 
-@pytest.mark.parametrize("pool, expect", [("new-train", [2]), ("new-val", [2]), ("all-val", [0, 1, 2]), ("test", [0, 1, 2])])
+@pytest.mark.parametrize(
+    "pool, expect", [("new-train", [2]), ("new-val", [2]), ("all-val", [0, 1, 2]), ("test", [0, 1, 2])]
+)
 def test_pool_is_images_without_labels_in_random_order(toy, pool, expect):
     s = toy()
     part = pool.split("-")[-1]
-    with s.training(1, pool=pool, seed=5) as task: images = task.pool
+    with s.training(1, pool=pool, seed=5) as task:
+        images = task.pool
     assert type(images) is torch.Tensor and images.dtype == torch.uint8 and not images.__dict__
     classes = images[:, 0, 0, 0].long()  # the marked pixel, known to this test only
     assert classes.unique().tolist() == expect
     source = {"train": s.joint(2, reference=True), "test": s.test(2)}.get(part)
     if source is not None:
         source = source.where(expect).x
-        assert sorted(map(bytes, images.flatten(1).numpy())) == sorted(map(bytes, source.flatten(1).numpy())) and not torch.equal(images, source)
+        assert sorted(map(bytes, images.flatten(1).numpy())) == sorted(
+            map(bytes, source.flatten(1).numpy())
+        ) and not torch.equal(images, source)
     again = toy()
-    with again.training(1, pool=pool, seed=5) as task: assert torch.equal(task.pool, images)
+    with again.training(1, pool=pool, seed=5) as task:
+        assert torch.equal(task.pool, images)
     other = toy()
-    with other.training(1, pool=pool, seed=6) as task: assert not torch.equal(task.pool, images)
+    with other.training(1, pool=pool, seed=6) as task:
+        assert not torch.equal(task.pool, images)
 
 
 @pytest.mark.parametrize("selection, expect", [("new-val", [2]), ("all-val", [0, 1, 2]), ("test", [0, 1, 2])])
 def test_selection(toy, selection, expect):
-    with toy().training(1, selection=selection) as task: assert task.selection.y.unique().tolist() == expect and task.pool is None
+    with toy().training(1, selection=selection) as task:
+        assert task.selection.y.unique().tolist() == expect and task.pool is None
 
 
 def test_unknown_words_and_tasks(toy):
     s = toy()
     for words in (dict(pool="val"), dict(selection="best"), dict(t=3), dict(t=-1), dict(t=True)):
-        with pytest.raises(ConfigError), s.training(**({"t": 0} | words)): pass
-    with pytest.raises(ConfigError): s.test(upto=3)
-    with pytest.raises(ConfigError): s.test(upto=-1)
-    with s.training(0) as task: assert len(task.train) == 8  # nothing was opened or closed by the failures
+        with pytest.raises(ConfigError), s.training(**({"t": 0} | words)):
+            pass
+    with pytest.raises(ConfigError):
+        s.test(upto=3)
+    with pytest.raises(ConfigError):
+        s.test(upto=-1)
+    with s.training(0) as task:
+        assert len(task.train) == 8  # nothing was opened or closed by the failures
 
 
 def test_carried_images_and_bytes(toy):
     s = toy()
     assert [s.carried_images("all-val", "last", t) for t in range(3)] == [0, 8, 12]
     assert [s.carried_images("all-val", "all-val", t) for t in range(3)] == [0, 8, 12]  # the same images, counted once
-    assert [s.carried_images(p, q, 2) for p in ("none", "new-train", "new-val", "test") for q in ("last", "new-val", "test")] == [0] * 12
+    assert [
+        s.carried_images(p, q, 2) for p in ("none", "new-train", "new-val", "test") for q in ("last", "new-val", "test")
+    ] == [0] * 12
     assert [toy(size=32).n_train_seen_bytes(t) for t in range(3)] == [n * 28 * 28 * 3 for n in (8, 12, 24)]
 
 
 # ---------------------------------------------------------------- image folders
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -340,7 +444,8 @@ def folder(tmp_path):
     for part in ("train", "val", "test"):
         for c, name in enumerate(["atrium", "valve", "wall"]):
             (tmp_path / "images" / part / name).mkdir(parents=True)
-            for i in range(2): image.new("RGB", (9, 9), (c * 80, i, 0)).save(tmp_path / "images" / part / name / f"{i}.png")
+            for i in range(2):
+                image.new("RGB", (9, 9), (c * 80, i, 0)).save(tmp_path / "images" / part / name / f"{i}.png")
     return tmp_path / "images"
 
 
@@ -355,49 +460,65 @@ def test_image_folder(folder):
 
 def test_bad_image_folders(folder, tmp_path):
     from PIL import Image
+
     target = folder / "val" / "wall" / "0.png"
-    with pytest.raises(DataError, match="there is no folder"): from_folder(tmp_path / "nowhere", sizes=[3])
-    with pytest.raises(ConfigError, match="holds 3 classes"): from_folder(folder, sizes=[2])
+    with pytest.raises(DataError, match="there is no folder"):
+        from_folder(tmp_path / "nowhere", sizes=[3])
+    with pytest.raises(ConfigError, match="holds 3 classes"):
+        from_folder(folder, sizes=[2])
     good = target.read_bytes()
     for damage, message in ((good[:40], "cannot read the image"), (b"", "cannot read the image")):
         target.write_bytes(damage)
-        with pytest.raises(DataError, match=message): from_folder(folder, sizes=[3])
+        with pytest.raises(DataError, match=message):
+            from_folder(folder, sizes=[3])
     Image.new("RGB", (9, 8)).save(target)
-    with pytest.raises(DataError, match="another size"): from_folder(folder, sizes=[3])
+    with pytest.raises(DataError, match="another size"):
+        from_folder(folder, sizes=[3])
     Image.new("I;16", (9, 9)).save(target)
-    with pytest.raises(DataError, match="more than 8 bits"): from_folder(folder, sizes=[3])
+    with pytest.raises(DataError, match="more than 8 bits"):
+        from_folder(folder, sizes=[3])
     target.write_bytes(good)
     (folder / "val" / "extra").mkdir()
-    with pytest.raises(DataError, match="holds the classes"): from_folder(folder, sizes=[3])
+    with pytest.raises(DataError, match="holds the classes"):
+        from_folder(folder, sizes=[3])
 
 
 def test_a_link_out_of_the_folder_is_refused(folder, tmp_path):
     (tmp_path / "secret.png").write_bytes((folder / "val" / "wall" / "0.png").read_bytes())
     (folder / "val" / "wall" / "2.png").symlink_to(tmp_path / "secret.png")
-    with pytest.raises(DataError, match="leaves its folder"): from_folder(folder, sizes=[3])
+    with pytest.raises(DataError, match="leaves its folder"):
+        from_folder(folder, sizes=[3])
 
 
 def test_without_pillow(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(DataError, match="pip install"): from_folder(folder, sizes=[3])
+    with pytest.raises(DataError, match="pip install"):
+        from_folder(folder, sizes=[3])
 
 
 # ---------------------------------------------------------------- embedded data
+
 
 def test_embedded_subset_is_what_its_facts_say():
     path = package_folder() / "assets" / "blood_mini.npz"
     facts = json.loads(path.with_suffix(".json").read_text())
     assert file_md5(path) == facts["md5"] == SCENARIOS["blood-mini"].md5
-    assert facts["source_md5"] == SCENARIOS["blood"].md5 and "CC BY 4.0" in facts["licence"] and "Acevedo" in facts["citation"]
+    assert (
+        facts["source_md5"] == SCENARIOS["blood"].md5
+        and "CC BY 4.0" in facts["licence"]
+        and "Acevedo" in facts["citation"]
+    )
     assert path.stat().st_size < 8e6
     arrays = read_npz(path)
     assert list(arrays) == KEYS
-    for part, n in facts["per_class"].items(): assert np.bincount(arrays[f"{part}_labels"].ravel()).tolist() == [n] * 8
+    for part, n in facts["per_class"].items():
+        assert np.bincount(arrays[f"{part}_labels"].ravel()).tolist() == [n] * 8
 
 
 def test_embedded_subset_can_be_made_again(tmp_path):
     source = Path(os.environ.get(DATA_VARIABLE, "/nowhere")) / "bloodmnist.npz"
-    if not source.is_file(): pytest.skip(f"{DATA_VARIABLE} does not hold bloodmnist.npz")
+    if not source.is_file():
+        pytest.skip(f"{DATA_VARIABLE} does not hold bloodmnist.npz")
     want = json.loads((package_folder() / "assets" / "blood_mini.json").read_text())
     facts = make_mini(source, tmp_path / "blood_mini.npz", seed=want["seed"])
     assert facts["rows"] == want["rows"]
@@ -413,24 +534,34 @@ def test_subset_draws_from_each_split_alone(tmp_path):
     for part, n in (("train", 3), ("val", 2), ("test", 1)):
         small = read_npz(tmp_path / "a.npz")
         there = {x.tobytes(): int(y[0]) for x, y in zip(full[f"{part}_images"], full[f"{part}_labels"], strict=True)}
-        drawn = [(x.tobytes(), int(y[0])) for x, y in zip(small[f"{part}_images"], small[f"{part}_labels"], strict=True)]
+        drawn = [
+            (x.tobytes(), int(y[0])) for x, y in zip(small[f"{part}_images"], small[f"{part}_labels"], strict=True)
+        ]
         assert all(there[x] == y for x, y in drawn) and len(set(drawn)) == 8 * n
-    with pytest.raises(DataError, match="not the expected file"): make_mini(tmp_path / "full.npz", tmp_path / "d.npz")
-    with pytest.raises(DataError, match="fewer than 200 images"): make_mini(tmp_path / "full.npz", tmp_path / "d.npz", md5=None)
+    with pytest.raises(DataError, match="not the expected file"):
+        make_mini(tmp_path / "full.npz", tmp_path / "d.npz")
+    with pytest.raises(DataError, match="fewer than 200 images"):
+        make_mini(tmp_path / "full.npz", tmp_path / "d.npz", md5=None)
     assert not (tmp_path / "d.npz").exists()
 
 
 # ---------------------------------------------------------------- network and imports
 
+
 def test_loading_opens_no_socket_and_is_quick(monkeypatch, toy):
-    def refuse(*a, **k): raise AssertionError("a socket was opened")
+    def refuse(*a, **k):
+        raise AssertionError("a socket was opened")
+
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(socket, "create_connection", refuse)
     start = time.perf_counter()
     s = make_scenario()
     assert time.perf_counter() - start < 2  # 0.2 s on an idle machine
-    with s.training(0, pool="new-train") as task: next(batches(task.train, 40, generator(0)))
-    toy(); list_data(); download("blood-mini")
+    with s.training(0, pool="new-train") as task:
+        next(batches(task.train, 40, generator(0)))
+    toy()
+    list_data()
+    download("blood-mini")
 
 
 @pytest.fixture
@@ -440,8 +571,10 @@ def medmnist(monkeypatch, tmp_path):
 
     def dataset(split, root, download):
         calls.append(root)
-        if isinstance(package.content, Exception): raise package.content
+        if isinstance(package.content, Exception):
+            raise package.content
         (Path(root) / "tissuemnist.npz").write_bytes(package.content)
+
     package.INFO, package.TissueMNIST, package.calls = {"tissuemnist": {"python_class": "TissueMNIST"}}, dataset, calls
     monkeypatch.setitem(sys.modules, "medmnist", package)
     return package
@@ -452,33 +585,49 @@ def test_download_replaces_a_file_only_by_a_right_one(medmnist, monkeypatch, tmp
     path.write_bytes(b"earlier")
     for content, message in ((b"half", "damaged"), (RuntimeError("no network"), "no network.*by hand")):
         medmnist.content = content
-        with pytest.raises(DataError, match=message): download("tissue", tmp_path)
+        with pytest.raises(DataError, match=message):
+            download("tissue", tmp_path)
         assert path.read_bytes() == b"earlier" and list(tmp_path.iterdir()) == [path]
     medmnist.content = npz_bytes(medmnist_arrays(1, 8))
-    monkeypatch.setitem(SCENARIOS, "tissue", replace(SCENARIOS["tissue"], md5=hashlib.md5(medmnist.content).hexdigest()))
+    monkeypatch.setitem(
+        SCENARIOS, "tissue", replace(SCENARIOS["tissue"], md5=hashlib.md5(medmnist.content).hexdigest())
+    )
     assert download("tissue", tmp_path) == path and path.read_bytes() == medmnist.content
-    assert len(medmnist.calls) == 3 and download("tissue", tmp_path) == path and len(medmnist.calls) == 3  # already here: no call
+    assert (
+        len(medmnist.calls) == 3 and download("tissue", tmp_path) == path and len(medmnist.calls) == 3
+    )  # already here: no call
     assert next(r for r in list_data(tmp_path) if r["scenario"] == "tissue")["status"] == "present"
 
 
 def test_download_needs_a_package_and_a_folder(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "medmnist", None)
-    with pytest.raises(DataError, match=r"classimpression\[data\]"): download("tissue", tmp_path)
-    with pytest.raises(DataError, match="does not exist"): download("tissue", tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="unknown scenario"): download("derma", tmp_path)
+    with pytest.raises(DataError, match=r"classimpression\[data\]"):
+        download("tissue", tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        download("tissue", tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="unknown scenario"):
+        download("derma", tmp_path)
 
 
 def test_unwritable_folder(medmnist, tmp_path, monkeypatch):
-    def refuse(*a, **k): raise PermissionError(13, "Permission denied")
+    def refuse(*a, **k):
+        raise PermissionError(13, "Permission denied")
+
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
-    with pytest.raises(StateError, match="Permission denied"): download("tissue", tmp_path)
+    with pytest.raises(StateError, match="Permission denied"):
+        download("tissue", tmp_path)
 
 
 def test_checksums_are_those_of_medmnist():
     info = pytest.importorskip("medmnist.info").INFO
     for name in ("blood", "path", "organa", "tissue"):
         ours, theirs = SCENARIOS[name], info[SCENARIOS[name].file.removesuffix(".npz")]
-        assert (ours.md5, ours.channels, ours.n_classes, ours.licence) == (theirs["MD5"], theirs["n_channels"], len(theirs["label"]), theirs["license"])
+        assert (ours.md5, ours.channels, ours.n_classes, ours.licence) == (
+            theirs["MD5"],
+            theirs["n_channels"],
+            len(theirs["label"]),
+            theirs["license"],
+        )
 
 
 def test_quiet_import():

@@ -1,4 +1,7 @@
-"Cine series: files of every format written here and read back, crafted hostile ones, a planted name, the store, the phantom, whole runs."
+"""Cine series: files of every format written here and read back, crafted hostile ones, a planted name, the store, the
+phantom, whole runs.
+"""
+
 import json
 import os
 import stat
@@ -11,15 +14,15 @@ import pytest
 import torch
 
 from classimpression import cli
-from classimpression.cine import CineStore, cine_splits, write_store
-from classimpression.core import ConfigError, DataError, LeakError, StateError
+from classimpression.echo.store import CineStore, cine_splits, write_store
+from classimpression.core.errors import ConfigError, DataError, LeakError, StateError
 from classimpression.data import Split
-from classimpression.deidentify import clean_frames, load_salt, sector_mask
-from classimpression.echo import CACHE_VARIABLE, phantom_store
-from classimpression.framewise import calibration_error, frame_rows, player
-from classimpression.manifest import index_manifest, layout_manifest, read_manifest, split_by_patient
-from classimpression.phantom import VIEWS, PhantomConfig, phantom_series
-from classimpression.readers import Limits, read_series
+from classimpression.echo.deidentify import clean_frames, load_salt, sector_mask
+from classimpression.echo.scenario import CACHE_VARIABLE, phantom_store
+from classimpression.studies.cine_level import calibration_error, frame_rows, player
+from classimpression.echo.manifest import index_manifest, layout_manifest, read_manifest, split_by_patient
+from classimpression.echo.phantom import VIEWS, PhantomConfig, phantom_series
+from classimpression.echo.readers import Limits, read_series
 
 SECRET = "Doe^Jane-19480317"
 CFG = PhantomConfig(frames=5, size=64)
@@ -34,18 +37,27 @@ def dicom(path: Path, x: np.ndarray, rle: bool = False, **more) -> Path:
     pydicom = pytest.importorskip("pydicom")
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
+
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = "1.2.840.10008.5.1.4.1.1.3.1", generate_uid(), ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = (
+        "1.2.840.10008.5.1.4.1.1.3.1",
+        generate_uid(),
+        ExplicitVRLittleEndian,
+    )
     ds = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
     ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.StudyDate = SECRET, SECRET, "19480317", "20200101"
     ds.Rows, ds.Columns, ds.NumberOfFrames = *x.shape[1:3], len(x)
     ds.SamplesPerPixel, ds.PhotometricInterpretation = (3, "RGB") if x.ndim == 4 else (1, "MONOCHROME2")
-    if x.ndim == 4: ds.PlanarConfiguration = 0
-    ds.BitsAllocated = ds.BitsStored = 8; ds.HighBit, ds.PixelRepresentation, ds.FrameTime = 7, 0, "33"
+    if x.ndim == 4:
+        ds.PlanarConfiguration = 0
+    ds.BitsAllocated = ds.BitsStored = 8
+    ds.HighBit, ds.PixelRepresentation, ds.FrameTime = 7, 0, "33"
     ds.PixelData = x.tobytes()
-    for k, v in more.items(): setattr(ds, k, v)
-    if rle: ds.compress(RLELossless)
+    for k, v in more.items():
+        setattr(ds, k, v)
+    if rle:
+        ds.compress(RLELossless)
     pydicom.dcmwrite(path, ds)
     return path
 
@@ -53,47 +65,62 @@ def dicom(path: Path, x: np.ndarray, rle: bool = False, **more) -> Path:
 def video(path: Path, x: np.ndarray, codec: str) -> Path:
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as box:
-        s = box.add_stream(codec, rate=25); s.width, s.height = x.shape[2], x.shape[1]
+        s = box.add_stream(codec, rate=25)
+        s.width, s.height = x.shape[2], x.shape[1]
         s.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for f in x:
             rgb = f if f.ndim == 3 else np.repeat(f[..., None], 3, -1)
-            for packet in s.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")): box.mux(packet)
-        for packet in s.encode(): box.mux(packet)
+            for packet in s.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")):
+                box.mux(packet)
+        for packet in s.encode():
+            box.mux(packet)
     return path
 
 
 # ---------------------------------------------------------------- readers
+
 
 @pytest.mark.parametrize("rle", [False, True])
 def test_dicom(tmp_path, frames, rle):
     assert np.array_equal(read_series(dicom(tmp_path / "a.dcm", frames, rle)), frames)
     colour = np.repeat(frames[..., None], 3, -1)
     assert np.array_equal(read_series(dicom(tmp_path / "b.dcm", colour, rle)), frames)
-    assert np.array_equal(read_series(dicom(tmp_path / "c.dcm", 255 - frames, PhotometricInterpretation="MONOCHROME1")), frames)
+    assert np.array_equal(
+        read_series(dicom(tmp_path / "c.dcm", 255 - frames, PhotometricInterpretation="MONOCHROME1")), frames
+    )
 
 
 def test_dicom_as_scanners_write_it(tmp_path, frames):
     "JPEG frames, a palette, no ending, a rate in place of the time per frame."
     pydicom = pytest.importorskip("pydicom")
     from classimpression.recordings import write_dicom
+
     write_dicom(tmp_path / "a.dcm", frames, jpeg=True)
     assert pydicom.dcmread(tmp_path / "a.dcm").file_meta.TransferSyntaxUID == pydicom.uid.JPEGBaseline8Bit
     assert np.abs(read_series(tmp_path / "a.dcm").astype(int) - frames).mean() < 5
-    for name in ("IM_0001", "1.2.840.113"): assert np.array_equal(read_series(dicom(tmp_path / name, frames)), frames)
+    for name in ("IM_0001", "1.2.840.113"):
+        assert np.array_equal(read_series(dicom(tmp_path / name, frames)), frames)
     ds = pydicom.dcmread(dicom(tmp_path / "b.dcm", 255 - frames, PhotometricInterpretation="PALETTE COLOR"))
-    for i in range(3): ds.add_new(0x00281101 + i, "US", [256, 0, 16]); ds.add_new(0x00281201 + i, "OW", (np.arange(256, dtype=np.uint16)[::-1] * 257).tobytes())
+    for i in range(3):
+        ds.add_new(0x00281101 + i, "US", [256, 0, 16])
+        ds.add_new(0x00281201 + i, "OW", (np.arange(256, dtype=np.uint16)[::-1] * 257).tobytes())
     pydicom.dcmwrite(tmp_path / "b.dcm", ds)
     assert np.array_equal(read_series(tmp_path / "b.dcm"), frames)
-    ds = pydicom.dcmread(dicom(tmp_path / "c.dcm", frames)); del ds.FrameTime; ds.CineRate = 1; pydicom.dcmwrite(tmp_path / "c.dcm", ds)
-    with pytest.raises(DataError, match="max_seconds"): read_series(tmp_path / "c.dcm", Limits(max_seconds=4))
+    ds = pydicom.dcmread(dicom(tmp_path / "c.dcm", frames))
+    del ds.FrameTime
+    ds.CineRate = 1
+    pydicom.dcmwrite(tmp_path / "c.dcm", ds)
+    with pytest.raises(DataError, match="max_seconds"):
+        read_series(tmp_path / "c.dcm", Limits(max_seconds=4))
 
 
 def test_a_video_that_was_cut_off_is_refused(tmp_path, frames):
     for name, codec in (("a.avi", "mjpeg"), ("a.mp4", "libx264")):
         whole = video(tmp_path / name, np.concatenate([frames] * 6), codec).read_bytes()
         assert len(read_series(tmp_path / name)) == 30
-        (tmp_path / name).write_bytes(whole[:2 * len(whole) // 3])
-        with pytest.raises(DataError, match="cut off|cannot be read"): read_series(tmp_path / name)
+        (tmp_path / name).write_bytes(whole[: 2 * len(whole) // 3])
+        with pytest.raises(DataError, match="cut off|cannot be read"):
+            read_series(tmp_path / name)
 
 
 @pytest.mark.parametrize("name, codec", [("a.mp4", "libx264"), ("a.mp4", "mpeg4"), ("a.avi", "mjpeg")])
@@ -106,71 +133,103 @@ def test_other_formats(tmp_path, frames):
     nib, io = pytest.importorskip("nibabel"), pytest.importorskip("scipy.io")
     nib.save(nib.Nifti1Image(frames.transpose(2, 1, 0), np.eye(4)), tmp_path / "a.nii.gz")
     np.save(tmp_path / "a.npy", frames)
-    io.savemat(tmp_path / "a.mat", {"Patient": {"DicomImage": frames.transpose(1, 2, 0), "Name": SECRET}}, do_compression=True)
+    io.savemat(
+        tmp_path / "a.mat", {"Patient": {"DicomImage": frames.transpose(1, 2, 0), "Name": SECRET}}, do_compression=True
+    )
     io.savemat(tmp_path / "b.mat", {"Patient": {"DicomImage": frames.transpose(1, 2, 0)}})
     from PIL import Image
-    ims = [Image.fromarray(f) for f in frames]; ims[0].save(tmp_path / "a.gif", save_all=True, append_images=ims[1:])
-    for name in ("a.npy", "a.mat", "b.mat", "a.gif"): assert np.array_equal(read_series(tmp_path / name), frames), name
+
+    ims = [Image.fromarray(f) for f in frames]
+    ims[0].save(tmp_path / "a.gif", save_all=True, append_images=ims[1:])
+    for name in ("a.npy", "a.mat", "b.mat", "a.gif"):
+        assert np.array_equal(read_series(tmp_path / name), frames), name
     x = read_series(tmp_path / "a.nii.gz")
     assert np.array_equal(x, frames) or np.abs(x.astype(int) - frames.astype(float) * 255 / frames.max()).max() <= 1
 
 
 def test_damaged_files_name_nobody(tmp_path, frames):
     nib, io = pytest.importorskip("nibabel"), pytest.importorskip("scipy.io")
-    dicom(tmp_path / f"{SECRET}.dcm", frames); video(tmp_path / f"{SECRET}.mp4", frames, "libx264"); video(tmp_path / f"{SECRET}.avi", frames, "mjpeg")
-    nib.save(nib.Nifti1Image(frames.transpose(2, 1, 0), np.eye(4)), tmp_path / f"{SECRET}.nii.gz"); np.save(tmp_path / f"{SECRET}.npy", frames)
+    dicom(tmp_path / f"{SECRET}.dcm", frames)
+    video(tmp_path / f"{SECRET}.mp4", frames, "libx264")
+    video(tmp_path / f"{SECRET}.avi", frames, "mjpeg")
+    nib.save(nib.Nifti1Image(frames.transpose(2, 1, 0), np.eye(4)), tmp_path / f"{SECRET}.nii.gz")
+    np.save(tmp_path / f"{SECRET}.npy", frames)
     io.savemat(tmp_path / f"{SECRET}.mat", {"Patient": {"DicomImage": frames.transpose(1, 2, 0)}}, do_compression=True)
     for p in list(tmp_path.iterdir()):
         whole = p.read_bytes()
-        for damage in (whole[:len(whole) // 3], b"", b"\0" * 400):
+        for damage in (whole[: len(whole) // 3], b"", b"\0" * 400):
             p.write_bytes(damage)
-            with pytest.raises(DataError) as e: read_series(p)
+            with pytest.raises(DataError) as e:
+                read_series(p)
             assert SECRET not in str(e.value) and str(tmp_path) not in str(e.value), e.value
 
 
 def test_a_header_that_asks_for_too_much_gets_no_memory(tmp_path, frames):
-    with pytest.raises(DataError, match="max_frames"): read_series(dicom(tmp_path / "a.dcm", frames, NumberOfFrames=10**8))
-    with pytest.raises(DataError, match="max_pixels"): read_series(dicom(tmp_path / "b.dcm", frames, Rows=60000, Columns=60000))
-    with pytest.raises(DataError, match="max_seconds"): read_series(dicom(tmp_path / "c.dcm", frames, FrameTime="99999"))
-    with pytest.raises(DataError, match="16 bits"): read_series(dicom(tmp_path / "d.dcm", frames, BitsAllocated=16, BitsStored=16, HighBit=15))
+    with pytest.raises(DataError, match="max_frames"):
+        read_series(dicom(tmp_path / "a.dcm", frames, NumberOfFrames=10**8))
+    with pytest.raises(DataError, match="max_pixels"):
+        read_series(dicom(tmp_path / "b.dcm", frames, Rows=60000, Columns=60000))
+    with pytest.raises(DataError, match="max_seconds"):
+        read_series(dicom(tmp_path / "c.dcm", frames, FrameTime="99999"))
+    with pytest.raises(DataError, match="16 bits"):
+        read_series(dicom(tmp_path / "d.dcm", frames, BitsAllocated=16, BitsStored=16, HighBit=15))
     head = np.lib.format.header_data_from_array_1_0(frames) | dict(shape=(1900, 2000, 1900))
-    with open(tmp_path / "a.npy", "wb") as f: np.lib.format.write_array_header_1_0(f, head)
-    with pytest.raises(DataError, match="max_bytes"): read_series(tmp_path / "a.npy")
+    with open(tmp_path / "a.npy", "wb") as f:
+        np.lib.format.write_array_header_1_0(f, head)
+    with pytest.raises(DataError, match="max_bytes"):
+        read_series(tmp_path / "a.npy")
     np.save(tmp_path / "b.npy", np.array([{"x": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="only plain numbers"): read_series(tmp_path / "b.npy")
+    with pytest.raises(DataError, match="only plain numbers"):
+        read_series(tmp_path / "b.npy")
     bomb = zlib.compress(b"\0" * 50_000_000)
-    (tmp_path / "a.mat").write_bytes(b"MATLAB 5.0".ljust(124) + b"\x00\x01IM" + (15).to_bytes(4, "little") + len(bomb).to_bytes(4, "little") + bomb)
-    with pytest.raises(DataError, match="unpacks to more than"): read_series(tmp_path / "a.mat", Limits(max_bytes=10_000_000))
-    with pytest.raises(DataError, match="max_frames"): read_series(video(tmp_path / "a.mp4", np.repeat(frames, 3, 0), "libx264"), Limits(max_frames=7))
+    (tmp_path / "a.mat").write_bytes(
+        b"MATLAB 5.0".ljust(124) + b"\x00\x01IM" + (15).to_bytes(4, "little") + len(bomb).to_bytes(4, "little") + bomb
+    )
+    with pytest.raises(DataError, match="unpacks to more than"):
+        read_series(tmp_path / "a.mat", Limits(max_bytes=10_000_000))
+    with pytest.raises(DataError, match="max_frames"):
+        read_series(video(tmp_path / "a.mp4", np.repeat(frames, 3, 0), "libx264"), Limits(max_frames=7))
     for p in (video(tmp_path / "b.avi", frames[:1], "mjpeg"), dicom(tmp_path / "e.dcm", frames[:1])):
-        with pytest.raises(DataError, match="set min_frames to 1"): read_series(p)
+        with pytest.raises(DataError, match="set min_frames to 1"):
+            read_series(p)
         assert len(read_series(p, Limits(min_frames=1))) == 1
 
 
 def test_colour_and_other_contents(tmp_path, frames):
     io = pytest.importorskip("scipy.io")
-    doppler = np.repeat(frames[..., None], 3, -1); doppler[2:, 20:40, 20:40] = (250, 10, 10)
+    doppler = np.repeat(frames[..., None], 3, -1)
+    doppler[2:, 20:40, 20:40] = (250, 10, 10)
     for p in (dicom(tmp_path / "a.dcm", doppler), video(tmp_path / "a.mp4", doppler, "libx264")):
-        with pytest.raises(DataError, match="colour Doppler"): read_series(p)
+        with pytest.raises(DataError, match="colour Doppler"):
+            read_series(p)
         assert read_series(p, colour="mean").shape == frames.shape
-    with pytest.raises(DataError, match="declares colour flow"): read_series(dicom(tmp_path / "b.dcm", frames, UltrasoundColorDataPresent=1))
+    with pytest.raises(DataError, match="declares colour flow"):
+        read_series(dicom(tmp_path / "b.dcm", frames, UltrasoundColorDataPresent=1))
     burned = dicom(tmp_path / "c.dcm", frames, BurnedInAnnotation="YES")
-    with pytest.raises(DataError, match="burned-in"): read_series(burned)
+    with pytest.raises(DataError, match="burned-in"):
+        read_series(burned)
     assert np.array_equal(read_series(burned, masked=True), frames)
-    io.savemat(tmp_path / "a.mat", {"Other": 1}); io.savemat(tmp_path / "b.mat", {"Patient": {"Age": 3}}); io.savemat(tmp_path / "c.mat", {"Patient": {"DicomImage": np.ones((3, 3, 3))}})
+    io.savemat(tmp_path / "a.mat", {"Other": 1})
+    io.savemat(tmp_path / "b.mat", {"Patient": {"Age": 3}})
+    io.savemat(tmp_path / "c.mat", {"Patient": {"DicomImage": np.ones((3, 3, 3))}})
     for name, message in (("a.mat", "no struct Patient"), ("b.mat", "no DicomImage"), ("c.mat", "must be bytes")):
-        with pytest.raises(DataError, match=message): read_series(tmp_path / name)
-    (tmp_path / "d.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(512)); (tmp_path / "a.xyz").touch()
-    with pytest.raises(DataError, match="-v7"): read_series(tmp_path / "d.mat")
-    with pytest.raises(DataError, match="unknown"): read_series(tmp_path / "a.xyz")
+        with pytest.raises(DataError, match=message):
+            read_series(tmp_path / name)
+    (tmp_path / "d.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(512))
+    (tmp_path / "a.xyz").touch()
+    with pytest.raises(DataError, match="-v7"):
+        read_series(tmp_path / "d.mat")
+    with pytest.raises(DataError, match="unknown"):
+        read_series(tmp_path / "a.xyz")
 
 
 # ---------------------------------------------------------------- manifest and store
 
+
 def hospital(folder: Path, n: int = 6, **more) -> Path:
     "A folder of DICOM files with names in headers, in letters on the picture, and in the files' names."
     folder.mkdir(parents=True, exist_ok=True)
-    rows, letters = [], np.random.default_rng(0).random((12, 60)) > .5
+    rows, letters = [], np.random.default_rng(0).random((12, 60)) > 0.5
     for p in range(n):
         for v in VIEWS:
             screen = np.zeros((4, 110, 130), np.uint8)
@@ -188,7 +247,8 @@ def ward(tmp_path_factory):
 
 
 def test_a_planted_name_is_nowhere(ward, tmp_path, capsys):
-    bad = ward.parent / f"{SECRET}-bad.dcm"; bad.write_bytes(b"damaged " + SECRET.encode())
+    bad = ward.parent / f"{SECRET}-bad.dcm"
+    bad.write_bytes(b"damaged " + SECRET.encode())
     table = pd.concat([pd.read_csv(ward), pd.DataFrame([dict(path=bad.name, view="AP2", patient=SECRET)])])
     table.to_csv(ward.parent / "with_bad.csv", index=False)
     (tmp_path / "data").mkdir()
@@ -201,12 +261,16 @@ def test_a_planted_name_is_nowhere(ward, tmp_path, capsys):
     assert "30 series" in shown.out and "train: 15 series of 3 patients" in shown.out
     written = [p for p in (tmp_path / "data").rglob("*") if p.is_file()]
     assert {p.name for p in written} >= {"frames.npy", "index.json", "echo.report.json", "echo.salt"}
-    text = b"".join(p.read_bytes() + str(p.relative_to(tmp_path)).encode() for p in written) + "".join([*refused, *shown]).encode()
-    for secret in (SECRET, "Doe", "19480317", "20200101", str(ward.parent)): assert secret.encode() not in text, secret
+    text = (
+        b"".join(p.read_bytes() + str(p.relative_to(tmp_path)).encode() for p in written)
+        + "".join([*refused, *shown]).encode()
+    )
+    for secret in (SECRET, "Doe", "19480317", "20200101", str(ward.parent)):
+        assert secret.encode() not in text, secret
     assert stat.S_IMODE(os.stat(tmp_path / "data" / "echo.salt").st_mode) == 0o600
     store = CineStore.open(tmp_path / "data" / "echo")
     letters = clean_frames(read_series(ward.parent / f"{SECRET}-0-AP4.dcm"), 48)
-    assert np.array_equal(letters, store.frames[store.series[2]["start"]:][:4].numpy())
+    assert np.array_equal(letters, store.frames[store.series[2]["start"] :][:4].numpy())
     assert json.loads((tmp_path / "data" / "echo.report.json").read_text())[0]["row"] == 32
 
 
@@ -220,62 +284,91 @@ def test_letters_on_the_picture_are_black_in_the_store(ward):
 
 def test_declared_annotation_needs_a_mask(tmp_path):
     m = hospital(tmp_path / "w", 5, BurnedInAnnotation="YES")
-    with pytest.raises(DataError, match="burned-in"): index_manifest(m, tmp_path / "s", size=32)
-    mask = np.zeros((110, 130), bool); mask[30:94, 40:104] = True
+    with pytest.raises(DataError, match="burned-in"):
+        index_manifest(m, tmp_path / "s", size=32)
+    mask = np.zeros((110, 130), bool)
+    mask[30:94, 40:104] = True
     store = index_manifest(m, tmp_path / "s", size=32, mask=mask)
     assert len(store.series) == 25
-    with pytest.raises(StateError, match="other files or settings"): index_manifest(m, tmp_path / "s", size=32, mask=~mask)
+    with pytest.raises(StateError, match="other files or settings"):
+        index_manifest(m, tmp_path / "s", size=32, mask=~mask)
 
 
 def test_what_was_decoded_is_not_decoded_again(ward, tmp_path, monkeypatch):
-    from classimpression import manifest
+    from classimpression.echo import manifest
+
     table, calls, real = pd.read_csv(ward), [], manifest.decoded
     (ward.parent / "broken.dcm").write_bytes(b"damaged")
-    pd.concat([table, pd.DataFrame([dict(path="broken.dcm", view="AP2", patient=table.patient[0])])]).to_csv(ward.parent / "with_broken.csv", index=False)
+    pd.concat([table, pd.DataFrame([dict(path="broken.dcm", view="AP2", patient=table.patient[0])])]).to_csv(
+        ward.parent / "with_broken.csv", index=False
+    )
     monkeypatch.setattr(manifest, "decoded", lambda path, *how: calls.append(path.name) or real(path, *how))
-    index = lambda size, **more: manifest.index_manifest(ward.parent / "with_broken.csv", tmp_path / "echo", size=size, **more)
-    with pytest.raises(DataError, match="1 of 31 series cannot be read"): index(32)
+    index = lambda size, **more: manifest.index_manifest(
+        ward.parent / "with_broken.csv", tmp_path / "echo", size=size, **more
+    )
+    with pytest.raises(DataError, match="1 of 31 series cannot be read"):
+        index(32)
     assert len(calls) == 31 and calls.count("broken.dcm") == 1
     store = index(32, skip=True)
     assert calls[31:] == ["broken.dcm"] and len(store.series) == 30 and not (tmp_path / ".echo.parts").exists()
     whole = manifest.index_manifest(ward, tmp_path / "apart" / "echo", size=32)
-    assert whole.index["md5"] == store.index["md5"]                                     # the same frames, whichever way they came
+    assert whole.index["md5"] == store.index["md5"]  # the same frames, whichever way they came
 
 
 def test_letters_inside_the_sector_stop_the_index(tmp_path, capsys):
     "A name that no header declares; the report says where, not what; a mask or a word lets the series in."
     from classimpression.recordings import put_name
-    (tmp_path / "w").mkdir(); rows, rng = [], np.random.default_rng(0)
+
+    (tmp_path / "w").mkdir()
+    rows, rng = [], np.random.default_rng(0)
     for p in range(5):
         x = phantom_series(PhantomConfig(frames=14, size=96), p, "PSAX").numpy()
-        if p == 3: x = put_name(x, sector_mask(x), "DOE JANE", 12, 255, rng)
-        dicom(tmp_path / "w" / f"{p}.dcm", x); rows.append(dict(path=f"{p}.dcm", view="PSAX", patient=p))
+        if p == 3:
+            x = put_name(x, sector_mask(x), "DOE JANE", 12, 255, rng)
+        dicom(tmp_path / "w" / f"{p}.dcm", x)
+        rows.append(dict(path=f"{p}.dcm", view="PSAX", patient=p))
     pd.DataFrame(rows).to_csv(tmp_path / "w" / "m.csv", index=False)
-    (tmp_path / "data").mkdir(); args = ["data", "index", str(tmp_path / "w" / "m.csv"), "--root", str(tmp_path / "data"), "--size", "48"]
+    (tmp_path / "data").mkdir()
+    args = ["data", "index", str(tmp_path / "w" / "m.csv"), "--root", str(tmp_path / "data"), "--size", "48"]
     assert cli.main(args) == 2 and not (tmp_path / "data" / "echo").exists()
-    assert "1 of 5 series cannot be read, the first in row 5" in (said := capsys.readouterr().err) and "stand still inside the sector" in said and "DOE" not in said
+    assert (
+        "1 of 5 series cannot be read, the first in row 5" in (said := capsys.readouterr().err)
+        and "stand still inside the sector" in said
+        and "DOE" not in said
+    )
     assert len(json.loads((tmp_path / "data" / "echo.report.json").read_text())) == 1
     assert cli.main([*args, "--marks", "keep"]) == 0 and "5 series" in capsys.readouterr().out
-    assert not (tmp_path / "data" / "echo.report.json").exists()   # nothing is unreadable any more
-    with pytest.raises(StateError, match="other files or settings"): index_manifest(tmp_path / "w" / "m.csv", tmp_path / "data" / "echo", size=48)
-    with pytest.raises(ConfigError, match="marks must be"): index_manifest(tmp_path / "w" / "m.csv", tmp_path / "s", marks="see")
+    assert not (tmp_path / "data" / "echo.report.json").exists()  # nothing is unreadable any more
+    with pytest.raises(StateError, match="other files or settings"):
+        index_manifest(tmp_path / "w" / "m.csv", tmp_path / "data" / "echo", size=48)
+    with pytest.raises(ConfigError, match="marks must be"):
+        index_manifest(tmp_path / "w" / "m.csv", tmp_path / "s", marks="see")
 
 
 def test_views_of_your_own_and_one_file_as_two_patients(tmp_path, frames, capsys):
     rows = []
     for p in range(6):
-        for v in ("A5C", "<b>SC</b>"): np.save(tmp_path / f"{p}{v[1]}.npy", np.roll(frames, p, 1) // (1 + (v == "A5C"))); rows.append(dict(path=f"{p}{v[1]}.npy", view=f"{v} ", patient=f" {p}"))
-    (tmp_path / "5x.npy").write_bytes(b"no numpy"); rows.append(dict(path="5x.npy", view="A3C", patient="5"))
+        for v in ("A5C", "<b>SC</b>"):
+            np.save(tmp_path / f"{p}{v[1]}.npy", np.roll(frames, p, 1) // (1 + (v == "A5C")))
+            rows.append(dict(path=f"{p}{v[1]}.npy", view=f"{v} ", patient=f" {p}"))
+    (tmp_path / "5x.npy").write_bytes(b"no numpy")
+    rows.append(dict(path="5x.npy", view="A3C", patient="5"))
     pd.DataFrame(rows).to_csv(tmp_path / "m.csv", index=False)
     args = ["data", "index", str(tmp_path / "m.csv"), "--root", str(tmp_path), "--size", "32", "--skip-unreadable"]
     assert cli.main(args) == 2 and "unknown view" in capsys.readouterr().err
     assert cli.main([*args, "--views", "A5C", "A3C", "<b>SC</b>"]) == 0
-    assert CineStore.open(tmp_path / "echo").index["views"] == ["A5C", "<b>SC</b>"]   # a view of which nothing could be read is none
+    assert CineStore.open(tmp_path / "echo").index["views"] == [
+        "A5C",
+        "<b>SC</b>",
+    ]  # a view of which nothing could be read is none
     from classimpression.scenarios import make_scenario
+
     assert make_scenario("echo", root=tmp_path).class_names == ["A5C", "<b>SC</b>"]
-    rows[2]["path"] = "same.npy"; (tmp_path / "same.npy").write_bytes((tmp_path / rows[0]["path"]).read_bytes())
+    rows[2]["path"] = "same.npy"
+    (tmp_path / "same.npy").write_bytes((tmp_path / rows[0]["path"]).read_bytes())
     pd.DataFrame(rows[:12]).to_csv(tmp_path / "m.csv", index=False)
-    with pytest.raises(DataError, match="rows 2 and 4 of the manifest: the same file"): index_manifest(tmp_path / "m.csv", tmp_path / "t", size=32, views=("A5C", "<b>SC</b>"))
+    with pytest.raises(DataError, match="rows 2 and 4 of the manifest: the same file"):
+        index_manifest(tmp_path / "m.csv", tmp_path / "t", size=32, views=("A5C", "<b>SC</b>"))
     assert not (tmp_path / "t").exists()
 
 
@@ -283,11 +376,16 @@ def test_a_store_belongs_to_its_manifest(ward, tmp_path):
     store = index_manifest(ward, tmp_path / "a" / "echo", size=32, skip=True)
     again = index_manifest(ward, tmp_path / "a" / "echo", size=32, skip=True)
     assert again.checksum == store.checksum
-    table = pd.read_csv(ward); table.loc[0, "view"] = "PSAX"; table.to_csv(ward.parent / "other.csv", index=False)
+    table = pd.read_csv(ward)
+    table.loc[0, "view"] = "PSAX"
+    table.to_csv(ward.parent / "other.csv", index=False)
     for name in ("other.csv", "fewer.csv"):
         table.iloc[:29].to_csv(ward.parent / "fewer.csv", index=False)
-        with pytest.raises(StateError, match="other files or settings"): index_manifest(ward.parent / name, tmp_path / "a" / "echo", size=32, skip=True)
-    other = index_manifest(ward, tmp_path / "b" / "echo", size=32, skip=True)  # another salt: nobody can tell that these are the same patients
+        with pytest.raises(StateError, match="other files or settings"):
+            index_manifest(ward.parent / name, tmp_path / "a" / "echo", size=32, skip=True)
+    other = index_manifest(
+        ward, tmp_path / "b" / "echo", size=32, skip=True
+    )  # another salt: nobody can tell that these are the same patients
     assert {r["patient"] for r in other.series}.isdisjoint(r["patient"] for r in store.series)
     assert torch.equal(other.frames, store.frames)
 
@@ -297,20 +395,37 @@ def test_paths_stay_inside_their_root(ward, tmp_path):
     source = next(ward.parent.glob("*.dcm"))
     (tmp_path / "m" / "link.dcm").symlink_to(source)
     for path in ("../x.dcm", str(source), "link.dcm"):
-        pd.DataFrame([dict(path=path, view="AP2", patient=str(i)) for i in range(1)]).to_csv(tmp_path / "m" / "m.csv", index=False)
-        with pytest.raises(DataError, match="row 2 of the manifest: its path, links followed, lies outside") as e: index_manifest(tmp_path / "m" / "m.csv", tmp_path / "s", size=32)
+        pd.DataFrame([dict(path=path, view="AP2", patient=str(i)) for i in range(1)]).to_csv(
+            tmp_path / "m" / "m.csv", index=False
+        )
+        with pytest.raises(DataError, match="row 2 of the manifest: its path, links followed, lies outside") as e:
+            index_manifest(tmp_path / "m" / "m.csv", tmp_path / "s", size=32)
         assert SECRET not in str(e.value)
 
 
 def test_manifests_that_cannot_be(tmp_path):
-    def manifest(text, name="m.csv"): (tmp_path / name).write_text(text); return tmp_path / name
-    for text, message in (("", "no CSV or Parquet"), ("path,view,patient\n", "no rows"), ("path,view\na,AP2\n", "lacks the columns"), ("path,view,patient\na,<b>AP2</b>,1\n", "unknown view"),
-                          ("path,view,patient\n,AP2,1\n", "no path"), ("path,view,patient,split\na,AP2,1,train\nb,AP3,1,val\n", "more than one split")):
-        with pytest.raises(DataError, match=message): read_manifest(manifest(text))
-    with pytest.raises(DataError, match="no manifest"): read_manifest(tmp_path / "nowhere.csv")
-    with pytest.raises(DataError, match="no CSV or Parquet"): read_manifest(manifest("no parquet", "m.parquet"))
-    with pytest.raises(DataError, match="too few"): index_manifest(manifest("path,view,patient\na.npy,AP2,1\n"), tmp_path / "s")
-    with pytest.raises(ConfigError, match="unknown layout"): layout_manifest("mimic", tmp_path)
+    def manifest(text, name="m.csv"):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    for text, message in (
+        ("", "no CSV or Parquet"),
+        ("path,view,patient\n", "no rows"),
+        ("path,view\na,AP2\n", "lacks the columns"),
+        ("path,view,patient\na,<b>AP2</b>,1\n", "unknown view"),
+        ("path,view,patient\n,AP2,1\n", "no path"),
+        ("path,view,patient,split\na,AP2,1,train\nb,AP3,1,val\n", "more than one split"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_manifest(manifest(text))
+    with pytest.raises(DataError, match="no manifest"):
+        read_manifest(tmp_path / "nowhere.csv")
+    with pytest.raises(DataError, match="no CSV or Parquet"):
+        read_manifest(manifest("no parquet", "m.parquet"))
+    with pytest.raises(DataError, match="too few"):
+        index_manifest(manifest("path,view,patient\na.npy,AP2,1\n"), tmp_path / "s")
+    with pytest.raises(ConfigError, match="unknown layout"):
+        layout_manifest("mimic", tmp_path)
 
 
 def test_parquet(tmp_path):
@@ -330,36 +445,58 @@ def test_splits_have_no_patient_in_common():
 
 def test_full_disk_and_foreign_files(tmp_path):
     facts, x = dict(view="AP2", patient="a", split="train"), np.ones((3, 16, 16), np.uint8)
-    def full(): yield facts, x; raise OSError(28, "No space left on device")
-    write_store(tmp_path / "s", [(facts, x)], 16, VIEWS, {}); before = CineStore.open(tmp_path / "s").checksum
-    with pytest.raises(StateError, match="No space left"): write_store(tmp_path / "s", full(), 16, VIEWS, {})
-    with pytest.raises(DataError, match="no series"): write_store(tmp_path / "s", [], 16, VIEWS, {})
-    with pytest.raises(DataError, match="frames must be bytes"): write_store(tmp_path / "s", [(facts, x[:, :9])], 16, VIEWS, {})
+
+    def full():
+        yield facts, x
+        raise OSError(28, "No space left on device")
+
+    write_store(tmp_path / "s", [(facts, x)], 16, VIEWS, {})
+    before = CineStore.open(tmp_path / "s").checksum
+    with pytest.raises(StateError, match="No space left"):
+        write_store(tmp_path / "s", full(), 16, VIEWS, {})
+    with pytest.raises(DataError, match="no series"):
+        write_store(tmp_path / "s", [], 16, VIEWS, {})
+    with pytest.raises(DataError, match="frames must be bytes"):
+        write_store(tmp_path / "s", [(facts, x[:, :9])], 16, VIEWS, {})
     assert CineStore.open(tmp_path / "s").checksum == before and [p.name for p in tmp_path.iterdir()] == ["s"]
     index = json.loads((tmp_path / "s" / "index.json").read_text())
-    for wrong, message in ((dict(schema="x"), "no store"), (dict(frames=9), "another size"), (dict(md5="0"), "wrong MD5"), (dict(series=[dict(index["series"][0], start=2)]), "do not fit")):
+    for wrong, message in (
+        (dict(schema="x"), "no store"),
+        (dict(frames=9), "another size"),
+        (dict(md5="0"), "wrong MD5"),
+        (dict(series=[dict(index["series"][0], start=2)]), "do not fit"),
+    ):
         (tmp_path / "s" / "index.json").write_text(json.dumps(index | wrong))
-        with pytest.raises(StateError, match=message): CineStore.open(tmp_path / "s")
+        with pytest.raises(StateError, match=message):
+            CineStore.open(tmp_path / "s")
     (tmp_path / "salt").write_text("short")
-    with pytest.raises(StateError, match="no salt"): load_salt(tmp_path / "salt")
+    with pytest.raises(StateError, match="no salt"):
+        load_salt(tmp_path / "salt")
 
 
 def test_changes_of_a_tensor_never_reach_the_file(tmp_path):
-    write_store(tmp_path / "s", [(dict(view="AP2", patient="a", split="train"), np.ones((3, 16, 16), np.uint8))], 16, VIEWS, {})
+    write_store(
+        tmp_path / "s", [(dict(view="AP2", patient="a", split="train"), np.ones((3, 16, 16), np.uint8))], 16, VIEWS, {}
+    )
     CineStore.open(tmp_path / "s").frames.zero_()
     assert CineStore.open(tmp_path / "s").frames.all()
 
 
 # ---------------------------------------------------------------- phantom, scenario, runs
 
+
 def test_the_phantom_does_not_depend_on_threads_or_on_its_set():
     threads = torch.get_num_threads()
     try:
         made = []
         for n in (1, 2):
-            torch.set_num_threads(n); made.append(phantom_series(PhantomConfig(frames=3, size=48), 7, "AP3", 1))
-        assert torch.equal(*made) and torch.equal(made[0], phantom_series(PhantomConfig(patients=9, series=3, frames=3, size=48), 7, "AP3", 1))
-    finally: torch.set_num_threads(threads)
+            torch.set_num_threads(n)
+            made.append(phantom_series(PhantomConfig(frames=3, size=48), 7, "AP3", 1))
+        assert torch.equal(*made) and torch.equal(
+            made[0], phantom_series(PhantomConfig(patients=9, series=3, frames=3, size=48), 7, "AP3", 1)
+        )
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -369,85 +506,149 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def small(cache, monkeypatch):
-    monkeypatch.setenv(CACHE_VARIABLE, str(cache)); phantom_store.cache_clear()
+    monkeypatch.setenv(CACHE_VARIABLE, str(cache))
+    phantom_store.cache_clear()
     from classimpression.scenarios import make_scenario
+
     yield make_scenario("echo-phantom-mini")
     phantom_store.cache_clear()
 
 
 def test_runs_on_series(small, tmp_path):
-    "Replay joins series, Class Impression draws frames, everything is reproducible; frames and series are judged afterwards."
-    from classimpression.runner import profile_config, run
-    results = [run(profile_config("smoke", m, tuned=False, scenario=small.name, out=str(tmp_path / o)), small) for m, o in (("class-impression", "a"), ("class-impression", "b"), ("replay", "a"), ("joint", "a"))]
+    """Replay joins series, Class Impression draws frames, everything is reproducible; frames and series are judged
+    afterwards.
+    """
+    from classimpression.runs.runner import profile_config, run
+
+    results = [
+        run(profile_config("smoke", m, tuned=False, scenario=small.name, out=str(tmp_path / o)), small)
+        for m, o in (("class-impression", "a"), ("class-impression", "b"), ("replay", "a"), ("joint", "a"))
+    ]
     a, b = ([t["confusion"] for t in r.data["tasks"]] for r in results[:2])
-    assert a == b and results[0].data["protocol"] == "strict" and results[0].data["data_free"] and results[0].data["scenario"]["checksum"] == small.checksum
+    assert (
+        a == b
+        and results[0].data["protocol"] == "strict"
+        and results[0].data["data_free"]
+        and results[0].data["scenario"]["checksum"] == small.checksum
+    )
     rows, curves = frame_rows(results[2:], [small.again(), small.again()], 3)
     middle = rows[rows.level == "middle frame"].balanced_accuracy.tolist()
     assert middle == pytest.approx([r.metrics["balanced_accuracy"] for r in results[2:]])
-    assert set(rows.level) == {"middle frame", "any frame", "series"} and (curves.groupby(["method", "level"]).n.sum().unstack().loc["joint"] == [90, 30, 30]).all()
+    assert (
+        set(rows.level) == {"middle frame", "any frame", "series"}
+        and (curves.groupby(["method", "level"]).n.sum().unstack().loc["joint"] == [90, 30, 30]).all()
+    )
     assert "/" not in json.dumps(results[0].data["scenario"])
     data = small.again()
     with data.training(1) as task:
         for read in (lambda: data.tasks[0].train, lambda: data.test(1), lambda: task.read(0, "train")):
-            with pytest.raises(LeakError): read()
+            with pytest.raises(LeakError):
+                read()
 
 
 def test_your_own_series_become_a_scenario(ward, tmp_path):
     from classimpression.scenarios import make_scenario
+
     index_manifest(ward, tmp_path / "echo", size=32, skip=True)
     s = make_scenario("echo", root=tmp_path, class_order=[4, 3, 2, 1, 0], sizes=[3, 2])
     assert (s.class_names, s.size, s.sizes) == (list(VIEWS)[::-1], 32, [3, 2]) and len(s.test(1)) == 10
-    damaged = bytearray((tmp_path / "echo" / "frames.npy").read_bytes()); damaged[-1] ^= 255; (tmp_path / "echo" / "frames.npy").write_bytes(damaged)
+    damaged = bytearray((tmp_path / "echo" / "frames.npy").read_bytes())
+    damaged[-1] ^= 255
+    (tmp_path / "echo" / "frames.npy").write_bytes(damaged)
     os.utime(tmp_path / "echo" / "index.json", (1, 1))
-    with pytest.raises(StateError, match="wrong MD5"): make_scenario("echo", root=tmp_path)
-    with pytest.raises(DataError, match="data index MANIFEST"): make_scenario("echo", root=ward.parent)
+    with pytest.raises(StateError, match="wrong MD5"):
+        make_scenario("echo", root=tmp_path)
+    with pytest.raises(DataError, match="data index MANIFEST"):
+        make_scenario("echo", root=ward.parent)
 
 
 @pytest.mark.parametrize("size", [112, 224])
 def test_the_papers_size_and_one_for_a_cpu(tmp_path, size):
-    "Files, index, all tasks with the large network and impressions of the full size, by the commands that README names."
-    from classimpression.phantom import phantom_set
-    from classimpression.runner import profile_config, run
+    """Files, index, all tasks with the large network and impressions of the full size, by the commands that README
+    names.
+    """
+    from classimpression.echo.phantom import phantom_set
+    from classimpression.runs.runner import profile_config, run
+
     rows = []
     for i, (facts, x) in enumerate(phantom_set(PhantomConfig(patients=5, series=1, frames=2, size=96))):
-        np.save(tmp_path / f"{i}.npy", x.numpy()); rows.append(dict(path=f"{i}.npy", view=facts["view"], patient=facts["patient"], split=("train", "train", "train", "val", "test")[i // 5]))
+        np.save(tmp_path / f"{i}.npy", x.numpy())
+        rows.append(
+            dict(
+                path=f"{i}.npy",
+                view=facts["view"],
+                patient=facts["patient"],
+                split=("train", "train", "train", "val", "test")[i // 5],
+            )
+        )
     pd.DataFrame(rows).to_csv(tmp_path / "m.csv", index=False)
     assert cli.main(["data", "index", str(tmp_path / "m.csv"), "--root", str(tmp_path), "--size", str(size)]) == 0
-    cfg = profile_config("smoke", "class-impression", tuned=False, scenario="echo", root=str(tmp_path), out=str(tmp_path / "runs"), k_min=1, group_size=5, synthesis_steps=2, snapshots=[1, 2], synthesis_warmup=1)
+    cfg = profile_config(
+        "smoke",
+        "class-impression",
+        tuned=False,
+        scenario="echo",
+        root=str(tmp_path),
+        out=str(tmp_path / "runs"),
+        k_min=1,
+        group_size=5,
+        synthesis_steps=2,
+        snapshots=[1, 2],
+        synthesis_warmup=1,
+    )
     r = run(cfg)
-    assert cfg.network == "large" and r.data["scenario"]["size"] == size and r.impressions(3).x.shape[1:] == (1, size, size) and r.carry(3).means.shape == (5, 1, size, size)
+    assert (
+        cfg.network == "large"
+        and r.data["scenario"]["size"] == size
+        and r.impressions(3).x.shape[1:] == (1, size, size)
+        and r.carry(3).means.shape == (5, 1, size, size)
+    )
 
 
 def test_patients_are_counted_where_they_are_known(ward, tmp_path):
     "Thirty series of three patients are three people behind a mean."
     from classimpression.carryover import refuse_few
+
     rng, views = np.random.default_rng(0), ["A", "B"]
-    series = [(dict(view=views[i % 2], patient=str(i % 3), split="train"), rng.integers(0, 256, (3, 16, 16), dtype=np.uint8)) for i in range(60)]
+    series = [
+        (dict(view=views[i % 2], patient=str(i % 3), split="train"), rng.integers(0, 256, (3, 16, 16), dtype=np.uint8))
+        for i in range(60)
+    ]
     train = cine_splits(CineStore.open(write_store(tmp_path / "s", series, 16, views, {})))["train"]
     assert train.counts(2).tolist() == [30, 30] and train.sources(2).tolist() == [3, 3]
-    assert train.where([1]).sources(2).tolist() == [0, 3] and train.relabelled(1 - train.y).take([0, 6]).sources(2).tolist() == [0, 1]
+    assert train.where([1]).sources(2).tolist() == [0, 3] and train.relabelled(1 - train.y).take([0, 6]).sources(
+        2
+    ).tolist() == [0, 1]
     refuse_few(train, [0, 1], 3, views)
-    with pytest.raises(DataError, match="'A': 3, 'B': 3"): refuse_few(train, [0, 1], 4, views)
+    with pytest.raises(DataError, match="'A': 3, 'B': 3"):
+        refuse_few(train, [0, 1], 4, views)
 
 
 def test_without_optional_packages(monkeypatch, tmp_path, frames):
     import sys
-    np.save(tmp_path / "a.npy", frames); dicom(tmp_path / "a.dcm", frames)
-    for name in ("pydicom", "scipy.ndimage"): monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(DataError, match=r"classimpression\[echo\]"): read_series(tmp_path / "a.dcm")
-    with pytest.raises(DataError, match=r"classimpression\[echo\]"): clean_frames(read_series(tmp_path / "a.npy"), 32)
+
+    np.save(tmp_path / "a.npy", frames)
+    dicom(tmp_path / "a.dcm", frames)
+    for name in ("pydicom", "scipy.ndimage"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(DataError, match=r"classimpression\[echo\]"):
+        read_series(tmp_path / "a.dcm")
+    with pytest.raises(DataError, match=r"classimpression\[echo\]"):
+        clean_frames(read_series(tmp_path / "a.npy"), 32)
 
 
 def test_player_and_its_stand_in(small, monkeypatch):
     import sys
+
     split = small.test(3)
     assert type(split) is not Split and player(split, small.class_names).parts["which"].max == 5
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     assert player(split, small.class_names).axes
-    assert calibration_error([[.6, .4]] * 5, [0, 0, 0, 1, 1]) == pytest.approx(0)
+    assert calibration_error([[0.6, 0.4]] * 5, [0, 0, 0, 1, 1]) == pytest.approx(0)
 
 
 def test_store_splits_refuse_a_shared_patient(tmp_path):
     x = np.ones((2, 16, 16), np.uint8)
     write_store(tmp_path / "s", [(dict(view="AP2", patient="a", split=s), x) for s in ("train", "test")], 16, VIEWS, {})
-    with pytest.raises(DataError, match="more than one split"): cine_splits(CineStore.open(tmp_path / "s"))
+    with pytest.raises(DataError, match="more than one split"):
+        cine_splits(CineStore.open(tmp_path / "s"))

@@ -1,4 +1,5 @@
 "Many runs: dead workers, dead runners, two at once, changed code, full disks, a scheduler of its own."
+
 import errno
 import os
 import re
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from classimpression import core, folders
-from classimpression.core import StateError, read_json, write_json
-from classimpression.engine import run_all, run_apart
-from classimpression.folders import finished_run, only_me, run_folder
-from classimpression.runner import profile_config, run
+from classimpression.core import errors, files, machine, provenance, seeding
+from classimpression.runs import run_store as folders
+from classimpression.core.errors import StateError
+from classimpression.core.files import read_json, write_json
+from classimpression.runs.engine import run_all, run_apart
+from classimpression.runs.run_store import finished_run, run_lock, run_folder
+from classimpression.runs.runner import profile_config, run
 
 pytest.importorskip("distributed")
 RUN = dict(profile="smoke", method="class-impression")
@@ -30,8 +33,15 @@ def config(out, **more):
 def numbers(folder: Path) -> dict:
     "Everything in a result that may not depend on where and how it was made."
     r = read_json(folder / "result.json")
-    rows = [{k: v for k, v in t.items() if k not in ("seconds", "cpu_seconds", "peak_memory_mb", "spared")} for t in r["tasks"]]
-    return dict(metrics=r["metrics"], tasks=rows, tensors={str(p.relative_to(folder)): core.file_md5(p) for p in sorted(folder.rglob("*.safetensors"))})
+    rows = [
+        {k: v for k, v in t.items() if k not in ("seconds", "cpu_seconds", "peak_memory_mb", "cached_seconds")}
+        for t in r["tasks"]
+    ]
+    return dict(
+        metrics=r["metrics"],
+        tasks=rows,
+        tensors={str(p.relative_to(folder)): provenance.file_md5(p) for p in sorted(folder.rglob("*.safetensors"))},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,58 +55,83 @@ def processes(word: str) -> list[int]:
     found = []
     for p in Path("/proc").glob("[0-9]*"):
         try:
-            if word in (p / "cmdline").read_text() and (p / "stat").read_text().split()[2] != "Z": found.append(int(p.name))
-        except OSError: continue
+            if word in (p / "cmdline").read_text() and (p / "stat").read_text().split()[2] != "Z":
+                found.append(int(p.name))
+        except OSError:
+            continue
     return found
 
 
-def wait_for(condition, seconds: float = 240.) -> None:
+def wait_for(condition, seconds: float = 240.0) -> None:
     end = time.time() + seconds
     while not condition():
         assert time.time() < end, "this should have happened long ago"
-        time.sleep(.05)
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("whole run")
 def test_killed_workers_and_killed_runner(tmp_path, whole):
-    "The run's process dies, then its Dask worker, then the process that started everything; each time the work goes on after the last finished task."
+    """The run's process dies, then its Dask worker, then the process that started everything; each time the work goes
+    on after the last finished task.
+    """
     code = f"""
 import sys
-from classimpression.engine import run_all
-from classimpression.runner import profile_config
+from classimpression.runs.engine import run_all
+from classimpression.runs.runner import profile_config
 if __name__ == "__main__":
     results, failed = run_all([profile_config('smoke', 'class-impression', out={str(tmp_path)!r})], 1)
     print(failed); sys.exit(bool(failed))
 """
     (tmp_path / "go.py").write_text(code)
-    start = lambda: subprocess.Popen([sys.executable, str(tmp_path / "go.py")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(Path(core.package_folder()).parent)))
+    start = lambda: subprocess.Popen(
+        [sys.executable, str(tmp_path / "go.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(Path(provenance.package_folder()).parent)),
+    )
     rows = lambda n: list(tmp_path.rglob(f"task{n}/row.json"))
     first = start()
-    wait_for(lambda: rows(1) or first.poll() is not None); assert first.poll() is None, first.stdout.read()
+    wait_for(lambda: rows(1) or first.poll() is not None)
+    assert first.poll() is None, first.stdout.read()
     mine = [pid for pid in processes("classimpression.engine import child") if descends(pid, first.pid)]
     kept = rows(1)[0].read_bytes()
-    first.kill(); first.wait()                                        # the runner dies: nobody works on for nobody
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() and "child" in (Path(f"/proc/{pid}/cmdline").read_text() or "") for pid in mine), 60)
+    first.kill()
+    first.wait()  # the runner dies: nobody works on for nobody
+    wait_for(
+        lambda: (
+            not any(
+                Path(f"/proc/{pid}").exists() and "child" in (Path(f"/proc/{pid}/cmdline").read_text() or "")
+                for pid in mine
+            )
+        ),
+        60,
+    )
     assert mine and not list(tmp_path.rglob("result.json"))
     second = start()
-    wait_for(lambda: rows(2) or second.poll() is not None); assert second.poll() is None, second.stdout.read()
+    wait_for(lambda: rows(2) or second.poll() is not None)
+    assert second.poll() is None, second.stdout.read()
     workers = {parent(pid) for pid in processes("classimpression.engine import child") if descends(pid, second.pid)}
     assert workers
-    for pid in workers: os.kill(pid, signal.SIGKILL)                  # the Dask worker dies: another one takes over
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)  # the Dask worker dies: another one takes over
     assert second.wait(300) == 0, second.stdout.read()
     folder = run_folder(config(tmp_path))
     assert numbers(folder) == whole and rows(1)[0].read_bytes() == kept and not list(folder.rglob("*.tmp"))
 
 
 def parent(pid: int) -> int:
-    try: return int((Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[1])
-    except OSError: return 0
+    try:
+        return int((Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return 0
 
 
 def descends(pid: int, ancestor: int) -> bool:
     while pid > 1:
-        if (pid := parent(pid)) == ancestor: return True
+        if (pid := parent(pid)) == ancestor:
+            return True
     return False
 
 
@@ -104,69 +139,140 @@ def descends(pid: int, ancestor: int) -> bool:
 @pytest.mark.xdist_group("whole run")
 def test_a_scheduler_of_its_own_with_two_workers_gives_the_same_numbers(tmp_path, whole):
     "The command that a cluster uses: `dask scheduler`, two `dask worker`s, an address."
-    env = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(Path(core.package_folder()).parent))
+    env = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(Path(provenance.package_folder()).parent))
     dask = [sys.executable, "-m", "dask"]
-    scheduler = subprocess.Popen([*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(tmp_path / "s.json")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
+    scheduler = subprocess.Popen(
+        [
+            *dask,
+            "scheduler",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--no-dashboard",
+            "--scheduler-file",
+            str(tmp_path / "s.json"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=env,
+    )
     started = [scheduler]
     try:
         wait_for(lambda: (tmp_path / "s.json").exists(), 60)
         address = read_json(tmp_path / "s.json")["address"]
         assert re.match(r"tcp://127\.0\.0\.1:\d+$", address)
-        for k in range(2): started.append(subprocess.Popen([*dask, "worker", address, "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1", "--local-directory", str(tmp_path / f"w{k}")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env))
+        for k in range(2):
+            started.append(
+                subprocess.Popen(
+                    [
+                        *dask,
+                        "worker",
+                        address,
+                        "--nthreads",
+                        "1",
+                        "--no-dashboard",
+                        "--host",
+                        "127.0.0.1",
+                        "--local-directory",
+                        str(tmp_path / f"w{k}"),
+                    ],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env=env,
+                )
+            )
         said = []
-        results, failed = run_all([config(tmp_path / "runs"), config(tmp_path / "runs", method="fine-tuning"), config(tmp_path / "runs", method="fine-tuning", scenario="blood", root=str(tmp_path))], tell=said.append, scheduler=address)
+        results, failed = run_all(
+            [
+                config(tmp_path / "runs"),
+                config(tmp_path / "runs", method="fine-tuning"),
+                config(tmp_path / "runs", method="fine-tuning", scenario="blood", root=str(tmp_path)),
+            ],
+            tell=said.append,
+            scheduler=address,
+        )
         assert len(results) == 2 and len(failed) == 1 and len(said) == 3 and "DataError" in "".join(failed.values())
         assert numbers(results[0].folder) == whole
         assert all(t["peak_memory_mb"] for t in results[0].data["tasks"])
     finally:
-        for p in reversed(started): p.terminate()
-        for p in started: p.wait(30)
+        for p in reversed(started):
+            p.terminate()
+        for p in started:
+            p.wait(30)
 
 
 def test_two_at_once_make_one_run(tmp_path, monkeypatch):
     "Two threads stand for two commands: the second waits and reads."
     cfg, learned = config(tmp_path, method="fine-tuning"), []
-    from classimpression import runner
+    from classimpression.runs import runner
+
     real = runner.run_task
     monkeypatch.setattr(runner, "run_task", lambda *a: (learned.append(a[4]), real(*a))[1])
     results = []
     both = [threading.Thread(target=lambda: results.append(run(cfg))) for _ in range(2)]
-    for t in both: t.start()
-    for t in both: t.join()
+    for t in both:
+        t.start()
+    for t in both:
+        t.join()
     assert learned == [0, 1, 2, 3] and len(results) == 2 and results[0].data == results[1].data
 
 
 def test_who_waits_leaves_alone_what_the_other_is_writing(tmp_path):
-    from classimpression.runner import prepare
+    from classimpression.runs.runner import prepare
+
     cfg = config(tmp_path, method="fine-tuning")
     folder = run(cfg).folder
-    (folder / "result.json").unlink(); (half := folder / "task4" / ".carry.safetensors.0.tmp").write_text("half")
-    with only_me(folder): prepare(cfg)
+    (folder / "result.json").unlink()
+    (half := folder / "task4" / ".carry.safetensors.0.tmp").write_text("half")
+    with run_lock(folder):
+        prepare(cfg)
     assert half.exists()
     run(cfg)
-    assert not half.exists()                       # with the lock in hand, it is what a killed run left
+    assert not half.exists()  # with the lock in hand, it is what a killed run left
 
 
 def test_a_lock_of_a_dead_process_is_no_lock(tmp_path):
     folder = tmp_path / "run"
-    code = f"import sys, time; from pathlib import Path; from classimpression.folders import only_me\nwith only_me(Path({str(folder)!r})): print('held', flush=True); time.sleep(600)"
-    p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ | dict(PYTHONPATH=str(Path(core.package_folder()).parent)))
+    code = (
+        f"import sys, time; from pathlib import Path; from classimpression.runs.run_store import run_lock\nwith "
+        f"run_lock(Path({str(folder)!r})): print('held', flush=True); time.sleep(600)"
+    )
+    p = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | dict(PYTHONPATH=str(Path(provenance.package_folder()).parent)),
+    )
     assert p.stdout.readline() == "held\n"
     said, entered = [], []
+
     def enter():
-        with only_me(folder, said.append): entered.append(time.time())
-    waiting = threading.Thread(target=enter); waiting.start(); waiting.join(1)
+        with run_lock(folder, said.append):
+            entered.append(time.time())
+
+    waiting = threading.Thread(target=enter)
+    waiting.start()
+    waiting.join(1)
     assert not entered and len(said) == 1 and "another process" in said[0]
-    p.kill(); p.wait(); killed = time.time(); waiting.join(20)
+    p.kill()
+    p.wait()
+    killed = time.time()
+    waiting.join(20)
     assert len(entered) == 1 and entered[0] - killed < 10
-    enter(); assert len(entered) == 2 and len(said) == 1
+    enter()
+    assert len(entered) == 2 and len(said) == 1
 
 
 def test_other_code_is_another_run_unless_asked_for(tmp_path, monkeypatch):
     cfg = config(tmp_path, method="fine-tuning")
     first = run(cfg)
     monkeypatch.setattr(folders, "code_of", lambda *_: "feedfacefeedface")
-    assert run_folder(cfg) != first.folder and finished_run(cfg) is None and finished_run(replace(cfg, any_code=True)) == first.folder
+    assert (
+        run_folder(cfg) != first.folder
+        and finished_run(cfg) is None
+        and finished_run(replace(cfg, any_code=True)) == first.folder
+    )
     results, failed = run_all([replace(cfg, any_code=True)], jobs=-1)
     assert not failed and results[0].folder == first.folder
     assert run_all([cfg], jobs=-1)[1] == {str(run_folder(cfg)): "not finished"}
@@ -188,24 +294,34 @@ def test_a_full_disk_and_a_read_only_disk_are_failures_of_one_run(tmp_path, monk
     good, other = config(tmp_path / "a", method="fine-tuning"), config(tmp_path / "b", method="fine-tuning")
     done = numbers(run(good).folder)
     for number in (errno.ENOSPC, errno.EROFS):
-        def refuse(*a, number=number, **k): raise OSError(number, os.strerror(number))
+
+        def refuse(*a, number=number, **k):
+            raise OSError(number, os.strerror(number))
+
         with monkeypatch.context() as m:
             m.setattr(os, "fsync", refuse)
             results, failed = run_all([good, other], jobs=0)
-        assert len(results) == 1 and os.strerror(number) in "".join(failed.values()) and numbers(results[0].folder) == done
+        assert (
+            len(results) == 1 and os.strerror(number) in "".join(failed.values()) and numbers(results[0].folder) == done
+        )
     assert numbers(run_all([other], jobs=0)[0][0].folder)["metrics"] == done["metrics"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(StateError, match="cannot write the lock"): run(config(tmp_path / "file", method="fine-tuning"))
+    with pytest.raises(StateError, match="cannot write the lock"):
+        run(config(tmp_path / "file", method="fine-tuning"))
 
 
 def test_what_a_run_apart_raises_comes_back(tmp_path, monkeypatch):
     from dataclasses import asdict
-    with pytest.raises(core.DataError, match="does not exist|there is no file"): run_apart(asdict(config(tmp_path, method="fine-tuning", scenario="blood", root=str(tmp_path / "none"))))
+
+    with pytest.raises(errors.DataError, match="does not exist|there is no file"):
+        run_apart(asdict(config(tmp_path, method="fine-tuning", scenario="blood", root=str(tmp_path / "none"))))
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(StateError, match="process of this run died"): run_apart(asdict(config(tmp_path, method="fine-tuning")))
+    with pytest.raises(StateError, match="process of this run died"):
+        run_apart(asdict(config(tmp_path, method="fine-tuning")))
 
 
 def test_a_folder_of_other_settings_is_refused_under_the_lock(tmp_path):
     cfg = config(tmp_path, method="fine-tuning")
     write_json(run_folder(cfg) / "settings.json", dict(method="joint"))
-    with pytest.raises(StateError, match="other settings, data"): run(cfg)
+    with pytest.raises(StateError, match="other settings, data"):
+        run(cfg)

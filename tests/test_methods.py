@@ -1,62 +1,92 @@
 "What every registered method must do, whatever its recipe."
+
 from dataclasses import replace
 
 import pytest
 import torch
 
-import classimpression.configs  # noqa: F401  registers all methods
-from classimpression.carryover import ExemplarCarryover, choose_exemplars, hand_over, load_carryover, save_carryover, take_exemplars
-from classimpression.core import package_folder, read_json, tensor_digest
-from classimpression.methods import METHODS, find_method, sort_options
+import classimpression.runs.configs  # noqa: F401  registers all methods
+from classimpression.carryover import ExemplarCarryover, choose_exemplars, hand_over, load_carryover, save_carryover
+from classimpression.carryover import take_exemplars
+from classimpression.core.files import read_json
+from classimpression.core.provenance import package_folder, tensor_digest
+from classimpression.methods.registry import METHODS, find_method, sort_options
 from classimpression.models import rebuild
 from classimpression.settings import TrainConfig
 from classimpression.synthesis import SynthesisConfig, synthesize
 from classimpression.training import evaluate
 
-TINY = {"deepinversion": dict(steps=2, images=24), "abd": dict(steps=2, images=24), "r-dfcil": dict(steps=2, images=24), "ewc": dict(samples=8), "ewc-online": dict(samples=8),
-        "fetril": dict(head_epochs=2), "patches": dict(random=40, n_patches=1000, rounds=2), "census": dict(n_patches=1000, rounds=2), "acil": dict(random=40), "ranpac": dict(random=40), "untrained-ridge": dict(random=40),
-        "trained-ridge": dict(random=40), "ldc": dict(map_epochs=2), "adagauss": dict(adapter_epochs=2, samples=200)}
-EXPECTED = ("class-impression fine-tuning joint ewc ewc-online lwf lwf-mc lwm pass ssre fetril deepinversion abd r-dfcil sdc adc ldc adagauss ncm slda fecam ranpac acil trained-ridge "
-            "untrained-ridge patches census icarl eeil lucir replay").split()
+TINY = {
+    "deepinversion": dict(steps=2, images=24),
+    "abd": dict(steps=2, images=24),
+    "r-dfcil": dict(steps=2, images=24),
+    "ewc": dict(samples=8),
+    "ewc-online": dict(samples=8),
+    "fetril": dict(head_epochs=2),
+    "patches": dict(random=40, n_patches=1000, rounds=2),
+    "census": dict(n_patches=1000, rounds=2),
+    "acil": dict(random=40),
+    "ranpac": dict(random=40),
+    "untrained-ridge": dict(random=40),
+    "trained-ridge": dict(random=40),
+    "ldc": dict(map_epochs=2),
+    "adagauss": dict(adapter_epochs=2, samples=200),
+}
+EXPECTED = (
+    "class-impression fine-tuning joint ewc ewc-online lwf lwf-mc lwm pass ssre fetril deepinversion abd r-dfcil sdc "
+    "adc ldc adagauss ncm slda fecam ranpac acil trained-ridge "
+    "untrained-ridge patches census icarl eeil lucir replay"
+).split()
 
 
 def cfg_of(m, t, **changes):
     cfg = TrainConfig(**dict(dict(epochs=1, batch_size=16, margin_k=1), **changes))
-    training, knobs = sort_options(m, TINY.get(m.name))
+    training, hyper_parameters = sort_options(m, TINY.get(m.name))
     given = {k: v for k, v in training.items() if k not in changes}
-    return (replace(cfg, **given) if t or m.first else cfg), knobs
+    return (replace(cfg, **given) if t or m.first else cfg), hyper_parameters
 
 
-def state(model): return {k: v.clone() for k, v in model.state_dict().items()}
+def state(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
 
 
 def go(name, scenario, tmp_path, **changes):
     "All tasks of a scenario, as the runner does it: what crosses a border is read from its file."
     m, carry, kept = find_method(name), None, {}
     for t in range(len(scenario.sizes)):
-        cfg, knobs = cfg_of(m, t, **changes)
-        impressions = synthesize(carry, SynthesisConfig(steps=2, groups=1, group_size=12, warmup=1), cfg.seed, t) if carry and m.impressions else None
+        cfg, hyper_parameters = cfg_of(m, t, **changes)
+        impressions = (
+            synthesize(carry, SynthesisConfig(steps=2, groups=1, group_size=12, warmup=1), cfg.seed, t)
+            if carry and m.impressions
+            else None
+        )
         given = carry
         if carry is not None and m.exemplars != 0:
             old = scenario.joint(t - 1, reference=True)
-            given = ExemplarCarryover(carry.model, carry.n_classes, carry.means, carry.extra, take_exemplars(old, kept) if kept else old)
+            given = ExemplarCarryover(
+                carry.model, carry.n_classes, carry.means, carry.extra, take_exemplars(old, kept) if kept else old
+            )
         before = state(carry.model) if carry else {}
         random_state = torch.get_rng_state()
         with scenario.training(t, cfg.pool, cfg.selection, cfg.seed) as task:
-            model, history = m.fit(given, task, impressions, cfg, **knobs)
-            if m.exemplars: kept |= choose_exemplars(task.train, task.labels, 5, cfg.seed)
+            model, history = m.fit(given, task, impressions, cfg, **hyper_parameters)
+            if m.exemplars:
+                kept |= choose_exemplars(task.train, task.labels, 5, cfg.seed)
             following = hand_over(model, task, carry, m.means, history.extra, 1)
         assert torch.equal(random_state, torch.get_rng_state()), "the global generator was moved"
         assert not model.training, "a fitted model comes back in evaluation mode"
         if carry is not None:
             assert not any(s.training for s in carry.model.modules()), "the teacher left evaluation mode"
-            assert all(torch.equal(v, before[k]) for k, v in carry.model.state_dict().items()), "the teacher was changed"
+            assert all(torch.equal(v, before[k]) for k, v in carry.model.state_dict().items()), (
+                "the teacher was changed"
+            )
         conf = evaluate(model, scenario.test(t), scenario.tasks[t].n_seen)
         assert conf.shape == (scenario.tasks[t].n_seen,) * 2 and conf.sum() == len(scenario.test(t))
         path = save_carryover(tmp_path / f"{name}-{t}.safetensors", following, model.spec)
         carry = load_carryover(path, rebuild)[0]
         x = scenario.test(t).images(torch.arange(6))
-        with torch.no_grad(): assert torch.allclose(carry.model(x), model(x), atol=1e-4, rtol=1e-4), "the file gives another model"
+        with torch.no_grad():
+            assert torch.allclose(carry.model(x), model(x), atol=1e-4, rtol=1e-4), "the file gives another model"
     return carry
 
 
@@ -86,11 +116,15 @@ def test_seeds_differ_and_repeat(name, toy, tmp_path):
 
 @pytest.mark.parametrize("name", [n for n in EXPECTED if n not in ("joint",)])
 def test_the_same_first_task_unless_declared(name, toy, tmp_path):
-    from classimpression.methods import first_task
+    from classimpression.methods.registry import first_task
+
     m, scenario = find_method(name), toy()
     with scenario.training(0) as task:
         shared = first_task(task, TrainConfig(epochs=1, batch_size=16))[0]
-        cfg, knobs = cfg_of(m, 0)
-        mine = {k.removeprefix("net."): v for k, v in m.fit(None, task, None, cfg, **knobs)[0].backbone.state_dict().items()}   # seen at several levels: the same network
+        cfg, hyper_parameters = cfg_of(m, 0)
+        mine = {
+            k.removeprefix("net."): v
+            for k, v in m.fit(None, task, None, cfg, **hyper_parameters)[0].backbone.state_dict().items()
+        }  # seen at several levels: the same network
     same = [torch.equal(v, mine.get(k, torch.zeros(()))) for k, v in shared.backbone.state_dict().items()]
     assert all(same) != bool(m.first), f"{name} says {m.first!r}"

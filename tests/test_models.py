@@ -1,12 +1,15 @@
 "Networks and the growing head."
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from classimpression.core import ConfigError, tensor_digest
+from classimpression.core.errors import ConfigError
+from classimpression.core.provenance import tensor_digest
 from classimpression.heads import CosineHead, grow, imprint
-from classimpression.models import Classifier, LargeNet, SmallNet, adapt_resnet, build_classifier, frozen_copy, frozen_statistics
+from classimpression.models import Classifier, LargeNet, SmallNet, adapt_resnet, build_classifier, frozen_copy
+from classimpression.models import frozen_statistics
 
 
 @pytest.mark.parametrize("channels,size", [(1, 28), (1, 32), (3, 32), (3, 64), (3, 45)])
@@ -17,7 +20,7 @@ def test_small_network_takes_any_size(channels, size):
 @pytest.mark.parametrize("size", [64, 112, 224])
 def test_large_network_takes_any_size(size):
     net, x = LargeNet(1), torch.rand(2, 1, size, size)
-    assert net(x).shape == (2, 128) and (net.blocks(net.stem(x)) < 0).any()   # the last map is not rectified
+    assert net(x).shape == (2, 128) and (net.blocks(net.stem(x)) < 0).any()  # the last map is not rectified
 
 
 def test_growing_keeps_old_logits_to_the_last_bit_through_many_tasks():
@@ -26,33 +29,34 @@ def test_growing_keeps_old_logits_to_the_last_bit_through_many_tasks():
     for n_new in (1, 3, 1, 7):
         before = model.head(f)
         grow(model.head, n_new)
-        assert torch.equal(model.head(f)[:, :before.shape[1]], before)
-    assert model.head.sizes == [2, 1, 3, 1, 7] and [b.requires_grad for b in model.head.blocks] == [False]*4 + [True]
+        assert torch.equal(model.head(f)[:, : before.shape[1]], before)
+    assert model.head.sizes == [2, 1, 3, 1, 7] and [b.requires_grad for b in model.head.blocks] == [False] * 4 + [True]
 
 
 def test_frozen_rows_stay_and_new_rows_learn():
     head = grow(CosineHead(8, [2]), 2)
     old, new = head.blocks[0].clone(), head.blocks[1].clone()
-    sgd = torch.optim.SGD([p for p in head.parameters() if p.requires_grad], .5)
-    F.cross_entropy(head(torch.randn(20, 8)), torch.randint(0, 4, (20,))).backward(); sgd.step()
-    assert torch.equal(head.blocks[0], old) and not torch.equal(head.blocks[1], new) and head.sigma.item() != 1.
+    sgd = torch.optim.SGD([p for p in head.parameters() if p.requires_grad], 0.5)
+    F.cross_entropy(head(torch.randn(20, 8)), torch.randint(0, 4, (20,))).backward()
+    sgd.step()
+    assert torch.equal(head.blocks[0], old) and not torch.equal(head.blocks[1], new) and head.sigma.item() != 1.0
 
 
 def test_imprinting_by_hand():
     head = CosineHead(3, [2])
-    head.blocks[0].data = torch.tensor([[3., 0, 0], [0, 4., 3.]])           # lengths 3 and 5: mean 4
+    head.blocks[0].data = torch.tensor([[3.0, 0, 0], [0, 4.0, 3.0]])  # lengths 3 and 5: mean 4
     grow(head, 2)
-    f = torch.tensor([[2., 0, 0], [0, 0, 7.], [0, 1., 0], [0, 9., 0]])
+    f = torch.tensor([[2.0, 0, 0], [0, 0, 7.0], [0, 1.0, 0], [0, 9.0, 0]])
     imprint(head, f, torch.tensor([2, 2, 3, 3]))
-    torch.testing.assert_close(head.blocks[1].data, torch.tensor([[4/2**.5, 0, 4/2**.5], [0, 4., 0]]))
+    torch.testing.assert_close(head.blocks[1].data, torch.tensor([[4 / 2**0.5, 0, 4 / 2**0.5], [0, 4.0, 0]]))
 
 
 def test_cosine_scores_ignore_lengths_and_stay_in_range():
     head, f = CosineHead(16, [3]), torch.randn(50, 16)
     assert head.scores(f).abs().max() <= 1 + 1e-6
-    torch.testing.assert_close(head.scores(f), head.scores(100*f))
-    head.sigma.data.fill_(7.)
-    torch.testing.assert_close(head(f), 7*head.scores(f))
+    torch.testing.assert_close(head.scores(f), head.scores(100 * f))
+    head.sigma.data.fill_(7.0)
+    torch.testing.assert_close(head(f), 7 * head.scores(f))
 
 
 def test_seeds():
@@ -65,7 +69,8 @@ def test_frozen_statistics_leave_no_trace_even_after_an_error():
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(RuntimeError):
         with frozen_statistics(model):
-            model(torch.rand(4, 1, 32, 32)); raise RuntimeError
+            model(torch.rand(4, 1, 32, 32))
+            raise RuntimeError
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(m.track_running_stats for m in model.modules() if isinstance(m, nn.BatchNorm2d))
 
@@ -73,6 +78,7 @@ def test_frozen_statistics_leave_no_trace_even_after_an_error():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_torchvision_resnet(channels):
     from torchvision.models import resnet18
+
     net = resnet18(weights=None)
     backbone = adapt_resnet(net, channels)
     model = Classifier(backbone, CosineHead(backbone.n_features, [3]))
@@ -82,6 +88,9 @@ def test_torchvision_resnet(channels):
 
 
 def test_what_is_no_network_is_refused():
-    with pytest.raises(ConfigError, match="features"): Classifier(nn.Linear(2, 2), CosineHead(2, [1]))
-    with pytest.raises(ConfigError, match="not a torchvision ResNet"): adapt_resnet(nn.Linear(2, 2))
-    with pytest.raises(ConfigError, match="unknown network"): build_classifier("transformer", 3, [2])
+    with pytest.raises(ConfigError, match="features"):
+        Classifier(nn.Linear(2, 2), CosineHead(2, [1]))
+    with pytest.raises(ConfigError, match="not a torchvision ResNet"):
+        adapt_resnet(nn.Linear(2, 2))
+    with pytest.raises(ConfigError, match="unknown network"):
+        build_classifier("transformer", 3, [2])

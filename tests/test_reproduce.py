@@ -1,4 +1,5 @@
 "Many notebooks by one command: a failing one stops no other, what is typed reaches them, what is finished is read."
+
 import json
 import os
 import subprocess
@@ -10,24 +11,49 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from classimpression import experiments, reproduce
-from classimpression.core import ConfigError, package_folder, read_json
-from classimpression.experiments import Experiment
+from classimpression.runs import experiments, reproduce
+from classimpression.core.errors import ConfigError
+from classimpression.core.files import read_json
+from classimpression.core.provenance import package_folder
+from classimpression.runs.experiments import Experiment
 
 pytest.importorskip("papermill")
 
 
 def notebook(path: Path, code: str) -> None:
     "An experiment notebook of two cells."
-    cell = lambda source, tags: dict(cell_type="code", id=tags or "work", metadata=dict(tags=[tags]) if tags else {}, outputs=[], execution_count=None, source=source)
-    cells = [cell('scenario: str = "blood-mini"\nprofile: str = "smoke"\npairs: list = [0]\nmethods: list = ["fine-tuning"]\njobs: int = 1\nroot: str = ""\nout: str = "runs"\nfigures: str = "figures"', "parameters"), cell(code, "")]
-    path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")), nbformat=4, nbformat_minor=5)))
+    cell = lambda source, tags: dict(
+        cell_type="code",
+        id=tags or "work",
+        metadata=dict(tags=[tags]) if tags else {},
+        outputs=[],
+        execution_count=None,
+        source=source,
+    )
+    cells = [
+        cell(
+            'scenario: str = "blood-mini"\nprofile: str = "smoke"\npairs: list = [0]\nmethods: list = '
+            '["fine-tuning"]\njobs: int = 1\nroot: str = ""\nout: str = "runs"\nfigures: str = "figures"',
+            "parameters",
+        ),
+        cell(code, ""),
+    ]
+    path.write_text(
+        json.dumps(
+            dict(
+                cells=cells,
+                metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")),
+                nbformat=4,
+                nbformat_minor=5,
+            )
+        )
+    )
 
 
-READS = """from classimpression.engine import run_all
-from classimpression.experiments import plan_runs
+READS = """from classimpression.runs.engine import run_all
+from classimpression.runs.experiments import plan_runs
 from pathlib import Path
-results, failed = run_all(plan_runs(scenario, profile, methods, pairs=pairs, out=out), jobs)
+results, failed = run_all(plan_runs(scenario, profile, methods, repeats=repeats, out=out), jobs)
 assert jobs == -1 and not failed
 (Path(figures) / profile / "read.txt").write_text(" ".join(r.folder.name for r in results))"""
 
@@ -35,11 +61,18 @@ assert jobs == -1 and not failed
 @pytest.fixture
 def three(tmp_path, monkeypatch):
     "Three experiments on the same runs, the second of which fails."
-    folder = tmp_path / "notebooks"; folder.mkdir()
-    for name, code in dict(first="print('first', pairs)", second="raise ValueError('no luck')", third=READS).items(): notebook(folder / f"{name}.ipynb", code)
-    plan = {n: Experiment(n, n, "Why?", ["fine-tuning"], dict(smoke=[dict(scenario="blood-mini", pairs=[0])])) for n in ("first", "second", "third")}
-    monkeypatch.setattr(experiments, "experiments", lambda: plan); monkeypatch.setattr(reproduce, "experiments", lambda: plan)
-    monkeypatch.setattr(reproduce, "notebook_folder", lambda: folder); monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    for name, code in dict(first="print('first', repeats)", second="raise ValueError('no luck')", third=READS).items():
+        notebook(folder / f"{name}.ipynb", code)
+    plan = {
+        n: Experiment(n, n, "Why?", ["fine-tuning"], dict(smoke=[dict(scenario="blood-mini", repeats=[0])]))
+        for n in ("first", "second", "third")
+    }
+    monkeypatch.setattr(experiments, "experiments", lambda: plan)
+    monkeypatch.setattr(reproduce, "experiments", lambda: plan)
+    monkeypatch.setattr(reproduce, "notebook_folder", lambda: folder)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
@@ -48,10 +81,14 @@ def test_a_notebook_that_fails_stops_no_other(three, capsys):
     assert reproduce.reproduce([], "smoke", {}, jobs=0) == 1
     out, err = capsys.readouterr()
     figures = three / "figures" / "smoke"
-    assert {p.name for p in figures.glob("*.ipynb")} == {"first_blood-mini.ipynb", "second_blood-mini.failed.ipynb", "third_blood-mini.ipynb"}
+    assert {p.name for p in figures.glob("*.ipynb")} == {
+        "first_blood-mini.ipynb",
+        "second_blood-mini.failed.ipynb",
+        "third_blood-mini.ipynb",
+    }
     assert "ValueError: no luck" in err and "these notebooks failed: second_blood-mini" in err and "failed" not in out
     assert out.count("fine-tuning, blood-mini, seed 0") == 1, "three notebooks share one run"
-    run, = (three / "runs").rglob("result.json")
+    (run,) = (three / "runs").rglob("result.json")
     assert (figures / "read.txt").read_text() == run.parent.name
     before = run.read_bytes()
     notebook(three / "notebooks" / "second.ipynb", "print('mended')")
@@ -61,7 +98,7 @@ def test_a_notebook_that_fails_stops_no_other(three, capsys):
 
 @pytest.mark.slow
 def test_a_run_that_fails_is_told_with_its_notebooks(three, capsys):
-    assert reproduce.reproduce(["first"], "smoke", dict(methods=["fine-tuning", "joint"], pairs=[1]), jobs=-1) == 1
+    assert reproduce.reproduce(["first"], "smoke", dict(methods=["fine-tuning", "joint"], repeats=[1]), jobs=-1) == 1
     out, err = capsys.readouterr()
     assert "2 runs of first_blood-mini not finished" in err and "first [1]" in out
 
@@ -69,68 +106,163 @@ def test_a_run_that_fails_is_told_with_its_notebooks(three, capsys):
 def test_the_plan_is_printed_and_nothing_is_done(three, capsys):
     assert reproduce.reproduce([], "smoke", {}, only_plan=True) == 0
     out = capsys.readouterr().out
-    assert out.startswith("3 notebooks") and "shared runs once" in out.splitlines()[-1] and "   1 runs,    0 finished" in out.splitlines()[-1]
+    assert (
+        out.startswith("3 notebooks")
+        and "shared runs once" in out.splitlines()[-1]
+        and "   1 runs,    0 finished" in out.splitlines()[-1]
+    )
     assert {p.name for p in three.iterdir()} == {"notebooks"}
 
 
 def test_entries_that_typed_parameters_make_the_same_are_one(three, monkeypatch):
-    two = Experiment("first", "first", "Why?", ["fine-tuning"], dict(smoke=[dict(scenario="blood-mini", pairs=[0, 1], methods=["slda"]), dict(scenario="blood-mini", pairs=[0])]))
+    two = Experiment(
+        "first",
+        "first",
+        "Why?",
+        ["fine-tuning"],
+        dict(
+            smoke=[
+                dict(scenario="blood-mini", repeats=[0, 1], methods=["slda"]),
+                dict(scenario="blood-mini", repeats=[0]),
+            ]
+        ),
+    )
     monkeypatch.setattr(reproduce, "find_experiment", lambda name: two)
     monkeypatch.setattr(experiments, "find_experiment", lambda name: two)
     count = lambda **given: [len(j.configs) for j in reproduce.jobs_of(["first"], "smoke", given)]
-    assert count() == [2, 1] and count(pairs=[2]) == [1, 1] and count(pairs=[2], methods=["ncm", "slda"]) == [2]
+    assert count() == [2, 1] and count(repeats=[2]) == [1, 1] and count(repeats=[2], methods=["ncm", "slda"]) == [2]
 
 
 def test_unknown_parameters_and_profiles_are_refused(three):
-    for given, said in ((dict(sedes=[1]), "no parameter 'sedes'"), (dict(pairs=3), "must be of type list"), (dict(scenario="moon"), "moon"), (dict(methods=["magic"]), "magic")):
-        with pytest.raises(ConfigError, match=said): reproduce.reproduce([], "smoke", given)
-    with pytest.raises(ConfigError, match="slow"): reproduce.reproduce([], "slow", {})
+    for given, said in (
+        (dict(sedes=[1]), "no parameter 'sedes'"),
+        (dict(repeats=3), "must be of type list"),
+        (dict(scenario="moon"), "moon"),
+        (dict(methods=["magic"]), "magic"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            reproduce.reproduce([], "smoke", given)
+    with pytest.raises(ConfigError, match="slow"):
+        reproduce.reproduce([], "slow", {})
     assert {p.name for p in three.iterdir()} == {"notebooks"}
 
 
 def test_executed_notebooks_name_no_folder_of_this_machine(tmp_path):
     path = tmp_path / "losses.running.ipynb"
-    cell = dict(cell_type="code", id="given", metadata=dict(tags=["injected-parameters"]), outputs=[], execution_count=1, source='pairs = [0]\nroot = "/data/of/mine"\nfigures = "figures"')
-    notes = dict(input_path="/home/me/losses.ipynb", output_path=str(path), parameters=dict(pairs=[0], root="/data/of/mine", figures="figures"))
+    cell = dict(
+        cell_type="code",
+        id="given",
+        metadata=dict(tags=["injected-parameters"]),
+        outputs=[],
+        execution_count=1,
+        source='repeats = [0]\nroot = "/data/of/mine"\nfigures = "figures"',
+    )
+    notes = dict(
+        input_path="/home/me/losses.ipynb",
+        output_path=str(path),
+        parameters=dict(repeats=[0], root="/data/of/mine", figures="figures"),
+    )
     path.write_text(json.dumps(dict(cells=[cell], metadata=dict(papermill=notes), nbformat=4, nbformat_minor=5)))
     reproduce.tidy_notebook(path, "losses", "losses_blood.ipynb")
     nb = json.loads(path.read_text())
-    assert nb["metadata"]["papermill"] == dict(input_path="losses.ipynb", output_path="losses_blood.ipynb", parameters=dict(pairs=[0], figures="figures"))
-    assert "".join(nb["cells"][0]["source"]) == 'pairs = [0]\nfigures = "figures"' and "/data/of" not in path.read_text()
+    assert nb["metadata"]["papermill"] == dict(
+        input_path="losses.ipynb", output_path="losses_blood.ipynb", parameters=dict(repeats=[0], figures="figures")
+    )
+    assert (
+        "".join(nb["cells"][0]["source"]) == 'repeats = [0]\nfigures = "figures"' and "/data/of" not in path.read_text()
+    )
 
 
 @pytest.mark.slow
 def test_two_that_execute_one_notebook_take_turns(tmp_path):
     "Else one renames what the other is still writing."
-    notebook(tmp_path / "both.ipynb", "import pathlib, time\nlog = pathlib.Path(out)\nlog.open('a').write(f'starts {pairs}\\n'); time.sleep(1); log.open('a').write(f'ends {pairs}\\n')")
-    (tmp_path / "figures").mkdir(); done = []
-    go = lambda k: done.append(reproduce.execute(tmp_path / "both.ipynb", tmp_path / "figures" / "both.ipynb", dict(pairs=[k], out=str(tmp_path / "log"))))
+    notebook(
+        tmp_path / "both.ipynb",
+        "import pathlib, time\nlog = pathlib.Path(out)\nlog.open('a').write(f'starts {repeats}\\n'); time.sleep(1); "
+        "log.open('a').write(f'ends {repeats}\\n')",
+    )
+    (tmp_path / "figures").mkdir()
+    done = []
+    go = lambda k: done.append(
+        reproduce.execute(
+            tmp_path / "both.ipynb", tmp_path / "figures" / "both.ipynb", dict(repeats=[k], out=str(tmp_path / "log"))
+        )
+    )
     both = [threading.Thread(target=go, args=(k,)) for k in (1, 2)]
-    for t in both: t.start()
-    for t in both: t.join()
+    for t in both:
+        t.start()
+    for t in both:
+        t.join()
     first, second = [line.split()[1] for line in (tmp_path / "log").read_text().splitlines()[::2]]
-    assert (tmp_path / "log").read_text().split() == ["starts", first, "ends", first, "starts", second, "ends", second] and {first, second} == {"[1]", "[2]"}
-    assert done == [tmp_path / "figures" / "both.ipynb"] * 2 and [p.name for p in (tmp_path / "figures").glob("*.ipynb")] == ["both.ipynb"]
+    assert (tmp_path / "log").read_text().split() == [
+        "starts",
+        first,
+        "ends",
+        first,
+        "starts",
+        second,
+        "ends",
+        second,
+    ] and {first, second} == {"[1]", "[2]"}
+    assert done == [tmp_path / "figures" / "both.ipynb"] * 2 and [
+        p.name for p in (tmp_path / "figures").glob("*.ipynb")
+    ] == ["both.ipynb"]
 
 
 @pytest.mark.slow
 def test_two_commands_at_once_on_the_same_folders_lose_nothing(tmp_path):
-    "Two processes share a run, all tables and the notebook; one method is asked for by the first only, one by the second only."
-    command = [sys.executable, "-c", "import sys; from classimpression.cli import main; sys.exit(main())", "reproduce", "--profile", "smoke", "--only", "main_table", "--jobs", "0", "--out", "runs", "--figures", "figures", "--methods"]
+    """Two processes share a run, all tables and the notebook; one method is asked for by the first only, one by the
+    second only.
+    """
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from classimpression.cli import main; sys.exit(main())",
+        "reproduce",
+        "--profile",
+        "smoke",
+        "--only",
+        "main_table",
+        "--jobs",
+        "0",
+        "--out",
+        "runs",
+        "--figures",
+        "figures",
+        "--methods",
+    ]
     env = os.environ | dict(TQDM_DISABLE="1", OMP_NUM_THREADS="1", PYTHONPATH=str(package_folder().parent))
     asked = [("fine-tuning", "slda"), ("slda", "ncm")]
-    both = [subprocess.Popen([*command, *methods], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for methods in asked]
-    try: said = [p.communicate(timeout=500)[0] for p in both]
+    both = [
+        subprocess.Popen(
+            [*command, *methods], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for methods in asked
+    ]
+    try:
+        said = [p.communicate(timeout=500)[0] for p in both]
     finally:
-        for p in both: p.kill()
+        for p in both:
+            p.kill()
     assert [p.returncode for p in both] == [0, 0], "\n".join(said)
     results = {read_json(p)["run_id"]: read_json(p) for p in (tmp_path / "runs").rglob("result.json")}
-    assert sorted(r["method"] for r in results.values()) == ["fine-tuning", "ncm", "slda"] and all(len(r["tasks"]) == 4 for r in results.values())
+    assert sorted(r["method"] for r in results.values()) == ["fine-tuning", "ncm", "slda"] and all(
+        len(r["tasks"]) == 4 for r in results.values()
+    )
     figures = tmp_path / "figures" / "smoke"
     table, lines = pd.read_csv(figures / "main_table.csv"), read_json(figures / "main_table_blood-mini_runs.json")
-    assert sorted(table.method) == sorted(r["method"] for r in lines) == ["fine-tuning", "ncm", "slda"] and {r["run_id"] for r in lines} == set(results)
+    assert sorted(table.method) == sorted(r["method"] for r in lines) == ["fine-tuning", "ncm", "slda"] and {
+        r["run_id"] for r in lines
+    } == set(results)
     assert len(pd.read_csv(figures / "main_table_blood-mini_summary.csv")) == 3, "the last summary is of all rows"
-    assert json.loads((figures / "main_table_blood-mini.ipynb").read_text())["metadata"]["papermill"]["exception"] is None
-    assert not [p for p in tmp_path.rglob("*") if p.suffix == ".tmp" or ".running" in p.name or ".failed" in p.name or p.name == ".writable"]
+    assert (
+        json.loads((figures / "main_table_blood-mini.ipynb").read_text())["metadata"]["papermill"]["exception"] is None
+    )
+    assert not [
+        p
+        for p in tmp_path.rglob("*")
+        if p.suffix == ".tmp" or ".running" in p.name or ".failed" in p.name or p.name == ".writable"
+    ]
     for lock in tmp_path.rglob(".lock"):
-        with FileLock(lock, timeout=0): pass                # left as an empty file, held by nobody
+        with FileLock(lock, timeout=0):
+            pass  # left as an empty file, held by nobody

@@ -1,4 +1,5 @@
 "The site builds offline with one command and without warnings, and none of its links is dead."
+
 import importlib.util
 import re
 from html.parser import HTMLParser
@@ -8,12 +9,18 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 ROOT = Path(__file__).parent.parent
-pytestmark = [pytest.mark.skipif(not (ROOT / ".mkdocs.yml").exists(), reason=".mkdocs.yml is not beside the tests"),
-              pytest.mark.skipif(not all(map(importlib.util.find_spec, ("mkdocs", "mkdocs_jupyter", "material", "latex2mathml"))), reason="needs the extra `site`")]
+pytestmark = [
+    pytest.mark.skipif(not (ROOT / ".mkdocs.yml").exists(), reason=".mkdocs.yml is not beside the tests"),
+    pytest.mark.skipif(
+        not all(map(importlib.util.find_spec, ("mkdocs", "mkdocs_jupyter", "material", "latex2mathml"))),
+        reason="needs the extra `site`",
+    ),
+]
 
 
 class Links(HTMLParser):
     "What a page points to, and the anchors that it has."
+
     def __init__(self, text):
         super().__init__()
         self.targets, self.loads, self.anchors = [], [], set()
@@ -22,30 +29,53 @@ class Links(HTMLParser):
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
         self.anchors |= {a[k] for k in ("id", "name") if a.get(k)}
-        if tag == "a" and a.get("href"): self.targets.append(a["href"])
-        if tag in ("img", "script", "source", "iframe") and a.get("src"): self.loads.append(a["src"])
-        if tag == "link" and a.get("href") and a.get("rel") != "canonical": self.loads.append(a["href"])
+        if tag == "a" and a.get("href"):
+            self.targets.append(a["href"])
+        if tag in ("img", "script", "source", "iframe") and a.get("src"):
+            self.loads.append(a["src"])
+        if tag == "link" and a.get("href") and a.get("rel") != "canonical":
+            self.loads.append(a["href"])
 
 
 @pytest.mark.xdist_group("site")
 def test_site(site):
     pages = {p: Links(p.read_text()) for p in site.rglob("*.html") if p.name != "404.html"}
     names = {p.relative_to(site).as_posix() for p in pages}
-    assert {"index.html", "results.html", "changes.html", "08_synthesis.html", "tutorials/own_data.html", "figures/main_table_blood.html", "api/synthesis.html"} <= names
+    assert {
+        "index.html",
+        "results.html",
+        "changes.html",
+        "08_synthesis.html",
+        "tutorials/own_data.html",
+        "figures/main_table_blood.html",
+        "api/synthesis.html",
+    } <= names
     dead, outside = [], []
     for page, links in pages.items():
-        outside += [(page.name, u) for u in links.loads if urlsplit(u).scheme in ("http", "https") or u.startswith("//")]
+        outside += [
+            (page.name, u) for u in links.loads if urlsplit(u).scheme in ("http", "https") or u.startswith("//")
+        ]
         for u in links.targets + links.loads:
             parts = urlsplit(u)
-            if parts.scheme or u.startswith("//") or not (parts.path or parts.fragment): continue
+            if parts.scheme or u.startswith("//") or not (parts.path or parts.fragment):
+                continue
             target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
             target = target / "index.html" if target.is_dir() else target
-            if not target.exists(): dead.append((page.relative_to(site).as_posix(), u))
-            elif parts.fragment and target in pages and not parts.fragment.startswith("__") and unquote(parts.fragment) not in pages[target].anchors: dead.append((page.relative_to(site).as_posix(), u))
+            if not target.exists():
+                dead.append((page.relative_to(site).as_posix(), u))
+            elif (
+                parts.fragment
+                and target in pages
+                and not parts.fragment.startswith("__")
+                and unquote(parts.fragment) not in pages[target].anchors
+            ):
+                dead.append((page.relative_to(site).as_posix(), u))
     assert not outside, f"pages that load from other machines: {sorted(set(outside))[:10]}"
     assert not dead, f"{len(dead)} dead links: {sorted(set(dead))[:20]}"
     text = (site / "api/synthesis.html").read_text()
-    assert "steps of Adam" in re.sub("<[^>]+>", "", text) and "Class impressions of all old classes" in text, "the API reference has signatures, docments and docstrings"
+    assert "steps of Adam" in re.sub("<[^>]+>", "", text) and "Class impressions of all old classes" in text, (
+        "the API reference has signatures, docments and docstrings"
+    )
     assert "<math" in (site / "index.html").read_text() and "data:image/png" in (site / "index.html").read_text()
     index = (site / "search/search_index.json").read_text()
     assert "total_variation" in index and "Ask the network" in index, "code and prose can be searched"

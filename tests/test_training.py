@@ -1,17 +1,23 @@
 "The update of the model, the methods, and the contracts of what they may see."
+
 from dataclasses import replace
 
 import pytest
 import torch
 
-from classimpression.carryover import Carryover, ExemplarCarryover, Extra, allowed_tier, hand_over, load_carryover, save_carryover
-from classimpression.core import ConfigError, DataError, LeakError, StateError, generator, tensor_digest
-from classimpression.losses import class_centroids, class_weights, cn_cross_entropy, distillation_loss, intra_domain_loss, margin_loss, update_centroids
-from classimpression.methods import METHODS, find_method, joint, method
+from classimpression.carryover import Carryover, ExemplarCarryover, Extra, allowed_tier, hand_over, load_carryover
+from classimpression.carryover import save_carryover
+from classimpression.core.errors import ConfigError, DataError, LeakError, StateError
+from classimpression.core.provenance import tensor_digest
+from classimpression.core.seeding import generator
+from classimpression.losses import class_centroids, class_weights, cn_cross_entropy, distillation_loss
+from classimpression.losses import intra_domain_loss, margin_loss, update_centroids
+from classimpression.methods.registry import METHODS, find_method, joint, method
 from classimpression.models import build_classifier
 from classimpression.settings import TrainConfig, epoch_rate, published_training
 from classimpression.synthesis import SynthesisConfig, synthesize
-from classimpression.training import Batch, Material, class_impression_terms, draw_epoch, epoch_batches, fit_task, share_correct, start_model
+from classimpression.training import Batch, TaskData, class_impression_terms, draw_epoch, epoch_batches, fit_task
+from classimpression.training import accuracy, start_model
 
 CFG = TrainConfig(epochs=2, batch_size=20)
 FEW = SynthesisConfig(groups=2, group_size=10, steps=6, warmup=2, shift=3)
@@ -34,7 +40,12 @@ def test_any_sequence_of_tasks_runs(toy, sizes, channels):
         with scenario.training(t, CFG.pool) as task:
             model, history = fit_task(carry, task, impressions, CFG)
             carry = hand_over(model, task, carry)
-        assert model.head.sizes == list(sizes[:t + 1]) and set(history.terms) == {"cross_entropy", "distillation", "margin", "intra_domain"}
+        assert model.head.sizes == list(sizes[: t + 1]) and set(history.terms) == {
+            "cross_entropy",
+            "distillation",
+            "margin",
+            "intra_domain",
+        }
         assert all(torch.isfinite(torch.tensor(v)).all() for v in history.terms.values())
     assert carry.means.shape[0] == sum(sizes) and carry.tier == "M1" and carry.images == 0
 
@@ -47,8 +58,9 @@ def test_the_method_learns_what_fine_tuning_forgets(toy):
         cfg = replace(CFG, epochs=6)
         carry = first_task(scenario, cfg)
         impressions = synthesize(carry, replace(FEW, groups=4, steps=40, warmup=5), seed=0, task=1)
-        with scenario.training(1, cfg.pool) as task: model, _ = find_method(name).fit(carry, task, impressions, cfg)
-        old[name] = share_correct(model, scenario.test(0))
+        with scenario.training(1, cfg.pool) as task:
+            model, _ = find_method(name).fit(carry, task, impressions, cfg)
+        old[name] = accuracy(model, scenario.test(0))
     assert old["class-impression"] > old["fine-tuning"] + 20, old
 
 
@@ -57,36 +69,57 @@ def test_same_seed_same_bytes_other_seed_other_weights(toy):
         scenario, cfg = toy(), replace(CFG, seed=seed)
         carry = first_task(scenario, cfg)
         impressions = synthesize(carry, FEW, seed=seed)
-        with scenario.training(1, cfg.pool, seed=seed) as task: return weights(carry.model), tensor_digest(impressions.x), weights(fit_task(carry, task, impressions, cfg)[0])
-    torch.manual_seed(1); a = once(0)
-    torch.manual_seed(2); b = once(0)                     # the global generator does not matter
+        with scenario.training(1, cfg.pool, seed=seed) as task:
+            return (
+                weights(carry.model),
+                tensor_digest(impressions.x),
+                weights(fit_task(carry, task, impressions, cfg)[0]),
+            )
+
+    torch.manual_seed(1)
+    a = once(0)
+    torch.manual_seed(2)
+    b = once(0)  # the global generator does not matter
     assert a == b and all(x != y for x, y in zip(a, once(1)))
 
 
 def test_one_step_equals_a_computation_by_hand(toy):
-    "One batch, all four terms, weights of the paper: the new parameters are the old ones minus lr times the gradient of the sum."
+    """One batch, all four terms, weights of the paper: the new parameters are the old ones minus lr times the gradient
+    of the sum.
+    """
     scenario = toy((2, 2))
-    carry, cfg = first_task(scenario), replace(CFG, epochs=1, batch_size=1000, nominal=3, margin=.4, rho=.7, tau=2., schedule="constant")
+    carry, cfg = (
+        first_task(scenario),
+        replace(CFG, epochs=1, batch_size=1000, classes_per_task=3, margin=0.4, rho=0.7, tau=2.0, schedule="constant"),
+    )
     impressions = synthesize(carry, FEW)
     with scenario.training(1, "new-train") as task:
         model, history = fit_task(carry, task, impressions, cfg)
         reference = start_model(carry, task, cfg)
-        m = Material(task, impressions, cfg, carry.model)
-        b, = epoch_batches(m, 0)
+        m = TaskData(task, impressions, cfg, carry.model)
+        (b,) = epoch_batches(m, 0)
         counts = torch.bincount(torch.cat([task.train.y, impressions.y]), minlength=4)
-    f = reference.features(b.x); s = reference.head.scores(f)
+    f = reference.features(b.x)
+    s = reference.head.scores(f)
     for l in reference.modules():
-        if isinstance(l, torch.nn.BatchNorm2d): l.momentum = 0.   # the pool's pass leaves running statistics alone
+        if isinstance(l, torch.nn.BatchNorm2d):
+            l.momentum = 0.0  # the pool's pass leaves running statistics alone
     p = reference.head.scores(reference.features(b.pool))
-    source = update_centroids(torch.zeros(4, 4), class_centroids(s, b.y, 4), .7); target = update_centroids(torch.zeros(4, 4), class_centroids(p, p.argmax(1), 4), .7)
-    terms = dict(cross_entropy=cn_cross_entropy(reference.head.sigma*s, b.y, class_weights(counts)), distillation=distillation_loss(f, carry.model.features(b.x)),
-                 margin=margin_loss(s, b.y, 2, .4), intra_domain=intra_domain_loss(source, target, 2.))
-    λ = 5*(2/3)**.5
-    (terms["cross_entropy"] + λ*terms["distillation"] + terms["margin"] + terms["intra_domain"]).backward()
-    for k, v in terms.items(): assert history.terms[k][0] == pytest.approx(v.item(), rel=1e-4, abs=1e-6), k
+    source = update_centroids(torch.zeros(4, 4), class_centroids(s, b.y, 4), 0.7)
+    target = update_centroids(torch.zeros(4, 4), class_centroids(p, p.argmax(1), 4), 0.7)
+    terms = dict(
+        cross_entropy=cn_cross_entropy(reference.head.sigma * s, b.y, class_weights(counts)),
+        distillation=distillation_loss(f, carry.model.features(b.x)),
+        margin=margin_loss(s, b.y, 2, 0.4),
+        intra_domain=intra_domain_loss(source, target, 2.0),
+    )
+    λ = 5 * (2 / 3) ** 0.5
+    (terms["cross_entropy"] + λ * terms["distillation"] + terms["margin"] + terms["intra_domain"]).backward()
+    for k, v in terms.items():
+        assert history.terms[k][0] == pytest.approx(v.item(), rel=1e-4, abs=1e-6), k
     assert history.weights["distillation"] == pytest.approx(λ)
     for (name, old), new in zip(reference.named_parameters(), model.parameters()):
-        step = torch.zeros_like(old) if old.grad is None else .1*old.grad
+        step = torch.zeros_like(old) if old.grad is None else 0.1 * old.grad
         torch.testing.assert_close(new.detach(), (old - step).detach(), rtol=1e-4, atol=2e-6, msg=name)
     assert name.startswith("head")
 
@@ -95,12 +128,34 @@ def test_weight_zero_is_the_loss_without_the_term(toy):
     scenario = toy()
     carry = first_task(scenario)
     impressions = synthesize(carry, FEW)
+
     def fit(**changes):
         cfg, again = replace(CFG, **changes), scenario.again()
-        with again.training(1, cfg.pool) as task: return weights(fit_task(carry, task, impressions, cfg)[0])
-    bare = fit(distillation=0., a_margin=0., a_idc=0.)
-    assert bare == fit(distillation=0., a_margin=0., a_idc=0., pool="none", margin=1., rho=.3, tau=3., nominal=7)
-    assert len({bare, fit(a_margin=0., a_idc=0.), fit(distillation=0., a_idc=0.), fit(distillation=0., a_margin=0.)}) == 4
+        with again.training(1, cfg.pool) as task:
+            return weights(fit_task(carry, task, impressions, cfg)[0])
+
+    bare = fit(distillation=0.0, margin_weight=0.0, idc_weight=0.0)
+    assert bare == fit(
+        distillation=0.0,
+        margin_weight=0.0,
+        idc_weight=0.0,
+        pool="none",
+        margin=1.0,
+        rho=0.3,
+        tau=3.0,
+        classes_per_task=7,
+    )
+    assert (
+        len(
+            {
+                bare,
+                fit(margin_weight=0.0, idc_weight=0.0),
+                fit(distillation=0.0, idc_weight=0.0),
+                fit(distillation=0.0, margin_weight=0.0),
+            }
+        )
+        == 4
+    )
 
 
 def test_masked_intra_domain_loss_and_pool_updates_change_the_result(toy):
@@ -110,7 +165,8 @@ def test_masked_intra_domain_loss_and_pool_updates_change_the_result(toy):
     seen = set()
     for changes in (dict(), dict(idc_classes="pool"), dict(bn_update=True), dict(pool="new-val"), dict(pool="test")):
         cfg, again = replace(CFG, **changes), scenario.again()
-        with again.training(1, cfg.pool) as task: seen.add(weights(fit_task(carry, task, impressions, cfg)[0]))
+        with again.training(1, cfg.pool) as task:
+            seen.add(weights(fit_task(carry, task, impressions, cfg)[0]))
     assert len(seen) == 5
 
 
@@ -120,11 +176,12 @@ def test_pool_passes_leave_no_trace_unless_asked(toy):
     impressions = synthesize(carry, FEW)
     running = {}
     for update in (False, True):
-        cfg = replace(CFG, epochs=1, bn_update=update, lr=1e-12)        # no learning: only statistics move
+        cfg = replace(CFG, epochs=1, bn_update=update, lr=1e-12)  # no learning: only statistics move
         for pool in ("none", "new-train"):
             again = scenario.again()
-            use = replace(cfg, pool=pool, a_idc=0. if pool == "none" else 1.)
-            with again.training(1, pool) as task: running[update, pool] = fit_task(carry, task, impressions, use)[0].backbone.stem[1].running_mean
+            use = replace(cfg, pool=pool, idc_weight=0.0 if pool == "none" else 1.0)
+            with again.training(1, pool) as task:
+                running[update, pool] = fit_task(carry, task, impressions, use)[0].backbone.stem[1].running_mean
     assert torch.allclose(running[False, "none"], running[False, "new-train"], atol=1e-6)
     assert not torch.allclose(running[True, "none"], running[True, "new-train"], atol=1e-4)
 
@@ -133,7 +190,8 @@ def test_the_teacher_and_the_old_rows_do_not_change(toy):
     scenario = toy()
     carry = first_task(scenario)
     before, impressions = weights(carry.model), synthesize(carry, FEW)
-    with scenario.training(1, CFG.pool) as task: model, _ = fit_task(carry, task, impressions, CFG)
+    with scenario.training(1, CFG.pool) as task:
+        model, _ = fit_task(carry, task, impressions, CFG)
     assert weights(carry.model) == before and not carry.model.training
     assert torch.equal(model.head.blocks[0], carry.model.head.blocks[0])
 
@@ -143,32 +201,63 @@ def test_selection_keeps_the_best_epoch_and_drives_the_plateau(toy):
     with scenario.training(0, cfg.pool, cfg.selection) as task:
         val = task.val
         model, history = fit_task(None, task, None, cfg)
-        assert history.val[history.best_epoch] == max(history.val) == share_correct(model, val) and len(history.val) == 4
+        assert history.val[history.best_epoch] == max(history.val) == accuracy(model, val) and len(history.val) == 4
 
 
 def test_sampling_with_replacement():
-    rows = list(draw_epoch(100, 50, .66, 40, generator(0)))
-    assert sum(len(r) + len(s) for r, s in rows) == round(100/.34)
-    many = torch.cat([s for k in range(200) for _, s in draw_epoch(34, 50, .66, 40, generator(k))])
-    assert abs(len(many)/(200*100) - .66) < .01 and torch.bincount(many, minlength=50).min() > 200
+    rows = list(draw_epoch(100, 50, 0.66, 40, generator(0)))
+    assert sum(len(r) + len(s) for r, s in rows) == round(100 / 0.34)
+    many = torch.cat([s for k in range(200) for _, s in draw_epoch(34, 50, 0.66, 40, generator(k))])
+    assert abs(len(many) / (200 * 100) - 0.66) < 0.01 and torch.bincount(many, minlength=50).min() > 200
 
 
 def test_schedules():
     published = [epoch_rate(TrainConfig(schedule="as_published"), e) for e in range(100)]
-    assert published[:7] == [.1]*7 and published[7] == pytest.approx(.03) and published[25] == pytest.approx(8.1e-4) and 4e-9 < published[99] < 5e-9
+    assert (
+        published[:7] == [0.1] * 7
+        and published[7] == pytest.approx(0.03)
+        and published[25] == pytest.approx(8.1e-4)
+        and 4e-9 < published[99] < 5e-9
+    )
     paper = TrainConfig(schedule="paper", selection="new-val")
-    assert epoch_rate(paper, 7, [50.] + [40.]*6) == pytest.approx(.03) and epoch_rate(paper, 7, list(range(7))) == .1
-    assert published_training("blood", 2) == dict(rho=.999, tau=1., synthetic_share=.66) and published_training("organa", 3)["synthetic_share"] == .5
-    assert [published_training("tissue", t)["tau"] for t in (1, 2, 3)] == [1., 5., 5.] and [published_training("path", t)["rho"] for t in (1, 2, 3)] == [.99, .9, .9]
+    assert (
+        epoch_rate(paper, 7, [50.0] + [40.0] * 6) == pytest.approx(0.03) and epoch_rate(paper, 7, list(range(7))) == 0.1
+    )
+    assert (
+        published_training("blood", 2) == dict(rho=0.999, tau=1.0, synthetic_share=0.66)
+        and published_training("organa", 3)["synthetic_share"] == 0.5
+    )
+    assert [published_training("tissue", t)["tau"] for t in (1, 2, 3)] == [1.0, 5.0, 5.0] and [
+        published_training("path", t)["rho"] for t in (1, 2, 3)
+    ] == [0.99, 0.9, 0.9]
 
 
-@pytest.mark.parametrize("bad", [dict(a_idc=-1.), dict(rho=2.), dict(tau=0.), dict(epochs=0), dict(pool="tests"), dict(selection="best"), dict(schedule="step"), dict(lr=float("inf")),
-                                 dict(synthetic_share=1.), dict(schedule="paper"), dict(pool="none"), dict(batch_size=2.5), dict(dtype="half"), dict(seed=-1)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(idc_weight=-1.0),
+        dict(rho=2.0),
+        dict(tau=0.0),
+        dict(epochs=0),
+        dict(pool="tests"),
+        dict(selection="best"),
+        dict(schedule="step"),
+        dict(lr=float("inf")),
+        dict(synthetic_share=1.0),
+        dict(schedule="paper"),
+        dict(pool="none"),
+        dict(batch_size=2.5),
+        dict(dtype="half"),
+        dict(seed=-1),
+    ],
+)
 def test_impossible_settings_are_refused(bad):
-    with pytest.raises(ConfigError): TrainConfig(**bad)
+    with pytest.raises(ConfigError):
+        TrainConfig(**bad)
 
 
 # Contracts of what may be seen and carried
+
 
 def test_training_cannot_reach_old_tasks_or_test_images(toy):
     scenario = toy((2, 2, 2))
@@ -176,14 +265,24 @@ def test_training_cannot_reach_old_tasks_or_test_images(toy):
     tried = []
 
     def nosy(carry, task, impressions, cfg):
-        for read in (lambda: scenario.test(1), lambda: scenario.tasks[0].train, lambda: scenario.tasks[0].val, lambda: scenario.tasks[2].train, lambda: scenario.joint(0, reference=True)):
-            with pytest.raises(LeakError): read()
+        for read in (
+            lambda: scenario.test(1),
+            lambda: scenario.tasks[0].train,
+            lambda: scenario.tasks[0].val,
+            lambda: scenario.tasks[2].train,
+            lambda: scenario.joint(0, reference=True),
+        ):
+            with pytest.raises(LeakError):
+                read()
             tried.append(read)
         assert not hasattr(task, "test")
         return fit_task(carry, task, impressions, cfg)
-    with scenario.training(1, CFG.pool) as task: nosy(carry, task, synthesize(carry, FEW), replace(CFG, epochs=1))
+
+    with scenario.training(1, CFG.pool) as task:
+        nosy(carry, task, synthesize(carry, FEW), replace(CFG, epochs=1))
     assert len(tried) == 5
-    with pytest.raises(LeakError): scenario.tasks[0].train
+    with pytest.raises(LeakError):
+        scenario.tasks[0].train
     assert len(scenario.test(1)) > 0
 
 
@@ -191,10 +290,13 @@ def test_a_carryover_has_no_place_for_images_and_exemplars_need_registration(toy
     scenario = toy()
     carry = first_task(scenario)
     assert not hasattr(carry, "exemplars") and carry.images == 0
-    with pytest.raises(TypeError): Carryover(carry.model, 2, exemplars=scenario.joint(0, reference=True))
+    with pytest.raises(TypeError):
+        Carryover(carry.model, 2, exemplars=scenario.joint(0, reference=True))
     with scenario.training(1) as task:
-        with pytest.raises(LeakError, match="real images"): joint(carry, task, None, CFG)
-    with pytest.raises(ConfigError, match="reference"): method("hoarder", "Hoarder", "M1", exemplars=5)
+        with pytest.raises(LeakError, match="real images"):
+            joint(carry, task, None, CFG)
+    with pytest.raises(ConfigError, match="reference"):
+        method("hoarder", "Hoarder", "M1", exemplars=5)
     assert "hoarder" not in METHODS
 
 
@@ -212,18 +314,22 @@ def test_a_mean_over_few_images_is_refused(toy):
     scenario = toy(per_class=15)
     with scenario.training(0) as task:
         model = build_classifier("small", 3, [2])
-        with pytest.raises(DataError, match="nearly show a patient"): hand_over(model, task, None)
+        with pytest.raises(DataError, match="nearly show a patient"):
+            hand_over(model, task, None)
         assert hand_over(model, task, None, k_min=1).means.shape == (2, 3, 16, 16)
 
 
 def test_exemplars_never_reach_the_disk(toy, tmp_path):
     scenario = toy()
     carry = first_task(scenario)
-    held = ExemplarCarryover(carry.model, 2, carry.means, {"sums": Extra(torch.ones(3), "M2")}, scenario.joint(0, reference=True))
+    held = ExemplarCarryover(
+        carry.model, 2, carry.means, {"sums": Extra(torch.ones(3), "M2")}, scenario.joint(0, reference=True)
+    )
     path = save_carryover(tmp_path / "c.safetensors", held, dict(task=1))
     back, meta = load_carryover(path, lambda meta: build_classifier("small", 3, [2]))
     assert type(back) is Carryover and torch.equal(back.extra["sums"].value, torch.ones(3)) and meta["task"] == 1
-    with pytest.raises(StateError, match="another network"): load_carryover(path, lambda meta: build_classifier("small", 1, [2]))
+    with pytest.raises(StateError, match="another network"):
+        load_carryover(path, lambda meta: build_classifier("small", 1, [2]))
 
 
 def test_terms_of_a_batch_have_gradients_for_every_trained_part(toy):
@@ -231,8 +337,10 @@ def test_terms_of_a_batch_have_gradients_for_every_trained_part(toy):
     carry = first_task(scenario)
     impressions = synthesize(carry, FEW)
     with scenario.training(1, CFG.pool) as task:
-        model, m = start_model(carry, task, CFG), Material(task, impressions, CFG, carry.model)
-        terms = class_impression_terms(m, task, CFG, dict(distillation=1., margin=1., intra_domain=1.))(0)(model, next(iter(epoch_batches(m, 0))))
+        model, m = start_model(carry, task, CFG), TaskData(task, impressions, CFG, carry.model)
+        terms = class_impression_terms(m, task, CFG, dict(distillation=1.0, margin=1.0, intra_domain=1.0))(0)(
+            model, next(iter(epoch_batches(m, 0)))
+        )
         assert isinstance(next(iter(epoch_batches(m, 0))), Batch)
     for name, value in terms.items():
         grads = torch.autograd.grad(value, list(model.backbone.parameters()), retain_graph=True, allow_unused=True)

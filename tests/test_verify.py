@@ -1,4 +1,5 @@
 "Reported results, drawn and repeated: what is drawn from, what a changed number leads to, what is written down."
+
 import copy
 import json
 
@@ -7,10 +8,12 @@ import pandas as pd
 import pytest
 
 from classimpression import cli
-from classimpression.core import StateError, package_folder, read_json
-from classimpression.folders import run_folder
-from classimpression.runner import RunConfig, profile_config, run
-from classimpression.verify import drawn, reported_runs, selected, spread_of, verify
+from classimpression.core.errors import StateError
+from classimpression.core.files import read_json
+from classimpression.core.provenance import package_folder
+from classimpression.runs.run_store import run_folder
+from classimpression.runs.runner import RunConfig, profile_config, run
+from classimpression.report.verify import drawn, reported_runs, selected, spread_of, verify
 
 FIGURES = package_folder().parent / "figures"
 
@@ -31,8 +34,8 @@ def test_every_committed_run_is_drawn_from_once_and_can_be_made_again():
 def test_variants_of_an_ablation_have_a_spread_of_their_own():
     runs = reported_runs(FIGURES)
     losses = selected(runs, tables=["losses"])
-    pairs = [spread_of(r, r, runs)[1] for r in losses]
-    assert max(pairs) == 5 and min(pairs) == 1, "five pairs at most, though the table has many more runs"
+    repeats = [spread_of(r, r, runs)[1] for r in losses]
+    assert max(repeats) == 5 and min(repeats) == 1, "five repeats at most, though the table has many more runs"
     first = [spread_of(r, r, runs)[0][[0, -1]] for r in selected(runs, "blood", ["class-impression"], ["main_table"])]
     assert all(a < 4 < b for a, b in first), "the first task is judged more sharply than the last"
 
@@ -42,29 +45,63 @@ def reported(tmp_path_factory):
     "Three small runs in two tables, and the folder where they have been repeated."
     folder = tmp_path_factory.mktemp("reported")
     runs = [run(profile_config("smoke", "fine-tuning", seed=s, out=f"{folder}/again")).data for s in range(3)]
-    for name, part in dict(main_table=runs, losses=runs[1:]).items(): (folder / f"{name}_blood-mini_runs.json").write_text(json.dumps(part))
+    for name, part in dict(main_table=runs, losses=runs[1:]).items():
+        (folder / f"{name}_blood-mini_runs.json").write_text(json.dumps(part))
     return folder, runs
 
 
 @pytest.mark.xdist_group("verify")
 def test_the_outcome_is_kept_run_by_run(reported, tmp_path, capsys):
     folder, runs = reported
-    go = lambda *more: cli.main(["verify", "--figures", str(folder), "--out", f"{folder}/again", "--jobs", "0", "--save", str(tmp_path / "kept" / "verified.csv"), *more])
+    go = lambda *more: cli.main(
+        [
+            "verify",
+            "--figures",
+            str(folder),
+            "--out",
+            f"{folder}/again",
+            "--jobs",
+            "0",
+            "--save",
+            str(tmp_path / "kept" / "verified.csv"),
+            *more,
+        ]
+    )
     assert go("--sample", "1", "--tables", "main_table") == 0
     first = pd.read_csv(tmp_path / "kept" / "verified.csv")
-    assert go("--sample", "9", "--scenario", "blood-mini", "--minutes", "60") == 0 and "3 of 3 reported runs" in capsys.readouterr().out
-    table, facts = pd.read_csv(tmp_path / "kept" / "verified.csv", dtype=dict(class_order=str)), read_json(tmp_path / "kept" / "verified.json")
+    assert (
+        go("--sample", "9", "--scenario", "blood-mini", "--minutes", "60") == 0
+        and "3 of 3 reported runs" in capsys.readouterr().out
+    )
+    table, facts = (
+        pd.read_csv(tmp_path / "kept" / "verified.csv", dtype=dict(class_order=str)),
+        read_json(tmp_path / "kept" / "verified.json"),
+    )
     assert len(first) == 1 and sorted(table.run_id) == sorted(r["run_id"] for r in runs) == [d["run_id"] for d in facts]
-    assert set(table.verdict) == {"identical"} and set(table.difference) == {0.} and set(table.pairs) == {3} and table.same_code.all()
+    assert (
+        set(table.verdict) == {"identical"}
+        and set(table.difference) == {0.0}
+        and set(table.repeats) == {3}
+        and table.same_code.all()
+    )
     assert dict(zip(table.run_id, table.tables))[runs[1]["run_id"]] == "losses_blood-mini, main_table_blood-mini"
-    assert all(d["environment"]["torch"] and d["finished"] and d["balanced_accuracy"]["reported"] == d["balanced_accuracy"]["again"] for d in facts)
-    assert {p.name for p in (tmp_path / "kept").iterdir()} - {".lock"} == {"verified.csv", "verified.json"}, "no half a file"
+    assert all(
+        d["environment"]["torch"]
+        and d["finished"]
+        and d["balanced_accuracy"]["reported"] == d["balanced_accuracy"]["again"]
+        for d in facts
+    )
+    assert {p.name for p in (tmp_path / "kept").iterdir()} - {".lock"} == {"verified.csv", "verified.json"}, (
+        "no half a file"
+    )
 
 
 @pytest.mark.xdist_group("verify")
 def test_a_changed_number_is_found_and_does_not_hide_in_its_own_spread(reported, tmp_path, capsys):
     folder, runs = reported
-    changed = copy.deepcopy(runs); changed[0]["tasks"][0]["confusion"][0][0] += 1; changed[0]["tasks"][0]["balanced_accuracy"] += 60
+    changed = copy.deepcopy(runs)
+    changed[0]["tasks"][0]["confusion"][0][0] += 1
+    changed[0]["tasks"][0]["balanced_accuracy"] += 60
     (tmp_path / "main_table_runs.json").write_text(json.dumps(changed))
     argv = ["verify", "--figures", str(tmp_path), "--out", f"{folder}/again", "--jobs", "0"]
     assert cli.main(argv) == 1
@@ -72,18 +109,23 @@ def test_a_changed_number_is_found_and_does_not_hide_in_its_own_spread(reported,
     (tmp_path / "main_table_runs.json").write_text(json.dumps(changed[:2]))
     assert cli.main(argv) == 1 and "no spread" in capsys.readouterr().out
     (tmp_path / "losses_runs.json").write_text(json.dumps(runs))
-    with pytest.raises(StateError, match="other outcomes of the run"): reported_runs(tmp_path)
+    with pytest.raises(StateError, match="other outcomes of the run"):
+        reported_runs(tmp_path)
 
 
 @pytest.mark.xdist_group("verify")
 def test_other_images_are_no_repetition(reported, tmp_path):
     folder, runs = reported
-    other = copy.deepcopy(runs[0]); other["scenario"]["checksum"] = "another"
+    other = copy.deepcopy(runs[0])
+    other["scenario"]["checksum"] = "another"
     (tmp_path / "main_table_runs.json").write_text(json.dumps([other]))
     assert list(verify(tmp_path, out=f"{folder}/again", jobs=0).verdict) == ["other data"]
 
 
 def test_the_draw_is_the_same_for_the_same_seed_only():
     runs = [dict(run_id=str(i)) for i in range(50)]
-    assert drawn(runs, 5, 1) == drawn(runs, 5, 1) != drawn(runs, 5, 2) and len({r["run_id"] for r in drawn(runs, 50, 1)}) == 50
+    assert (
+        drawn(runs, 5, 1) == drawn(runs, 5, 1) != drawn(runs, 5, 2)
+        and len({r["run_id"] for r in drawn(runs, 50, 1)}) == 50
+    )
     assert np.unique([r["run_id"] for r in drawn(runs, 99)]).size == 50

@@ -1,0 +1,1 @@
+"""Doors to other libraries: scikit-learn, Avalanche, ONNX, networks of your own."""

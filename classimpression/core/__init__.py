@@ -1,0 +1,1 @@
+"""Errors, keyed random numbers, whole files, fingerprints: what everything else rests on."""

@@ -1,0 +1,1 @@
+"""Cine series: readers, de-identification, the store, a phantom, the scenario."""

@@ -1,0 +1,1 @@
+"""From settings to finished runs: configurations, the run store, the engine, tables, tuning."""

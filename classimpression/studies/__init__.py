@@ -1,0 +1,1 @@
+"""Questions beside the main comparison: drift, privacy, calibration, speed."""
