@@ -172,10 +172,8 @@ def rebuild(
     "A classifier of the given structure. Raises `ConfigError` for an unknown network or head."
     model = build_classifier(spec["network"], spec["channels"], spec.get("blocks") or [1])
     if "head" in spec:
-        model.head, model.statistical_head = (
-            make_head(spec["head"]),
-            spec["statistical_head"] and make_head(spec["statistical_head"]),
-        )
+        statistical = spec.get("statistical_head", spec.get("answer"))  # "answer": as files of earlier versions call it
+        model.head, model.statistical_head = make_head(spec["head"]), statistical and make_head(statistical)
     return model
 
 # %% ../nbs/05_models.ipynb #32482649

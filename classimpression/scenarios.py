@@ -4,10 +4,11 @@
 
 # %% ../nbs/03_scenarios.ipynb #629bc8e2
 from __future__ import annotations
-import importlib, io, os, tempfile, zipfile
+import io, os, tempfile, zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Callable
 import numpy as np
 import torch
 from .core.errors import ClassImpressionError, DataError, StateError, check
@@ -20,10 +21,10 @@ from .tasks import POOLS, SELECTIONS, Scenario, Task, from_arrays, from_splits, 
 _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits", "plan"]  # one address for the user
 
 # %% auto #0
-__all__ = ['IMAGE_ENDINGS', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'SCENARIOS', 'MADE', 'CITATION', 'read_image',
-           'class_folders', 'folder_split', 'from_folder', 'DatasetInfo', 'scenario_info', 'data_file', 'make_scenario',
-           'list_data', 'download', 'npz_bytes', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays',
-           'from_splits', 'plan']
+__all__ = ['IMAGE_ENDINGS', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'SCENARIOS', 'CITATION', 'MADE', 'read_image',
+           'class_folders', 'folder_split', 'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info',
+           'data_file', 'make_scenario', 'list_data', 'download', 'npz_bytes', 'make_mini', 'POOLS', 'SELECTIONS',
+           'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
 
 # %% ../nbs/03_scenarios.ipynb #e2303556
 def read_image(
@@ -203,11 +204,6 @@ SCENARIOS = {
         "TissueMNIST", "tissuemnist.npz", "ebe78ee8b05294063de985d821c1c34b", 1, (2, 2, 2, 2), TISSUE, note=UNPROVED
     ),
 }
-MADE = {
-    "echo-phantom": "echo",
-    "echo-phantom-mini": "echo",
-    "echo": "echo",
-}  # scenarios that a module of the library makes: its function `made_scenario` gets all that `make_scenario` gets
 CITATION = (
     "Yang et al., MedMNIST v2 - A large-scale lightweight benchmark for 2D and 3D biomedical image classification, "
     "Scientific Data 10:41 (2023); "
@@ -215,7 +211,20 @@ CITATION = (
     "systems, Data in Brief 30 (2020)"
 )
 
+# %% ../nbs/03_scenarios.ipynb #4d1f0a02
+MADE: dict[str, Callable[..., Scenario]] = {}  # name -> what makes the scenario
 
+
+def register_scenario(
+    name: str,  # what settings call it
+    make: Callable[..., Scenario],  # gets all that `make_scenario` gets, in its order
+) -> None:
+    "Make a scenario known to `make_scenario`. Raises `ConfigError` for a name that is taken."
+    check(name not in SCENARIOS, f"{name!r} is a scenario of MedMNIST; choose another name")
+    check(MADE.get(name, make) is make, f"a scenario named {name!r} exists already; choose another name")
+    MADE[name] = make
+
+# %% ../nbs/03_scenarios.ipynb #4d1f0a03
 def scenario_info(
     name: str,  # one of the names in SCENARIOS
 ) -> DatasetInfo:
@@ -257,9 +266,7 @@ def make_scenario(
     that is missing or wrong.
     """
     if isinstance(name, str) and name in MADE:
-        return importlib.import_module(f"classimpression.{MADE[name]}").made_scenario(
-            name, class_order, sizes, root, size, verify
-        )
+        return MADE[name](name, class_order, sizes, root, size, verify)
     info = scenario_info(name)
     order, sizes = plan(info.n_classes, class_order, info.sizes if sizes is None else sizes)
     path = data_file(name, root)

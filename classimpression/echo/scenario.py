@@ -16,6 +16,7 @@ from ..core.machine import progress
 from ..core.provenance import digest, modules_digest
 from ..data import data_root
 from .phantom import VIEWS, PhantomConfig, phantom_set
+from ..scenarios import register_scenario
 from ..tasks import Scenario, from_splits
 
 # %% auto #0
@@ -130,3 +131,7 @@ def made_scenario(
         size=size,
         checksum=store.checksum,
     )
+
+
+for _name in (*PHANTOMS, "echo"):
+    register_scenario(_name, made_scenario)

@@ -9,7 +9,9 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import mode
-from ..methods import analytic, census, drift, generated, prototypes, regularised, rehearsal  # noqa: F401  their methods register themselves
+from ..echo import scenario  # noqa: F401  registers its task sequences
+from ..methods import analytic, census, drift, generated, prototypes, regularised  # noqa: F401
+from ..methods import rehearsal  # noqa: F401  they register themselves
 from ..core.errors import ConfigError, check, check_number
 from ..core.files import read_json
 from ..core.provenance import package_folder

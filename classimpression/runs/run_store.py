@@ -59,16 +59,16 @@ def identity(
 @lru_cache(maxsize=None)
 def code_of(
     fit: Callable,  # a method's function
-    made: str = "",  # module that makes the images, if they are not read from a file with a checksum
+    made: Callable | None = None,  # that makes the images, if they are not read from a file with a checksum
     network: Callable | None = None,  # that builds the network
 ) -> str:  # 16 hexadecimal digits
     "Hash of the code that runs of a method go through."
     ours = fit.__module__.partition(".")[0] == package_folder().name
     own = fit.__module__.rpartition(".")[2]
     used = modules_digest(
-        *used_modules(*EVERY_RUN, "methods", *([own] if ours else []), *([made] if made else [])), "configs", "runner"
+        *used_modules(*EVERY_RUN, "registry", *([own] if ours else []), *([made.__module__.rpartition(".")[2]] if made and not foreign_source(made) else [])), "configs", "runner"
     )
-    theirs = [s for f in (fit, network) if f and (s := foreign_source(f))]
+    theirs = [s for f in (fit, network, made) if f and (s := foreign_source(f))]
     return digest([used, *theirs]) if theirs else used
 
 # %% ../../nbs/runs/02_run_store.ipynb #c98cf2be
@@ -77,7 +77,7 @@ def run_folder(
 ) -> Path:  # out/scenario/method-seed-settings-code
     "Where a run of these settings and this code lives."
     hashed, made = digest(identity(asdict(cfg)))[:10], MADE.get(cfg.scenario)
-    code = code_of(find_method(cfg.method).fit, made or "", NETWORKS.get(cfg.network))[:6]
+    code = code_of(find_method(cfg.method).fit, made, NETWORKS.get(cfg.network))[:6]
     return Path(cfg.out) / cfg.scenario / f"{cfg.method}-seed{cfg.seed}-{hashed}-{code}"
 
 # %% ../../nbs/runs/02_run_store.ipynb #26cdd936
