@@ -1,4 +1,7 @@
-"""Packaging: every fact comes from settings.ini; the wheel also carries the experiment notebooks and the embedded data."""
+"""Packaging: every fact comes from settings.ini; the wheel also carries the experiment notebooks and the embedded
+data.
+"""
+
 import shutil
 from configparser import ConfigParser
 from pathlib import Path
@@ -26,7 +29,9 @@ class BuildWithNotebooks(build_py):
 
 
 extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")}
-extras["dev"] = sorted({need for name, needs in extras.items() if name != "avalanche" for need in needs})  # Avalanche brings a lot: an environment of its own
+extras["dev"] = sorted(
+    {need for name, needs in extras.items() if name != "avalanche" for need in needs}
+)  # Avalanche brings a lot: an environment of its own
 
 setup(
     name=cfg["lib_name"],
@@ -40,7 +45,7 @@ setup(
     license_files=["LICENSE"],
     keywords=cfg["keywords"].split(),
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
-    package_data={cfg["lib_name"]: ["assets/*", "assets/*/*", "assets/*/*/*"]},
+    package_data={cfg["lib_name"]: ["py.typed", "assets/*", "assets/*/*", "assets/*/*/*"]},
     cmdclass={"build_py": BuildWithNotebooks},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),

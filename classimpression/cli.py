@@ -4,21 +4,16 @@
 
 # %% ../nbs/12_cli.ipynb #5cf5fa12
 from __future__ import annotations
-import argparse, sys
+import argparse, json, os, sys
 from importlib import metadata
-from typing import Sequence
+from typing import Any, Sequence
 from .core.errors import ClassImpressionError
+from .core.provenance import environment
 
 # %% auto #0
 __all__ = ['TYPED', 'COMMANDS', 'EXAMPLES', 'reproduce_some', 'add_reproduce', 'settings_of', 'run_one', 'notes', 'add_run',
            'tune_some', 'add_tune', 'verify_some', 'add_verify', 'index_series', 'look_after_data', 'add_data',
            'bench_some', 'add_bench', 'show_info', 'parser', 'main']
-
-# %% ../nbs/12_cli.ipynb #519296ef
-import argparse, json, os
-from importlib import metadata
-from typing import Any
-from .core.provenance import environment
 
 # %% ../nbs/12_cli.ipynb #1f4cffe6
 TYPED = (

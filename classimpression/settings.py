@@ -93,7 +93,8 @@ def check_training(cfg: TrainConfig) -> None:
     )
 
 # %% ../nbs/10_settings.ipynb #9837bbd3
-# before tasks 2, 3, 4: share of the batch in the centroids, temperature; OrganAMNIST's last task draws half its samples from the impressions
+# before tasks 2, 3, 4: share of the batch in the centroids, temperature;
+# OrganAMNIST's last task draws half its samples from the impressions
 PUBLISHED = {
     "blood": dict(rho=(0.9, 0.999, 0.9), tau=(1.0, 1.0, 1.0)),
     "path": dict(rho=(0.99, 0.9, 0.9), tau=(1.0, 1.0, 1.0)),

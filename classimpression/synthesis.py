@@ -129,7 +129,7 @@ class SynthesisConfig:
     flip: bool = True  # random horizontal flips?
     start: str = "mean"  # "mean": class mean plus noise; "noise": grey plus stronger noise
     dtype: str = "float32"  # of the forward and backward passes: "float32" or "bfloat16"
-    compiled: bool = False  # build the objective with torch.compile? Half a minute once, faster steps; where it cannot, a warning and no change
+    compiled: bool = False  # torch.compile? Half a minute once, faster steps; a warning where it cannot
 
     def __post_init__(self):
         for name in ("groups", "group_size"):

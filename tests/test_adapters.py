@@ -9,7 +9,7 @@ from test_methods import EXPECTED, TINY
 
 from classimpression.methods.statistical import NearestMean, Ridge, StreamingLDA
 from classimpression.adapters.adopt import adopt
-from classimpression.adapters.estimator import IncrementalClassifier, load_estimator, save_estimator
+from classimpression.adapters.estimator import IncrementalClassifier
 from classimpression.adapters.export import export_onnx, export_torch
 from classimpression.methods.registry import find_method
 from classimpression.models import batch_norms, build_classifier
@@ -57,7 +57,7 @@ def test_every_method_is_an_estimator(name, tmp_path):
     assert 0 <= est.score(x, est.predict(x)[::-1]) <= est.score(x, est.predict(x)) == 1
     n = find_method(name).exemplars
     assert est.carry_.images == (0 if n == 0 else 36 if n is None else min(n, 12) * 3)
-    again = load_estimator(save_estimator(tmp_path / "e.safetensors", est))
+    again = IncrementalClassifier.load(est.save(tmp_path / "e.safetensors"))
     assert np.allclose(again.decision_function(x), scores, rtol=1e-3, atol=1e-3) and again.carry_.images == 0, (
         "real images are never written"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from classimpression.core import errors, files, machine, provenance, seeding
+from classimpression.core import errors, provenance
 from classimpression.runs import run_store as folders
 from classimpression.core.errors import StateError
 from classimpression.core.files import read_json, write_json

@@ -75,7 +75,7 @@ def test_declarations():
     ]
 
 
-# --- losses -----------------------------------------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------------------
 
 
 def soft(v, T):
@@ -126,7 +126,7 @@ def test_cross_entropy_among_new_classes():
     assert torch.equal(one, F.cross_entropy(z, torch.tensor([4, 4]))) and one > 1
 
 
-# --- LwF and LwF-MC -----------------------------------------------------------------------------------------------------
+# --- LwF and LwF-MC -------------------------------------------------------------------------------
 
 
 def test_lwf_asks_the_frozen_model_in_evaluation_mode_about_all_old_classes(toy, monkeypatch):
@@ -178,7 +178,7 @@ def test_distillation_keeps_old_answers(toy, name):
     assert gaps[1] < gaps[0] / 2
 
 
-# --- LwM ----------------------------------------------------------------------------------------------------------------
+# --- LwM ------------------------------------------------------------------------------------------
 
 
 def tiny():
@@ -314,7 +314,7 @@ def test_both_networks_are_asked_about_the_same_old_class(toy, plain, monkeypatc
         assert torch.allclose(z, wanted.gather(1, own), atol=1e-5)
 
 
-# --- EWC ----------------------------------------------------------------------------------------------------------------
+# --- EWC ------------------------------------------------------------------------------------------
 
 
 def test_fisher_is_a_loop_over_single_images_and_leaves_the_model_alone():
@@ -449,7 +449,7 @@ def test_no_strength_makes_ewc_diverge(toy, monkeypatch):
         moved(1e9)
 
 
-# --- one class --------------------------------------------------------------------------------------------------------------
+# --- one class ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -82,7 +82,7 @@ class Steps:
         monkeypatch.setattr(rehearsal, "learn", spy)
 
 
-# --- all four --------------------------------------------------------------------------------------------------------------------------------------------------------
+# --- all four -------------------------------------------------------------------------------------
 
 
 def test_they_are_references_and_say_so(toy):
@@ -149,7 +149,7 @@ def test_old_rows_move_where_the_recipe_says_so(toy, name):
     assert torch.equal(model.head.blocks[0], carry.model.head.blocks[0]) == (name == "lucir")
 
 
-# --- replay ----------------------------------------------------------------------------------------------------------------------------------------------------------
+# --- replay ---------------------------------------------------------------------------------------
 
 
 def test_replay_of_everything_is_joint_training_with_a_warm_start(toy, monkeypatch):
@@ -192,7 +192,7 @@ def test_replay_weighs_classes_by_their_inverse_frequency(toy, monkeypatch):
     assert torch.allclose(seen[0], torch.tensor([n / 4, n / 4, 1.0, 1.0])) and seen[-1] is None
 
 
-# --- iCaRL -----------------------------------------------------------------------------------------------------------------------------------------------------------
+# --- iCaRL ----------------------------------------------------------------------------------------
 
 
 def test_icarl_keeps_what_herding_chooses_and_never_changes_it(toy, tmp_path, monkeypatch):
@@ -292,7 +292,7 @@ def test_logistic_terms_against_a_loop():
     ) == pytest.approx(old, rel=1e-5)
 
 
-# --- EEIL ------------------------------------------------------------------------------------------------------------------------------------------------------------
+# --- EEIL -----------------------------------------------------------------------------------------
 
 
 def test_every_old_head_is_distilled():
@@ -366,7 +366,7 @@ def test_balance_does_not_need_many_images(toy):
     assert balanced(union, 0).train.counts(4).tolist() == [8, 8, 8, 2]
 
 
-# --- LUCIR -----------------------------------------------------------------------------------------------------------------------------------------------------------
+# --- LUCIR ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 3, 1), (3, 1, 2)])
@@ -425,7 +425,7 @@ def test_lucir_starts_from_imprinted_rows(toy, monkeypatch):
     )
 
 
-# --- statistics ------------------------------------------------------------------------------------------------------------------------------------------------------
+# --- statistics -----------------------------------------------------------------------------------
 
 
 def test_computing_the_means_leaves_the_network_alone(toy):

@@ -14,9 +14,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
-TUTORIALS = sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb"))
+ALL = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+EXPERIMENTS = [p for p in ALL if p.parent.name == "experiments"]
+TUTORIALS = [p for p in ALL if p.parent.name == "tutorials"]
+NOTEBOOKS = [p for p in ALL if p not in (*EXPERIMENTS, *TUTORIALS)]
+PACKAGE = ROOT / "classimpression"
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if not p.name.startswith("_"))
+# From the ground up: a room may use itself and what stands before it. "" is the top: the method itself.
+ROOMS = ["core", "", "echo", "methods", "runs", "report", "studies", "adapters"]
+DOOR = {"cli"}  # may use everything, and nothing uses it
 HEAVY = (
     "torchvision",
     "pydicom",
@@ -48,10 +54,13 @@ def source(cell: dict) -> str:
 
 
 def module_of(notebook: Path) -> str | None:
-    found = re.search(
-        r"^#\| default_exp (\w+)", "\n".join(source(c) for c in json.loads(notebook.read_text())["cells"]), re.M
-    )
+    text = "\n".join(source(c) for c in json.loads(notebook.read_text())["cells"])
+    found = re.search(r"^#\| default_exp ([\w.]+)", text, re.M)
     return found and found.group(1)
+
+
+def room_of(module: Path) -> str:
+    return module.relative_to(PACKAGE).parent.as_posix().replace(".", "")
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +76,9 @@ def copy(tmp_path_factory) -> Path:
             if n in {"runs", "figures", "tests", "build", "_site", "__pycache__"} or n.startswith((".git", ".venv"))
         ],
     )
-    for module in (copy / "classimpression").glob("*.py"):
-        module.unlink()
-    (copy / "classimpression" / "__init__.py").write_text((ROOT / "classimpression" / "__init__.py").read_text())
+    for module in (copy / "classimpression").rglob("*.py"):
+        if module.name != "__init__.py":
+            module.unlink()
     done = python(
         "from nbdev.clean import nbdev_clean; from nbdev.doclinks import nbdev_export; nbdev_clean(); nbdev_export()",
         cwd=copy,
@@ -80,37 +89,81 @@ def copy(tmp_path_factory) -> Path:
 
 @needs_notebooks
 def test_modules_come_from_the_notebooks(copy):
-    modules = {p.name for p in (ROOT / "classimpression").glob("*.py")}
-    assert modules == {p.name for p in (copy / "classimpression").glob("*.py")}, (
-        "a module without notebook, or a notebook without module"
-    )
-    for name in modules:
-        assert (copy / "classimpression" / name).read_text() == (ROOT / "classimpression" / name).read_text(), (
-            f"run nbdev_export: {name} differs"
-        )
+    def modules(root):
+        return {p.relative_to(root).as_posix(): p.read_text() for p in root.rglob("*.py")}
+
+    ours, exported = modules(PACKAGE), modules(copy / "classimpression")
+    assert set(ours) == set(exported), "a module without notebook, or a notebook without module"
+    assert not [name for name in ours if ours[name] != exported[name]], "run nbdev_export"
 
 
 @needs_notebooks
 def test_notebooks_are_clean(copy):
-    for notebook in [*NOTEBOOKS, *EXPERIMENTS, *TUTORIALS]:
+    for notebook in ALL:
         assert (copy / notebook.relative_to(ROOT)).read_text() == notebook.read_text(), (
             f"run nbdev_clean: {notebook.name} differs"
         )
 
 
+def test_the_door_is_light_and_complete():
+    code = """if True:
+        import sys, time
+        start = time.perf_counter()
+        import classimpression as ci
+        seconds = time.perf_counter() - start
+        assert not {"torch", "numpy", "pandas"} & set(sys.modules), "the door loads a large library"
+        assert set(ci.__all__) <= set(dir(ci)) and 15 <= len(ci.__all__) <= 25
+        for name in ci.__all__:
+            assert callable(getattr(ci, name)) and getattr(ci, name).__module__.startswith("classimpression."), name
+        assert ci.make_scenario("echo-phantom-mini").name == "echo-phantom-mini"
+        try: ci.synthesise
+        except AttributeError as e: assert "it offers" in str(e)
+        else: raise AssertionError("a name that does not exist was found")
+        print(seconds)"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert (PACKAGE / "py.typed").exists()
+
+
+@pytest.mark.parametrize("module", ["cli", "synthesis", "runs.runner"])
+def test_a_module_that_is_run_by_mistake_says_so(module):
+    done = subprocess.run(
+        [sys.executable, "-m", f"classimpression.{module}"], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == 2 and "python -m classimpression --help" in done.stderr, done.stderr
+
+
+@needs_notebooks
+def test_every_room_says_what_lives_there_and_numbers_its_notebooks():
+    for room in filter(None, ROOMS):
+        doc = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text()))
+        assert doc and len(doc.splitlines()[0]) > 20, f"{room}/__init__.py has no first line"
+    for room in ROOMS:
+        names = [p.name for p in NOTEBOOKS if p.parent == ROOT / "nbs" / room and p.name[0].isdigit()]
+        assert [int(n[:2]) for n in names] == list(range(1, len(names) + 1)), (
+            f"the numbers in nbs/{room} collide or have gaps"
+        )
+        for n in names:
+            wanted = f"{room}.{n[3:-6]}".lstrip(".")
+            assert module_of(ROOT / "nbs" / room / n) == wanted, f"nbs/{room}/{n} should export {wanted}"
+
+
 def test_import_is_quiet():
     code = """if True:
         import importlib, sys, warnings, numpy, random, torch, os
-        state = lambda: (torch.get_num_threads(), torch.get_num_interop_threads(), torch.get_default_dtype(), torch.is_grad_enabled(), torch.initial_seed(),
-                         torch.get_rng_state().tolist(), random.getstate(), numpy.random.get_state()[1].tolist(), numpy.geterr(), torch.are_deterministic_algorithms_enabled(),
-                         warnings.filters[:], dict(os.environ), sys.path[:])
+        def state():
+            names = ("get_num_threads", "get_num_interop_threads", "initial_seed", "get_default_dtype",
+                     "is_grad_enabled", "are_deterministic_algorithms_enabled")
+            of_torch = [getattr(torch, name)() for name in names]
+            drawn = torch.get_rng_state().tolist(), random.getstate(), numpy.random.get_state()[1].tolist()
+            return of_torch, drawn, numpy.geterr(), warnings.filters[:], dict(os.environ), sys.path[:]
         known = set(sys.modules)
         for name in sys.argv[1:]:
             before = state()
             importlib.import_module("classimpression." + name)
             assert state() == before, f"importing {name} changed a global setting"
         print(*{m.split(".")[0] for m in set(sys.modules) - known})"""
-    names = sorted(p.stem for p in (ROOT / "classimpression").glob("*.py") if not p.stem.startswith("_"))
+    names = [".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in MODULES]
     assert len(names) > 40
     done = python(code, *names)
     assert done.returncode == 0, done.stderr
@@ -120,43 +173,36 @@ def test_import_is_quiet():
 
 @needs_notebooks
 def test_imports_go_one_way():
-    order = [m for m in map(module_of, sorted(NOTEBOOKS, key=lambda p: p.name.split("_")[0])) if m]
-    for here, name in enumerate(order):
-        tree = ast.parse((ROOT / "classimpression" / f"{name}.py").read_text())
-        used = {
-            n.module.split(".")[-1]
-            for n in ast.walk(tree)
-            if isinstance(n, ast.ImportFrom)
-            and (n.level or (n.module or "").startswith("classimpression."))
-            and n.module
-        }
-        assert used <= set(order[:here]), f"{name} imports {sorted(used - set(order[:here]))}, which come later"
+    def number(module):
+        (found,) = [p.name for p in (ROOT / "nbs" / room_of(module)).glob(f"[0-9]*_{module.stem}.ipynb")]
+        return int(found[:2])
+
+    where = {p.stem: p for p in MODULES}
+    assert len(where) == len(MODULES), "two modules share a name"
+    for module in MODULES:
+        here = (ROOMS.index(room_of(module)), number(module))
+        for node in ast.walk(ast.parse(module.read_text())):
+            ours = isinstance(node, ast.ImportFrom) and (
+                node.level or (node.module or "").startswith("classimpression")
+            )
+            if not ours:
+                continue
+            names = {(node.module or "").rpartition(".")[2], *(a.name for a in node.names)} & set(where)
+            for name in sorted(names - {module.stem} - DOOR if module.stem not in DOOR else ()):
+                there = (ROOMS.index(room_of(where[name])), number(where[name]))
+                assert there < here, (
+                    f"{room_of(module)}/{module.stem} imports {room_of(where[name])}/{name}, which comes later"
+                )
+            assert module.stem in DOOR or not names & DOOR, f"{module.stem} imports the door"
 
 
 @needs_notebooks
-def test_only_figures_import_plots():
-    users = [
-        p.stem
-        for p in (ROOT / "classimpression").glob("*.py")
-        if re.search(r"import.*\bplots\b|classimpression\.plots|from \.plots", p.read_text())
-        and p.stem not in ("_modidx", "plots")
-    ]
-    assert set(users) <= {
-        "ablations",
-        "budgets",
-        "calibration",
-        "curves",
-        "descents",
-        "explorers",
-        "framewise",
-        "gallery",
-        "growth",
-        "holding",
-        "likeness",
-        "motion",
-        "panels",
-        "protection",
+def test_only_what_draws_imports_plots():
+    draws = {"ablations", "budgets", "curves", "explorers", "gallery", "domain_gap", "panels", "claims"}
+    users = {
+        p.stem for p in MODULES if re.search(r"import.*\bplots\b|\.plots import", p.read_text()) and p.stem != "plots"
     }
+    assert {u for u in users if room_of(next(p for p in MODULES if p.stem == u)) != "studies"} <= draws
 
 
 def run_notebook(notebook: Path, log: Path) -> None:
@@ -185,7 +231,7 @@ def forks():
 
 
 @needs_notebooks
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT / "nbs").with_suffix("").as_posix())
 def test_notebook_runs(notebook, forks, tmp_path):
     process = forks.Process(target=run_notebook, args=(notebook, tmp_path / "log"))
     process.start()
@@ -214,7 +260,7 @@ def test_experiment_notebooks_only_call(notebook):
 
 
 def test_no_stars_and_no_pickle():
-    for module in (ROOT / "classimpression").glob("*.py"):
+    for module in MODULES:
         text = module.read_text()
         assert not re.search(r"import \*|\bpickle\b|torch\.(load|save)\(|allow_pickle=True", text), module.name
 

@@ -58,7 +58,7 @@ def stored(folder: Path) -> dict:
     return dict(tensors=tensors, rows=rows, metrics=read_json(folder / "result.json")["metrics"])
 
 
-# A process that imports everything once and runs each attempt in a child, so that 20 kills cost seconds and not minutes.
+# A process that imports everything once and runs each attempt in a child: 20 kills cost seconds and not minutes.
 KILLER = """
 import os, random, signal, sys, time
 sys.path.insert(0, sys.argv[1])
@@ -89,7 +89,9 @@ start = time.time(); attempt(tiny(f"{out}/whole")); duration = time.time() - sta
 while kills < 20:
     cfg = tiny(f"{out}/broken{k}"); k += 1
     while kills < 20 and attempt(cfg, rng.uniform(0, duration)):
-        kills += 1; moments.append(sorted(str(p.relative_to(out)) for p in __import__("pathlib").Path(cfg.out).rglob("*") if p.is_file()))
+        kills += 1
+        left = __import__("pathlib").Path(cfg.out).rglob("*")
+        moments.append(sorted(str(p.relative_to(out)) for p in left if p.is_file()))
     attempt(cfg)
 print(k, kills, len(set(map(tuple, moments))))
 """
@@ -175,7 +177,8 @@ GO = """
 from classimpression.{runner} import RunConfig, run
 
 def go(scenario, out):
-    cfg = RunConfig.of(scenario="toy", epochs=1, batch_size=20, groups=1, group_size=10, synthesis_steps=4, synthesis_warmup=1, threads=1, k_min=5, out=out)
+    few = dict(epochs=1, batch_size=20, groups=1, group_size=10, synthesis_steps=4, synthesis_warmup=1, k_min=5)
+    cfg = RunConfig.of(scenario="toy", threads=1, out=out, **few)
     r = run(cfg, scenario.again())
     print(r.folder.name, r.data["finished"])
 """

@@ -23,8 +23,7 @@ from ..synthesis import synthesize
 from ..training import teacher_features
 
 # %% auto #0
-__all__ = ['as_labels', 'number_labels', 'keep_exemplars', 'learn_task', 'IncrementalClassifier', 'as_images', 'partial_fit',
-           'fit', 'decision_function', 'predict_proba', 'predict', 'score', 'save_estimator', 'load_estimator']
+__all__ = ['as_labels', 'number_labels', 'keep_exemplars', 'learn_task', 'IncrementalClassifier']
 
 # %% ../../nbs/adapters/02_estimator.ipynb #fbee941b
 def as_labels(
@@ -122,6 +121,11 @@ def learn_task(
 class IncrementalClassifier:
     "A registered method with scikit-learn's verbs; every call of `partial_fit` brings new classes."
 
+    carry_: Carryover  # all that survives the last task
+    classes_: np.ndarray  # classes so far, in order of arrival [K]
+    sizes_: list[int]  # classes per task
+    image_shape_: tuple[int, ...]  # channels, height, width
+
     def __init__(
         self,
         method: str = "class-impression",  # registered method
@@ -130,13 +134,8 @@ class IncrementalClassifier:
         random_state: int = 0,  # seed of everything drawn
         settings: dict | None = None,  # fields of `RunConfig` that differ, such as dict(epochs=3, options=dict(...))
     ):
-        self.method, self.profile, self.layout, self.random_state, self.settings = (
-            method,
-            profile,
-            layout,
-            random_state,
-            settings,
-        )
+        self.method, self.profile, self.layout = method, profile, layout
+        self.random_state, self.settings = random_state, settings
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         "The constructor's arguments."
@@ -166,6 +165,14 @@ class IncrementalClassifier:
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "carry_")
 
+    def check_fitted(self) -> None:
+        "Raise `StateError` before the first task."
+        check(
+            hasattr(self, "carry_"),
+            "this estimator has learned nothing yet; call partial_fit(images, labels) first",
+            StateError,
+        )
+
     def config(self) -> RunConfig:
         """All settings of the method under the profile. Raises `ConfigError` for those that need images which an
         estimator does not have.
@@ -180,110 +187,95 @@ class IncrementalClassifier:
         )
         return cfg
 
-# %% ../../nbs/adapters/02_estimator.ipynb #ff340735
-def as_images(
-    self: IncrementalClassifier,
-    X,  # images in the estimator's layout, uint8 or float in [0, 1]
-) -> Tensor:  # uint8 [N, C, H, W]
-    "Images as the network wants them. Raises `DataError` for another size than that of the first task."
-    x = as_split(X, np.zeros(len(X), np.int64), self.layout).x
-    shape = getattr(self, "image_shape_", tuple(x.shape[1:]))
-    check(
-        tuple(x.shape[1:]) == shape,
-        f"these images have shape {tuple(x.shape[1:])} (channels, height, width), those learned from {shape}; "
-        f"resize or convert them",
-        DataError,
-    )
-    return x
+    def as_images(
+        self,
+        X,  # images in the estimator's layout, uint8 or float in [0, 1]
+    ) -> Tensor:  # uint8 [N, C, H, W]
+        "Images as the network wants them. Raises `DataError` for another size than that of the first task."
+        x = as_split(X, np.zeros(len(X), np.int64), self.layout).x
+        shape = getattr(self, "image_shape_", tuple(x.shape[1:]))
+        check(
+            tuple(x.shape[1:]) == shape,
+            f"these images have shape {tuple(x.shape[1:])} (channels, height, width), those learned from {shape}; "
+            f"resize or convert them",
+            DataError,
+        )
+        return x
 
-# %% ../../nbs/adapters/02_estimator.ipynb #8da62978
-def partial_fit(
-    self: IncrementalClassifier,
-    X,  # images of new classes
-    y,  # their labels [N]
-) -> IncrementalClassifier:
-    "Learn one task. Raises `DataError` for a class of an earlier task, `ConfigError` for settings that cannot work."
-    cfg, x = self.config(), as_images(self, X)
-    numbers, classes = number_labels(y, getattr(self, "classes_", np.array([])))
-    check(len(x) == len(numbers), f"{len(x)} images but {len(numbers)} labels; give one label per image", DataError)
-    sizes = [*getattr(self, "sizes_", []), len(classes) - sum(getattr(self, "sizes_", []))]
-    carry, kept = learn_task(cfg, Split(x, numbers), getattr(self, "carry_", None), sizes)
-    self.carry_, self.classes_, self.sizes_, self.image_shape_ = carry, classes, sizes, tuple(x.shape[1:])
-    return self
+    def partial_fit(
+        self,
+        X,  # images of new classes
+        y,  # their labels [N]
+    ) -> IncrementalClassifier:
+        """Learn one task. Raises `DataError` for a class of an earlier task, `ConfigError` for settings that cannot
+        work.
+        """
+        cfg, x = self.config(), self.as_images(X)
+        numbers, classes = number_labels(y, getattr(self, "classes_", np.array([])))
+        check(len(x) == len(numbers), f"{len(x)} images but {len(numbers)} labels; give one label per image", DataError)
+        sizes = [*getattr(self, "sizes_", []), len(classes) - sum(getattr(self, "sizes_", []))]
+        carry, kept = learn_task(cfg, Split(x, numbers), getattr(self, "carry_", None), sizes)
+        self.carry_, self.classes_, self.sizes_, self.image_shape_ = carry, classes, sizes, tuple(x.shape[1:])
+        return self
 
-# %% ../../nbs/adapters/02_estimator.ipynb #9c20b9ba
-def fit(self: IncrementalClassifier, X, y) -> IncrementalClassifier:
-    "Forget everything and learn one task."
-    before = {k: self.__dict__.pop(k) for k in ("carry_", "classes_", "sizes_", "image_shape_") if k in self.__dict__}
-    try:
-        return self.partial_fit(X, y)
-    except BaseException:
-        self.__dict__.update(before)
-        raise
+    def fit(self, X, y) -> IncrementalClassifier:
+        "Forget everything and learn one task."
+        learned = [k for k in ("carry_", "classes_", "sizes_", "image_shape_") if k in self.__dict__]
+        before = {k: self.__dict__.pop(k) for k in learned}
+        try:
+            return self.partial_fit(X, y)
+        except BaseException:
+            self.__dict__.update(before)
+            raise
 
-# %% ../../nbs/adapters/02_estimator.ipynb #a869b0c7
-@torch.no_grad()
-def decision_function(
-    self: IncrementalClassifier,
-    X,  # images
-) -> np.ndarray:  # scores [N, K], in the order of `classes_`
-    "Scores of all classes seen. Raises `StateError` before the first task."
-    check(
-        hasattr(self, "carry_"),
-        "this estimator has learned nothing yet; call partial_fit(images, labels) first",
-        StateError,
-    )
-    return torch.cat([self.carry_.model(b.float() / 255).float() for b in as_images(self, X).split(500)]).numpy()
+    @torch.no_grad()
+    def decision_function(
+        self,
+        X,  # images
+    ) -> np.ndarray:  # scores [N, K], in the order of `classes_`
+        "Scores of all classes seen. Raises `StateError` before the first task."
+        self.check_fitted()
+        return torch.cat([self.carry_.model(b.float() / 255).float() for b in self.as_images(X).split(500)]).numpy()
 
-# %% ../../nbs/adapters/02_estimator.ipynb #bd06d3fd
-def predict_proba(self: IncrementalClassifier, X) -> np.ndarray:
-    "Softmax of the scores [N, K]; every row adds up to 1."
-    return torch.from_numpy(decision_function(self, X)).double().softmax(1).numpy()
+    def predict_proba(self, X) -> np.ndarray:
+        "Softmax of the scores [N, K]; every row adds up to 1."
+        return torch.from_numpy(self.decision_function(X)).double().softmax(1).numpy()
 
-# %% ../../nbs/adapters/02_estimator.ipynb #5226c875
-def predict(self: IncrementalClassifier, X) -> np.ndarray:
-    "The class with the highest score, under the name that the user gave [N]."
-    scores = decision_function(self, X)
-    return self.classes_[scores.argmax(1)]
+    def predict(self, X) -> np.ndarray:
+        "The class with the highest score, under the name that the user gave [N]."
+        scores = self.decision_function(X)
+        return self.classes_[scores.argmax(1)]
 
-# %% ../../nbs/adapters/02_estimator.ipynb #75ebcb36
-def score(self: IncrementalClassifier, X, y) -> float:
-    "Share of the images that are recognised, [0, 1]."
-    return float((predict(self, X) == as_labels(y)).mean())
+    def score(self, X, y) -> float:
+        "Share of the images that are recognised, [0, 1]."
+        return float((self.predict(X) == as_labels(y)).mean())
 
+    def save(
+        self,
+        path: str | Path,  # where to write
+    ) -> Path:
+        "Write what was learned. Raises `StateError` before the first task."
+        self.check_fitted()
+        facts = dict(
+            params=self.get_params(),
+            classes=self.classes_.tolist(),
+            sizes=self.sizes_,
+            image_shape=list(self.image_shape_),
+        )
+        return save_carryover(path, self.carry_, dict(self.carry_.model.spec, estimator=facts))
 
-for verb in (partial_fit, fit, decision_function, predict_proba, predict, score):
-    setattr(IncrementalClassifier, verb.__name__, verb)
-
-# %% ../../nbs/adapters/02_estimator.ipynb #c94681b8
-def save_estimator(
-    path: str | Path,  # where to write
-    est: IncrementalClassifier,  # after `partial_fit`
-) -> Path:
-    "Write what an estimator has learned."
-    check(
-        hasattr(est, "carry_"),
-        "this estimator has learned nothing yet; call partial_fit(images, labels) first",
-        StateError,
-    )
-    facts = dict(
-        params=est.get_params(), classes=est.classes_.tolist(), sizes=est.sizes_, image_shape=list(est.image_shape_)
-    )
-    return save_carryover(path, est.carry_, dict(est.carry_.model.spec, estimator=facts))
-
-# %% ../../nbs/adapters/02_estimator.ipynb #236e31c7
-def load_estimator(
-    path: str | Path,  # file of `save_estimator`
-) -> IncrementalClassifier:
-    "Read an estimator. Raises `StateError` for a file that holds none."
-    carry, meta = load_carryover(path, rebuild)
-    check("estimator" in meta, f"{path} holds a carryover but no estimator; read it with load_carryover", StateError)
-    facts = meta["estimator"]
-    est = IncrementalClassifier(**facts["params"])
-    est.carry_, est.classes_, est.sizes_, est.image_shape_ = (
-        carry,
-        np.array(facts["classes"]),
-        facts["sizes"],
-        tuple(facts["image_shape"]),
-    )
-    return est
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,  # a file that `save` wrote
+    ) -> IncrementalClassifier:
+        "Read an estimator; loading runs no code. Raises `StateError` for a file that holds none."
+        carry, meta = load_carryover(path, rebuild)
+        check(
+            "estimator" in meta, f"{path} holds a carryover but no estimator; read it with load_carryover", StateError
+        )
+        facts = meta["estimator"]
+        est = cls(**facts["params"])
+        est.carry_, est.classes_, est.sizes_ = carry, np.array(facts["classes"]), facts["sizes"]
+        est.image_shape_ = tuple(facts["image_shape"])
+        return est

@@ -148,7 +148,7 @@ def judge_claims(
 
 # %% ../../nbs/report/07_claims.ipynb #b4e2d1ef
 def judge_target(
-    target: dict,  # method, scenario, measure, and at_least, at_most_tier or not_applicable, or against and more_than (points), at_most_times or at_least_share
+    target: dict,  # as in assets/targets.json: method, scenario, measure, and what is wanted of it
     rows: DataFrame,  # of the main table, strict, of the scenario at the reported budget
 ) -> dict:  # target, reached, repeats, verdict
     "One target against the main table."

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import mode
-from ..echo import scenario  # noqa: F401  registers its task sequences
+from ..echo.scenario import made_scenario  # noqa: F401  registers its task sequences
 from ..methods import analytic, census, drift, generated, prototypes, regularised  # noqa: F401
 from ..methods import rehearsal  # noqa: F401  they register themselves
 from ..core.errors import ConfigError, check, check_number

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Iterator
-from ..core import errors, files, machine, provenance, seeding
+from ..core import errors, provenance
 from ..core.errors import ClassImpressionError, ConfigError, StateError, check, check_number
 from .run_store import RunResult, finished_run, run_folder
 from .runner import RunConfig, run

@@ -65,9 +65,10 @@ def code_of(
     "Hash of the code that runs of a method go through."
     ours = fit.__module__.partition(".")[0] == package_folder().name
     own = fit.__module__.rpartition(".")[2]
-    used = modules_digest(
-        *used_modules(*EVERY_RUN, "registry", *([own] if ours else []), *([made.__module__.rpartition(".")[2]] if made and not foreign_source(made) else [])), "configs", "runner"
-    )
+    more = [own] if ours else []
+    if made and not foreign_source(made):
+        more.append(made.__module__.rpartition(".")[2])
+    used = modules_digest(*used_modules(*EVERY_RUN, "registry", *more), "configs", "runner")
     theirs = [s for f in (fit, network, made) if f and (s := foreign_source(f))]
     return digest([used, *theirs]) if theirs else used
 

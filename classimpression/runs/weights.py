@@ -31,12 +31,15 @@ CARD = """# {title} on {scenario}: weights after each task
 | balanced accuracy after each task, % | {after} |
 | run | `{run_id}`, {finished}, torch {torch}, code {code} |
 
-**Intended use.** Teaching and research on class-incremental learning: synthesising class impressions, looking at features, checking results of this repository.
+**Intended use.** Teaching and research on class-incremental learning: synthesising class impressions, looking at
+features, checking results of this repository.
 
-**Not intended.** Any clinical use. {images}; accuracy on images of another device or hospital is unknown, {forgetting} points of what was
+**Not intended.** Any clinical use. {images}; accuracy on images of another device or hospital is unknown,
+{forgetting} points of what was
 known of earlier tasks are forgotten, and of the worst class {worst_class_recall} % of the images are recognised.
 
-**What is inside.** The model's weights and the mean training image of each class, as each task handed them to the next{stored}; no image of a patient. The means are averages over {fewest} images or more.
+**What is inside.** The model's weights and the mean training image of each class, as each task
+handed them to the next{stored}; no image of a patient. The means are averages over {fewest} images or more.
 
 **Licence.** Weights: Apache 2.0, as the code.{source}
 """
