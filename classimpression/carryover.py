@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .core.errors import DataError, StateError, check, check_number
 from .core.files import load_tensors, save_tensors
 from .core.seeding import generator
-from .data import Split, to_unit
+from .data import Split, mean_of
 from .models import frozen_copy
 
 # %% auto #0
@@ -47,7 +47,7 @@ def class_means(
 ) -> Tensor:  # [len(labels), C, H, W] float32 in [0, 1]
     "Mean image of each class. Raises `DataError` if a class has fewer than `k_min` images."
     refuse_few(split, labels, k_min)
-    return torch.stack([to_unit(split.x[split.y == k]).double().mean(0) for k in labels]).float()
+    return torch.stack([mean_of(split.x, split.y == k) for k in labels]).float()
 
 # %% ../nbs/06_carryover.ipynb #9f883c7c
 TIERS = ("M0", "M1", "M2", "reference")

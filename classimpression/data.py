@@ -7,7 +7,7 @@ from __future__ import annotations
 import math, os, zipfile, zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import Iterable, Iterator, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,9 @@ from .core.errors import ClassImpressionError, DataError, check, check_number
 from .core.provenance import file_md5, tensor_digest
 
 # %% auto #0
-__all__ = ['LAYOUTS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS', 'to_unit', 'Split', 'as_numpy', 'as_bytes', 'as_labels', 'as_split',
-           'pad', 'augment', 'batches', 'npz_header', 'read_npz', 'data_root', 'load_medmnist']
+__all__ = ['LAYOUTS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS', 'to_unit', 'Split', 'as_numpy', 'pieces', 'extremes', 'mean_of',
+           'depth_of', 'as_bytes', 'as_labels', 'as_split', 'pad', 'augment', 'batches', 'npz_header', 'read_npz',
+           'data_root', 'load_medmnist']
 
 # %% ../nbs/01_data.ipynb #7902055f
 def to_unit(
@@ -33,12 +34,18 @@ class Split:
 
     x: Tensor  # uint8 [N, C, H, W]
     y: Tensor  # int64 [N], on the same device
+    patient: Tensor | None = None  # whose image it is, int64 [N]; None: not known, each image somebody's
     varies = False  # is every draw for training another image?
 
     def __post_init__(self):
         check(
             self.x.dtype == torch.uint8 and self.x.ndim == 4,
             f"Split.x must be uint8 [N, C, H, W], not {self.x.dtype} {list(self.x.shape)}; use as_split",
+            DataError,
+        )
+        check(
+            self.patient is None or self.patient.shape == self.y.shape,
+            f"Split.patient must be int64 [{len(self.x)}]",
             DataError,
         )
         check(
@@ -57,7 +64,7 @@ class Split:
         )
 
     def to(self, device) -> Split:
-        return Split(self.x.to(device), self.y.to(device))
+        return replace(self, x=self.x.to(device), y=self.y.to(device))
 
     def digest(self) -> str:
         return tensor_digest(self.x, self.y)
@@ -68,12 +75,16 @@ class Split:
 
     def sources(self, n_classes: int) -> Tensor:
         "Patients per class where they are known, otherwise images, int64 [n_classes]."
-        return self.counts(n_classes)
+        if self.patient is None:
+            return self.counts(n_classes)
+        return torch.bincount(torch.stack([self.y.cpu(), self.patient], 1).unique(dim=0)[:, 0], minlength=n_classes)
 
     def take(self, idx: Tensor | list[int]) -> Split:
         "The rows `idx`, in that order."
         idx = torch.as_tensor(idx, dtype=torch.int64, device=self.x.device)
-        return Split(self.x[idx], self.y[idx])
+        return replace(
+            self, x=self.x[idx], y=self.y[idx], patient=None if self.patient is None else self.patient[idx.cpu()]
+        )
 
     def where(self, classes: Iterable[int]) -> Split:
         "The images of `classes`, in their old order, labels unchanged."
@@ -95,7 +106,8 @@ class Split:
         return replace(self, y=y)
 
     def joined(self, other: Split) -> Split:
-        return Split(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]))
+        who = None if self.patient is None or other.patient is None else torch.cat([self.patient, other.patient])
+        return Split(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]), who)
 
 # %% ../nbs/01_data.ipynb #00aa8ee1
 LAYOUTS = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 3, 1, 2), "NHW": (0, 1, 2)}  # axes, in the order N, C, H, W
@@ -120,26 +132,100 @@ def as_numpy(
     return a
 
 # %% ../nbs/01_data.ipynb #938419ea
-def as_bytes(
-    x: np.ndarray,  # images, uint8 or float in [0, 1], any shape
-) -> np.ndarray:  # uint8, a copy of its own
-    "Images as bytes; floats are rounded to multiples of 1/255."
-    if x.dtype == np.uint8:
-        return np.array(x, order="C")
-    check(x.dtype.kind == "f", f"images must be uint8 or float in [0, 1], not {x.dtype}; convert them first", DataError)
-    bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
+def pieces(
+    shape: Sequence[int],  # of an array
+    most: int = 2**28,  # bytes of a piece, were its numbers float64
+) -> list[slice]:  # of the first axis, one after the other, at least a row each
+    "Cut a long array into pieces, so that what is made of it never takes all memory at once."
+    step = max(1, most // max(8 * math.prod(shape[1:]), 1))
+    return [slice(i, i + step) for i in range(0, shape[0], step)]
+
+# %% ../nbs/01_data.ipynb #04f2f042
+def extremes(
+    x: np.ndarray,  # images, numbers
+) -> tuple[float, float]:  # smallest and largest
+    "The range of the numbers. Raises `DataError` for NaN and infinity."
+    parts = [x[p].reshape(len(x[p]), -1) for p in pieces(x.shape)]
+    bad = np.flatnonzero(np.concatenate([~np.isfinite(p).all(1) for p in parts])) if x.dtype.kind == "f" else []
     check(
         not len(bad),
-        f"image {bad[0] if len(bad) else ''} holds NaN or infinity ({len(bad)} of {len(x)} images do); remove or "
-        f"repair them",
+        f"image {bad[0] if len(bad) else ''} holds NaN or infinity ({len(bad)} of {len(x)} images do); "
+        "remove or repair them",
         DataError,
+    )
+    return min(p.min() for p in parts), max(p.max() for p in parts)
+
+# %% ../nbs/01_data.ipynb #8e4a9309
+def mean_of(
+    x: Tensor,  # rows: bytes, which count as numbers in [0, 1], or floats
+    rows: Tensor,  # which of them, bool [N]
+    most: int = 2**28,  # bytes of a piece
+) -> Tensor:  # float64, the shape of a row
+    "Mean of some rows, a piece at a time."
+    i = rows.nonzero()[:, 0]
+    number = lambda p: (to_unit(x[i[p]]) if x.dtype == torch.uint8 else x[i[p]]).double()
+    parts = pieces((len(i), *x.shape[1:]), most)
+    if len(parts) == 1:
+        return number(parts[0]).mean(0)
+    return sum(number(p).sum(0) for p in parts) / len(i)
+
+# %% ../nbs/01_data.ipynb #36d65d3d
+def depth_of(
+    x: np.ndarray,  # whole numbers, or floats that stand for them
+    high: float,  # the largest of them
+    bits: int | None,  # how many bits they have, if the user says so
+    declared: int | None,  # the same, if a file says so
+) -> int:
+    """How many bits the numbers have. Raises `DataError` where neither the user, nor the file, nor their type tells
+    credibly.
+    """
+    needed, typed = (
+        max(8, int(high).bit_length()),
+        declared or (16 if x.dtype.kind == "u" and x.dtype.itemsize == 2 else None),
+    )
+    fix = f"say how many bits they have: bits={needed}"
+    check(
+        bits or typed,
+        f"images must be uint8, uint16 or float in [0, 1], not {x.dtype}; convert them to uint8, or {fix}",
+        DataError,
+    )
+    check_number("bits", bits or typed, 8, 32, integer=True)
+    check(
+        high < 2 ** (bits or typed), f"numbers up to {high:,.0f} do not fit into {bits or typed} bits; {fix}", DataError
     )
     check(
-        x.min() >= 0 and x.max() <= 1,
-        f"float images must lie in [0, 1], these in [{x.min():.4g}, {x.max():.4g}]; divide by 255 or pass uint8",
+        bits or not high or needed > typed - 4 or typed == 8,
+        f"of {typed} bits the highest are empty: no number is above {high:,.0f}, "
+        f"the picture would be almost black; {fix}, or bits={typed} if it is so dark",
         DataError,
     )
-    return np.rint(x * 255).astype(np.uint8)
+    return bits or typed
+
+# %% ../nbs/01_data.ipynb #c798375d
+def as_bytes(
+    x: np.ndarray,  # images: numbers of any shape
+    bits: int | None = None,  # how many bits the numbers have, where their type or file does not tell
+    declared: int | None = None,  # how many bits a file says that they have
+) -> np.ndarray:  # uint8, a copy of its own
+    "Images as bytes, by the rule above. Raises `DataError` for numbers that have no certain brightness."
+    if x.dtype == np.uint8:
+        return np.array(x, order="C")
+    if x.dtype == bool:
+        return np.where(x, np.uint8(255), np.uint8(0))
+    low, high = extremes(x)
+    unit = x.dtype.kind == "f" and not bits and not declared
+    check(
+        not unit or low >= 0 and high <= 1,
+        f"float images must lie in [0, 1], these in [{low:.4g}, {high:.4g}]; "
+        f"divide by 255, pass uint8, or say how many bits they have: bits={max(8, int(max(high, 0)).bit_length())}",
+        DataError,
+    )
+    check(low >= 0, f"images hold negative numbers, down to {low:.4g}; brightness starts at 0", DataError)
+    k = 255.0 if unit else 2.0 ** (8 - depth_of(x, high, bits, declared))
+    out = np.empty(x.shape, np.uint8)
+    for p in pieces(x.shape):
+        out[p] = np.rint(x[p] * k) if unit else np.floor(x[p] * k)
+    return out
 
 # %% ../nbs/01_data.ipynb #6a0ed464
 def as_labels(
@@ -163,10 +249,11 @@ def as_labels(
 
 # %% ../nbs/01_data.ipynb #71cf69ca
 def as_split(
-    x,  # images: array or tensor, uint8 or float in [0, 1]
+    x,  # images: array or tensor, uint8, uint16 or float in [0, 1]
     y,  # labels: array, tensor or list, [N] or [N, 1]
     layout: str = "NCHW",  # order of the axes: NCHW, NHWC or NHW (grey)
     n_classes: int | None = None,  # labels must be below this, if given
+    bits: int | None = None,  # how many bits the numbers have, where their type does not tell: see `as_bytes`
 ) -> Split:  # a copy: later changes of the arrays do not reach it
     "Check images and labels and store them as a `Split`. Raises `DataError`."
     check(layout in LAYOUTS, f"unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
@@ -186,7 +273,7 @@ def as_split(
         f"images need 1 or 3 channels; layout {layout} finds {channels} in shape {list(x.shape)}",
         DataError,
     )
-    t = torch.from_numpy(as_bytes(x)).permute(LAYOUTS[layout])
+    t = torch.from_numpy(as_bytes(x, bits)).permute(LAYOUTS[layout])
     return Split((t if "C" in layout else t[:, None]).contiguous(), torch.from_numpy(as_labels(y, n_classes)))
 
 # %% ../nbs/01_data.ipynb #052668f5

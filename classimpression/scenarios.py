@@ -4,119 +4,225 @@
 
 # %% ../nbs/03_scenarios.ipynb #629bc8e2
 from __future__ import annotations
-import io, os, tempfile, zipfile
+import io, os, tempfile, unicodedata, warnings, zipfile
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Callable
 import numpy as np
 import torch
-from .core.errors import ClassImpressionError, DataError, StateError, check
+from .core.errors import DataError, StateError, check
 from .core.files import inside, write_bytes, write_json
 from .core.provenance import file_md5, package_folder, tensor_digest
 from .core.seeding import generator
-from .data import DATA_VARIABLE, MAX_BYTES, PARTS, Split, as_split, data_root, load_medmnist, read_npz
+from .data import DATA_VARIABLE, MAX_BYTES, PARTS, Split, as_bytes, as_split, data_root, load_medmnist
+from .data import read_npz
+from .core.pictures import PAGES, numbers, opened
 from .tasks import POOLS, SELECTIONS, Scenario, Task, from_arrays, from_splits, plan, total
 
 _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits", "plan"]  # one address for the user
 
 # %% auto #0
-__all__ = ['IMAGE_ENDINGS', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'SCENARIOS', 'CITATION', 'MADE', 'read_image',
-           'class_folders', 'folder_split', 'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info',
-           'data_file', 'make_scenario', 'list_data', 'download', 'npz_bytes', 'make_mini', 'POOLS', 'SELECTIONS',
-           'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
+__all__ = ['IMAGE_ENDINGS', 'SYSTEM', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'SCENARIOS', 'CITATION', 'MADE',
+           'read_image', 'hidden', 'class_folders', 'image_files', 'stacked', 'people', 'folder_split', 'said',
+           'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info', 'data_file', 'make_scenario',
+           'list_data', 'download', 'npz_bytes', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays',
+           'from_splits', 'plan']
 
-# %% ../nbs/03_scenarios.ipynb #e2303556
+# %% ../nbs/03_scenarios.ipynb #e8c6745a
 def read_image(
-    path: Path,  # image file with 8 bits per channel
+    path: Path,  # image file
     channels: int,  # 1: converted to grey; 3: converted to colour
     resize: int | None,  # resize to this height and width
+    bits: int | None = None,  # how many bits the numbers have, where the file does not tell: see `as_bytes`
+    seen: Counter | None = None,  # what is noticed is counted here
 ) -> np.ndarray:  # uint8 [H, W, C]
-    "Decode one image with Pillow."
-    try:
+    "Decode one image with Pillow. Raises `DataError` for what cannot be read or has no certain brightness."
+    seen = Counter() if seen is None else seen
+    with opened(path) as im:
+        seen[PAGES] += getattr(im, "n_frames", 1) > 1
+        x = as_bytes(numbers(im, seen), bits)
         from PIL import Image
-    except ImportError as e:
-        raise DataError("image folders need Pillow: pip install 'classimpression[data]'") from e
-    try:
-        with Image.open(path) as im:
-            check(
-                im.mode[0] not in "IF",
-                f"{path} has more than 8 bits per channel (mode {im.mode}); convert it first",
-                DataError,
-            )
-            im = im.convert("L" if channels == 1 else "RGB")
-            if resize:
-                im = im.resize((resize, resize), Image.Resampling.BILINEAR)
-            return np.asarray(im).reshape(im.height, im.width, channels)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        if isinstance(e, ClassImpressionError):
-            raise
-        raise DataError(f"cannot read the image {path}: {e}") from e
 
-# %% ../nbs/03_scenarios.ipynb #ca644ef2
-IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+        im = Image.fromarray(x).convert("L" if channels == 1 else "RGB")
+        if resize:
+            im = im.resize((resize, resize), Image.Resampling.BILINEAR)
+        return np.asarray(im).reshape(im.height, im.width, channels)
+
+# %% ../nbs/03_scenarios.ipynb #2c694ff0
+IMAGE_ENDINGS = {
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".gif",
+    ".jp2",
+}
+SYSTEM = {"__macosx", "thumbs.db", "desktop.ini", "lost+found", "$recycle.bin", "#recycle", "icon\r"}
 
 
+def hidden(name: str) -> bool:
+    "Is a file or folder there for a system, and not for people?"
+    return name.startswith((".", "@")) or name.lower() in SYSTEM
+
+# %% ../nbs/03_scenarios.ipynb #1ada05e1
 def class_folders(
     folder: Path,  # holds one folder per class
-) -> list[str]:  # sorted names
-    "Names of the classes; hidden folders are none."
+) -> dict[str, Path]:  # name -> folder, sorted by name
+    "The classes; hidden folders are none. Raises `DataError` if the folder is missing or holds a name twice."
     check(folder.is_dir(), f"there is no folder {folder}; an image folder holds train, val and test", DataError)
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    found = [
+        (unicodedata.normalize("NFC", p.name), p) for p in sorted(folder.iterdir()) if p.is_dir() and not hidden(p.name)
+    ]
+    check(
+        len(dict(found)) == len(found),
+        f"{folder} holds a class twice, its accents written in two ways: {[n for n, _ in found]}",
+        DataError,
+    )
+    return dict(sorted(found))
 
-# %% ../nbs/03_scenarios.ipynb #da894ce7
+# %% ../nbs/03_scenarios.ipynb #631c4d83
+def image_files(
+    folder: Path,  # of one class
+    root: Path,  # that no link may leave
+    seen: Counter,  # what is left out is counted here
+) -> list[Path]:  # sorted
+    "All images in a folder and in the folders within."
+    files = []
+    for p in sorted(folder.rglob("*")):
+        if p.is_symlink() or folder.is_symlink():
+            inside(root, p.relative_to(root))
+        away = any(map(hidden, p.relative_to(folder).parts))
+        if p.is_dir():
+            seen["links to folders, left out"] += p.is_symlink()
+        elif away:
+            seen["hidden or system files, left out"] += 1
+        elif p.suffix.lower() in IMAGE_ENDINGS and p.is_file():
+            files.append(p)
+        else:
+            seen[f"files with the unknown ending {p.suffix or '(none)'}, left out"] += 1
+    return files
+
+# %% ../nbs/03_scenarios.ipynb #c56bbf69
+def stacked(
+    files: list[Path],  # at least one
+    channels: int,
+    resize: int | None,
+    bits: int | None,
+    seen: Counter,  # see `from_folder`
+) -> np.ndarray:  # uint8 [N, H, W, C]
+    "Decode images of one size. Raises `DataError` for one that differs, and before the memory would not do."
+    first = read_image(files[0], channels, resize, bits, Counter())
+    check(
+        first.size * len(files) <= MAX_BYTES,
+        f"{len(files)} images take more than {MAX_BYTES:,.0f} bytes of memory; pass a smaller resize=...",
+        DataError,
+    )
+    out = np.empty((len(files), *first.shape), np.uint8)
+    for i, p in enumerate(files):
+        x = read_image(p, channels, resize, bits, seen)
+        check(
+            x.shape == first.shape,
+            f"{p} has another size than {files[0]}: {x.shape[1]}x{x.shape[0]}, not {first.shape[1]}x{first.shape[0]} "
+            f"pixels; "
+            "pass resize=... for images of different sizes",
+            DataError,
+        )
+        out[i] = x
+    return out
+
+# %% ../nbs/03_scenarios.ipynb #ab3ccc8d
+def people(
+    files: list[tuple[Path, Path]],  # image, folder of its class
+) -> list[str]:  # who it is
+    "The folder right below the class, for each image. Raises `DataError` for images outside such a folder."
+    outside = [p for p, c in files if p.parent == c]
+    check(
+        not outside,
+        f"{len(outside)} of {len(files)} images lie in no patient's folder, the first is "
+        f"{outside[0] if outside else ''}; "
+        "put them into one, or pass patients=False",
+        DataError,
+    )
+    return [unicodedata.normalize("NFC", p.relative_to(c).parts[0]) for p, c in files]
+
+# %% ../nbs/03_scenarios.ipynb #2e25bda6
 def folder_split(
     folder: Path,  # holds one folder per class
     names: list[str],  # class names, in the order of their numbers
-    channels: int,  # 1 or 3
-    resize: int | None,  # resize to this height and width
-) -> Split:
+    channels: int = 3,
+    resize: int | None = None,
+    bits: int | None = None,
+    patients: bool = False,  # see `from_folder`
+    seen: Counter | None = None,  # what is noticed is counted here
+) -> tuple[Split, list[str]]:  # images, and whose they are; nobody's if that is not asked
     "Read one split of an image folder."
+    seen, found = Counter() if seen is None else seen, class_folders(folder)
     check(
-        (found := class_folders(folder)) == names,
-        f"{folder} holds the classes {found}, but the training folder has {names}",
+        list(found) == names,
+        f"{folder} holds the classes {list(found)}, but the training folder has {names}",
         DataError,
     )
-    files = [
-        (p, c)
-        for c, name in enumerate(names)
-        for p in sorted((folder / name).iterdir())
-        if p.suffix.lower() in IMAGE_ENDINGS
-    ]
-    check(files, f"there is no image in {folder}", DataError)
-    first = read_image(inside(folder, files[0][0].relative_to(folder)), channels, resize)
-    check(
-        first.size * len(files) <= MAX_BYTES,
-        f"{folder} takes more than {MAX_BYTES:,.0f} bytes of memory; pass a smaller resize=...",
-        DataError,
+    files = [(p, found[n], c) for c, n in enumerate(names) for p in image_files(found[n], folder, seen)]
+    check(files, f"there is no image in {folder}; {said(seen) or 'it is empty'}", DataError)
+    nested = sum(p.parent != c for p, c, _ in files)
+    if nested and not patients:
+        seen["in folders within a class; if these are patients, pass patients=True, so that none is in two splits"] += (
+            nested
+        )
+    who = people([f[:2] for f in files]) if patients else []
+    split = as_split(
+        stacked([p for p, _, _ in files], channels, resize, bits, seen), [c for _, _, c in files], layout="NHWC"
     )
-    images = [read_image(inside(folder, p.relative_to(folder)), channels, resize) for p, _ in files]
-    odd = next((p for (p, _), im in zip(files, images, strict=True) if im.shape != first.shape), None)
-    check(
-        odd is None,
-        f"{odd} has another size than {files[0][0]}; pass resize=... for images of different sizes",
-        DataError,
-    )
-    return as_split(np.stack(images), [c for _, c in files], layout="NHWC")
+    number = {w: i for i, w in enumerate(dict.fromkeys(who))}
+    return Split(split.x, split.y, torch.tensor([number[w] for w in who]) if who else None), who
 
-# %% ../nbs/03_scenarios.ipynb #18077b1b
+# %% ../nbs/03_scenarios.ipynb #abc1350f
+def said(seen: Counter) -> str:
+    "Counts in words."
+    return "; ".join(f"{n} {what}" for what, n in sorted(seen.items()) if n)
+
+# %% ../nbs/03_scenarios.ipynb #71d2ccf2
 def from_folder(
     folder: str | Path,  # holds train, val and test, each with one folder per class
     sizes: list[int],  # classes per task
     channels: int = 3,  # 1: read as grey; 3: read as colour
     resize: int | None = None,  # resize to this height and width, for images of different sizes
+    bits: int | None = None,  # how many bits the numbers have, where files do not tell: see `as_bytes`
+    patients: bool = False,  # are the folders within a class patients?
     **more,  # class_order, name, size: see `from_splits`
 ) -> Scenario:
-    "Make a scenario from a folder of images."
+    "Make a scenario from a folder of images. Warns about all that was left out, turned or reduced to 8 bits."
     root = Path(folder).expanduser()
-    names = class_folders(root / "train")
+    names = list(class_folders(root / "train"))
     check(
         len(names) == total(sizes),
         f"sizes {list(sizes)} add up to {total(sizes)}, but {root / 'train'} holds {len(names)} classes: {names}",
     )
-    return from_splits(
-        *(folder_split(root / p, names, channels, resize) for p in PARTS), sizes=sizes, class_names=names, **more
+    seen = {p: Counter() for p in PARTS}
+    made = {p: folder_split(root / p, names, channels, resize, bits, patients, seen[p]) for p in PARTS}
+    both = {
+        (a, b): len(set(made[a][1]) & set(made[b][1]))
+        for a, b in (("train", "val"), ("train", "test"), ("val", "test"))
+    }
+    check(
+        not any(both.values()),
+        f"patients are in two splits: {', '.join(f'{n} in {a} and {b}' for (a, b), n in both.items() if n)}; a "
+        f"patient's images belong together",
+        DataError,
     )
+    if words := [f"{p}: {w}" for p in PARTS if (w := said(seen[p]))]:
+        warnings.warn(f"images of {root}: {'. '.join(words)}", stacklevel=2)
+    return from_splits(*(s for s, _ in made.values()), sizes=sizes, class_names=names, **more)
 
 # %% ../nbs/03_scenarios.ipynb #1533ff10
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import torch
 from classimpression.core.errors import ConfigError, DataError, LeakError, StateError
 from classimpression.core.provenance import file_md5, package_folder
 from classimpression.core.seeding import generator
-from classimpression.data import DATA_VARIABLE, as_split, augment, batches, data_root, load_medmnist, read_npz
+from classimpression.data import DATA_VARIABLE, as_bytes, as_split, augment, batches, data_root, load_medmnist, read_npz
 from classimpression.scenarios import SCENARIOS, download, from_arrays, from_folder, list_data, make_mini, make_scenario
 from classimpression.scenarios import npz_bytes
 
@@ -449,6 +449,7 @@ def folder(tmp_path):
     return tmp_path / "images"
 
 
+@pytest.mark.filterwarnings("ignore:images of")
 def test_image_folder(folder):
     (folder / "train" / ".cache").mkdir()
     (folder / "train" / "wall" / "notes.txt").write_text("no image")
@@ -474,8 +475,8 @@ def test_bad_image_folders(folder, tmp_path):
     Image.new("RGB", (9, 8)).save(target)
     with pytest.raises(DataError, match="another size"):
         from_folder(folder, sizes=[3])
-    Image.new("I;16", (9, 9)).save(target)
-    with pytest.raises(DataError, match="more than 8 bits"):
+    Image.new("I;16", (9, 9), 999).save(target)
+    with pytest.raises(DataError, match="bits=10"):
         from_folder(folder, sizes=[3])
     target.write_bytes(good)
     (folder / "val" / "extra").mkdir()
@@ -643,3 +644,60 @@ print([m for m in heavy if m in sys.modules])
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert out.returncode == 0 and out.stdout.strip() == "[]", out.stdout + out.stderr
+
+
+# ---------------------------------------------------------------- eight bits, and means of a million images
+
+
+@pytest.mark.parametrize(
+    "x, bits, want",
+    [
+        (np.uint16([0, 257, 65535, 32768]), None, [0, 1, 255, 128]),  # 16-bit files
+        (np.uint16([0, 16, 4095]), 12, [0, 1, 255]),  # 12 bits in a 16-bit file, said
+        (np.uint16([0, 16, 4095]), 16, [0, 0, 15]),  # so dark indeed, said
+        (np.int32([0, 257, 65535]), 16, [0, 1, 255]),
+        (np.float32([0, 1.9, 255]), 8, [0, 1, 255]),  # floats that stand for bytes
+        (np.float64([0, 0.5, 1]), None, [0, 128, 255]),
+        (np.array([True, False]), None, [255, 0]),
+        (np.uint16([0, 0]), None, [0, 0]),  # black is black in any depth
+        (np.uint8([3, 4]), 12, [3, 4]),  # bytes stay bytes
+    ],
+)
+def test_numbers_become_bytes(x, bits, want):
+    assert as_bytes(x, bits).tolist() == want
+
+
+@pytest.mark.parametrize(
+    "x, bits, message",
+    [
+        (np.uint16([0, 4095]), None, "bits=12"),
+        (np.int16([0, 255]), None, "bits=8"),
+        (np.float32([0, 255]), None, "bits=8"),
+        (np.uint16([0, 4096]), 12, "bits=13"),
+        (np.int32([-1, 9]), 8, "negative"),
+        (np.float32([np.inf]), 8, "infinity"),
+        (np.uint16([1]), 7, "bits must lie"),
+        (np.uint16([1]), 8.5, "whole number"),
+    ],
+)
+def test_numbers_of_unknown_brightness_are_refused(x, bits, message):
+    with pytest.raises((DataError, ConfigError), match=message):
+        as_bytes(x, bits)
+
+
+def test_means_are_taken_in_pieces():
+    """A piece at a time needs less memory than all at once and gives the same; `tests/faults/numbers.py` has the large
+    case.
+    """
+    from classimpression.carryover import class_means
+    from classimpression.data import Split, mean_of
+    from faults import peak
+
+    x = torch.arange(256, dtype=torch.uint8).repeat(30_000 * 784 // 256 + 1)[: 30_000 * 784].view(-1, 1, 28, 28)
+    y = torch.arange(len(x)) % 2
+    with peak() as grown:
+        means = torch.stack([mean_of(x, y == k, most=2**23) for k in range(2)]).float()
+    slow = torch.stack([x[k::2].sum(0, dtype=torch.int64) / (255 * len(x) / 2) for k in range(2)]).float()
+    assert torch.allclose(means, slow, atol=1e-6) and torch.allclose(class_means(Split(x, y), [0, 1]), slow, atol=1e-6)
+    assert grown[0] < 8e7, f"{grown[0]:,} bytes"  # in one piece: 150 MB
+    assert torch.equal(mean_of(x[:9], y[:9] == 0), mean_of(x[:9], y[:9] == 0, most=10**9))

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from ..carryover import Carryover, Extra
 from ..core.errors import DataError, StateError, check, check_number
 from ..core.seeding import generator, seeded
+from ..data import mean_of
 from ..heads import LinearHead
 from .registry import first_task, learn, method
 from ..settings import TrainConfig
@@ -33,7 +34,7 @@ def carried_feature_means(
     "Mean feature of each class. Raises `DataError` for a class without images."
     for k in labels:
         check((y == k).any(), f"class {k} has no training image, so no prototype", DataError)
-    return torch.stack([f[y == k].double().mean(0) for k in labels]).float()
+    return torch.stack([mean_of(f, y == k) for k in labels]).float()
 
 # %% ../../nbs/methods/04_prototypes.ipynb #20729d5f
 def carried(

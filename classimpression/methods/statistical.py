@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core.errors import StateError, check, check_number
 from ..core.seeding import generator
+from ..data import mean_of
 from ..heads import register_head
 
 # %% auto #0
@@ -71,7 +72,7 @@ def feature_means(
     check(len(f) == len(y), f"{len(f)} feature vectors but {len(y)} labels; give one label per vector")
     empty = [k for k in labels if not (y == k).any()]
     check(not empty, f"no image of the classes {empty}; every class needs one for its mean")
-    return torch.stack([f[y == k].double().mean(0) for k in labels]).float()
+    return torch.stack([mean_of(f, y == k) for k in labels]).float()
 
 # %% ../../nbs/methods/02_statistical.ipynb #dd487d10
 def expect_labels(
@@ -362,7 +363,7 @@ class Gaussians(StatisticalHead):
         "Learn new classes from their features [N, D]."
         expect_labels(self, y, labels)
         self.to(f.device)
-        means, parts = feature_means(f, y, labels), [self.power(f[y == k]).double() for k in labels]
+        means, parts = feature_means(f, y, labels), (self.power(f[y == k]).double() for k in labels)
         covs = torch.stack([pack((z - z.mean(0)).T @ (z - z.mean(0)) / max(1, len(z) - 1)) for z in parts])
         self.means, self.covs, self.derived = torch.cat([self.means, means]), torch.cat([self.covs, covs]), None
 
