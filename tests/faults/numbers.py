@@ -6,7 +6,7 @@ import torch
 from classimpression.methods.statistical import feature_means as answer_means
 from classimpression.carryover import class_means
 from classimpression.data import Split
-from classimpression.methods.prototypes import feature_means as prototype_means
+from classimpression.methods.prototypes import carried_feature_means as prototype_means
 
 from . import fault, peak
 
