@@ -67,17 +67,15 @@ def room_of(module: Path) -> str:
 def copy(tmp_path_factory) -> Path:
     "A copy of the repository after cleaning and exporting its notebooks."
     copy = tmp_path_factory.mktemp("copy") / "repository"
-    shutil.copytree(
-        ROOT,
-        copy,
-        ignore=lambda folder, names: [
-            n
-            for n in names
-            if n in {"runs", "figures", "tests", "build", "_site", "__pycache__"} or n.startswith((".git", ".venv"))
-        ],
-    )
+    left = {"runs", "figures", "tests", "build", "_site"}
+
+    def ignore(folder, names):
+        hidden = [n for n in names if n == "__pycache__" or n.startswith((".git", ".venv"))]
+        return [*hidden, *(left & set(names) if Path(folder) == ROOT else ())]
+
+    shutil.copytree(ROOT, copy, ignore=ignore)
     for module in (copy / "classimpression").rglob("*.py"):
-        if module.name != "__init__.py":
+        if not module.name.startswith("__"):
             module.unlink()
     done = python(
         "from nbdev.clean import nbdev_clean; from nbdev.doclinks import nbdev_export; nbdev_clean(); nbdev_export()",
