@@ -231,8 +231,8 @@ def add_verify(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--save",
         metavar="NAME.csv",
-        help="add the outcome to this table, such as figures/verified.csv; versions and machine are written beside "
-        "it, into NAME.json",
+        help="add the outcome to this table, such as figures/verify/verified.csv; versions and machine go into "
+        "NAME.json beside it",
     )
     p.add_argument("--figures", default="figures", help="folder of reported results (default: figures)")
     p.add_argument("--root", help="folder of the MedMNIST files (default: the variable CLASSIMPRESSION_DATA)")

@@ -135,7 +135,7 @@ def experiment(tmp_path_factory):
 def test_reproduce_leaves_everything_and_says_where(experiment):
     folder, done = experiment
     assert done.returncode == 0, done.stdout + done.stderr
-    notebook = folder / "figures" / "smoke" / "foundation_blood-mini.ipynb"
+    notebook = folder / "figures" / "smoke" / "foundation/blood-mini.ipynb"
     made = [folder / "figures" / "smoke" / f"foundation_blood-mini{c}" for c in CONTENT]
     for path in [notebook, *made]:
         assert path.stat().st_size > 100 and str(path.relative_to(folder)) in done.stdout
@@ -150,7 +150,7 @@ def test_injected_parameter_reaches_the_result(experiment):
     results = [json.loads(p.read_text()) for p in (folder / "runs").rglob("result.json")]
     assert {(r["seed"], r["settings"]["seed"], r["profile"]) for r in results} == {(7, 7, "smoke")}
     assert {r["method"] for r in results} == {"class-impression", "fine-tuning", "joint"}
-    assert set(read_rows(folder / "figures" / "smoke" / "foundation_blood-mini.csv").seed) == {7}
+    assert set(read_rows(folder / "figures" / "smoke" / "foundation/blood-mini.csv").seed) == {7}
 
 
 @pytest.mark.slow
@@ -158,7 +158,7 @@ def test_injected_parameter_reaches_the_result(experiment):
 def test_rerun_replaces_only_its_own_rows(experiment, capsys, monkeypatch):
     folder, _ = experiment
     monkeypatch.chdir(folder)
-    path = folder / "figures" / "smoke" / "foundation_blood-mini.csv"
+    path = folder / "figures" / "smoke" / "foundation/blood-mini.csv"
     before = read_rows(path)
     strangers = before.assign(seed=99)
     merge_rows(path, strangers)
@@ -220,7 +220,7 @@ def test_methods_of_a_readers_own_reach_runs_and_tables(tmp_path):
         timeout=500,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    table = pd.read_csv(next((tmp_path / "figures").rglob("main_table_blood-mini_summary.csv")))
+    table = pd.read_csv(next((tmp_path / "figures").rglob("main_table/blood-mini_summary.csv")))
     assert set(table.method) == {"Learns the first task only", "Nearest class mean"}
     asked = (
         "from classimpression.runs.tuning import trial_configs; print([c.options for c in "

@@ -258,7 +258,7 @@ def test_main_table_leaves_everything(experiment):
     folder, done = experiment
     assert done.returncode == 0, done.stdout + done.stderr
     figures = folder / "figures" / "smoke"
-    table = pd.read_csv(figures / "main_table.csv", dtype={"class_order": str})
+    table = pd.read_csv(figures / "main_table/runs.csv", dtype={"class_order": str})
     assert tuple(table.columns) == MAIN and len(table) == 12 and set(table.protocol) == {"strict"}
     assert set(table.class_order) == {
         "0 1 2 3 4 5 6 7",
@@ -276,7 +276,7 @@ def test_main_table_leaves_everything(experiment):
         "carried.png",
     ):
         assert (figures / f"main_table_blood-mini_{ending}").stat().st_size > 100, ending
-    runs = read_json(figures / "main_table_blood-mini_runs.json")
+    runs = read_json(figures / "main_table/blood-mini_runs.json")
     assert all({"settings", "environment", "seed"} <= set(r) and r["scenario"]["checksum"] for r in runs)
     pd.testing.assert_frame_equal(
         main_rows(runs).sort_values(["method", "seed"])[["method", "final_accuracy"]].reset_index(drop=True),
@@ -291,7 +291,7 @@ def test_main_table_leaves_everything(experiment):
 @pytest.mark.slow
 @pytest.mark.xdist_group("main table")
 def test_all_methods_start_from_the_same_first_task(experiment):
-    runs = read_json(experiment[0] / "figures" / "smoke" / "main_table_blood-mini_runs.json")
+    runs = read_json(experiment[0] / "figures" / "smoke" / "main_table/blood-mini_runs.json")
     first = {(r["method"], r["seed"]): r["tasks"][0]["confusion"] for r in runs}
     assert first["class-impression", 0] == first["fine-tuning", 0] == first["lwf", 0]
     seconds = {r["method"]: r["tasks"][0]["cpu_seconds"] for r in runs if r["seed"] == 0}
@@ -301,7 +301,7 @@ def test_all_methods_start_from_the_same_first_task(experiment):
 @pytest.mark.slow
 @pytest.mark.xdist_group("main table")
 def test_summary_and_verdicts_need_no_particular_methods(experiment):
-    runs = read_json(experiment[0] / "figures" / "smoke" / "main_table_blood-mini_runs.json")
+    runs = read_json(experiment[0] / "figures" / "smoke" / "main_table/blood-mini_runs.json")
     rows = main_rows(runs)
     assert len(main_summary(rows)) == 6 and set(reproduced(rows).verdict) <= {
         "reproduced",
@@ -317,7 +317,7 @@ def test_summary_and_verdicts_need_no_particular_methods(experiment):
 )
 def test_reported_rows_of_a_method_have_one_recipe_and_full_provenance(path):
     "A mean over repeats of which some were run with older hyper-parameters would be a mean of two methods."
-    runs, table = read_json(path), pd.read_csv(path.parent / "main_table.csv", dtype={"class_order": str})
+    runs, table = read_json(path), pd.read_csv(path.parent / "main_table/runs.csv", dtype={"class_order": str})
     large = path.with_name(
         path.name.replace("main_table", "published")
     )  # runs at the published budget have rows in the same table

@@ -140,7 +140,7 @@ def test_columns_of_the_table(results):
 
 
 def test_rows_are_replaced_by_key(results, tmp_path):
-    path = tmp_path / "deep" / "foundation_invented.csv"
+    path = tmp_path / "deep" / "foundation/invented.csv"
     merge_rows(path, tidy(results))
     before = read_rows(path)
     other = [dict(r, profile="quick") for r in results]

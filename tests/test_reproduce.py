@@ -163,10 +163,10 @@ def test_executed_notebooks_name_no_folder_of_this_machine(tmp_path):
         parameters=dict(repeats=[0], root="/data/of/mine", figures="figures"),
     )
     path.write_text(json.dumps(dict(cells=[cell], metadata=dict(papermill=notes), nbformat=4, nbformat_minor=5)))
-    reproduce.tidy_notebook(path, "losses", "losses_blood.ipynb")
+    reproduce.tidy_notebook(path, Path("/home/me/losses.ipynb"), tmp_path / "losses" / "blood.ipynb")
     nb = json.loads(path.read_text())
     assert nb["metadata"]["papermill"] == dict(
-        input_path="losses.ipynb", output_path="losses_blood.ipynb", parameters=dict(repeats=[0], figures="figures")
+        input_path="losses.ipynb", output_path="blood.ipynb", parameters=dict(repeats=[0], figures="figures")
     )
     assert (
         "".join(nb["cells"][0]["source"]) == 'repeats = [0]\nfigures = "figures"' and "/data/of" not in path.read_text()
@@ -250,13 +250,13 @@ def test_two_commands_at_once_on_the_same_folders_lose_nothing(tmp_path):
         len(r["tasks"]) == 4 for r in results.values()
     )
     figures = tmp_path / "figures" / "smoke"
-    table, lines = pd.read_csv(figures / "main_table.csv"), read_json(figures / "main_table_blood-mini_runs.json")
+    table, lines = pd.read_csv(figures / "main_table/runs.csv"), read_json(figures / "main_table/blood-mini_runs.json")
     assert sorted(table.method) == sorted(r["method"] for r in lines) == ["fine-tuning", "ncm", "slda"] and {
         r["run_id"] for r in lines
     } == set(results)
-    assert len(pd.read_csv(figures / "main_table_blood-mini_summary.csv")) == 3, "the last summary is of all rows"
+    assert len(pd.read_csv(figures / "main_table/blood-mini_summary.csv")) == 3, "the last summary is of all rows"
     assert (
-        json.loads((figures / "main_table_blood-mini.ipynb").read_text())["metadata"]["papermill"]["exception"] is None
+        json.loads((figures / "main_table/blood-mini.ipynb").read_text())["metadata"]["papermill"]["exception"] is None
     )
     assert not [
         p

@@ -84,7 +84,7 @@ def test_the_outcome_is_kept_run_by_run(reported, tmp_path, capsys):
         and set(table.repeats) == {3}
         and table.same_code.all()
     )
-    assert dict(zip(table.run_id, table.tables))[runs[1]["run_id"]] == "losses_blood-mini, main_table_blood-mini"
+    assert dict(zip(table.run_id, table.tables))[runs[1]["run_id"]] == "losses/blood-mini, main_table/blood-mini"
     assert all(
         d["environment"]["torch"]
         and d["finished"]

@@ -75,7 +75,7 @@ def base_from_main(
     methods: list[str],  # of the experiment
 ) -> DataFrame:  # as from `variant_rows`; empty without a main table
     "Strict runs of the main table, as the base of an experiment."
-    path = Path(figures) / f"main_table_{scenario}_runs.json"
+    path = Path(figures) / f"main_table/{scenario}_runs.json"
     runs = [r for r in rows_of(read_json(path), scenario, profile) if r["method"] in methods] if path.exists() else []
     return main_rows(runs).assign(
         experiment=experiment, variant=find_experiment(experiment).base, run_id=[r["run_id"] for r in runs]
@@ -166,7 +166,7 @@ def bound_rows(
     "The two bounds: at the same budget if they ran at it, otherwise at that of the main table."
     import pandas as pd
 
-    path = Path(figures) / "main_table.csv"
+    path = Path(figures) / "main_table/runs.csv"
     if not path.exists():
         return None
     table = pd.read_csv(path)

@@ -75,7 +75,7 @@ def runs_beside(
     profile: str,  # budget
 ) -> list[dict]:  # results; none where there is no main table
     "Strict runs of the main table that lies in a folder."
-    path = Path(folder) / f"main_table_{scenario}_runs.json"
+    path = Path(folder) / f"main_table/{scenario}_runs.json"
     return rows_of(read_json(path), scenario, profile) if path.exists() else []
 
 # %% ../../nbs/report/04_budgets.ipynb #b0d6e70c

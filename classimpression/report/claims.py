@@ -61,7 +61,7 @@ def judge_part(
 ) -> list[dict]:  # one per scenario; a single one without numbers if there is no table
     "What the part of the method is worth: whole minus without."
     e = find_experiment(claim["experiment"])
-    table, found = read_table(Path(figures) / f"{e.table}.csv"), []
+    table, found = read_table(Path(figures) / e.table), []
     for (scenario, profile), _ in table.groupby(["scenario", "profile"]) if table is not None else ():
         rows = variants_of(table, e.name, scenario, profile)
         if not {e.base, claim["without"]} <= set(rows.variant):
@@ -76,7 +76,7 @@ def judge_part(
                 difference=-d.difference,
                 low=-d.high,
                 high=-d.low,
-                figure=f"{e.name}_{scenario}.png",
+                figure=f"{e.stem(scenario)}.png",
             )
         )
     return found or [
@@ -90,7 +90,7 @@ def judge_whole(
     measure: str = "balanced_accuracy",  # column
 ) -> list[dict]:  # one per scenario; a single one without numbers if there is no table
     "The method minus the best other data-free method that carries no more."
-    table, found, mine = read_table(Path(figures) / "main_table.csv"), [], claim["method"]
+    table, found, mine = read_table(Path(figures) / "main_table/runs.csv"), [], claim["method"]
     strict = table[table.protocol == "strict"] if table is not None else None
     for (scenario, profile), rows in strict.groupby(["scenario", "profile"]) if strict is not None else ():
         if mine not in set(rows.method):
@@ -112,7 +112,7 @@ def judge_whole(
                 difference=mean,
                 low=ends[0],
                 high=ends[1],
-                figure=f"main_table_{scenario}_curves.png",
+                figure=f"main_table/{scenario}_curves.png",
             )
         )
     return found or [dict(compared=title_of(mine), difference=np.nan, low=np.nan, high=np.nan)]
@@ -229,7 +229,7 @@ def judge_targets(
     "Every target with what was measured and the verdict."
     import pandas as pd
 
-    table = read_table(Path(figures) / "main_table.csv")
+    table = read_table(Path(figures) / "main_table/runs.csv")
     table = (
         pd.DataFrame(columns=["seed", "class_order", "method", "scenario", "protocol", "profile", "balanced_accuracy"])
         if table is None
@@ -278,9 +278,9 @@ def found_runs(
     set[tuple[str, str, int]] | None
 ):  # method, variant and seed of every finished run; None where an executed notebook is all that is left
     "The runs that a table, or the list of runs beside a notebook, holds."
-    name, there = e.table or ("main_table" if e.name in ("main_table", "published") else ""), set()
+    name, there = e.table or ("main_table/runs.csv" if e.name in ("main_table", "published") else ""), set()
     if name:
-        t = read_table(figures / f"{name}.csv")
+        t = read_table(figures / name)
         if t is None:
             return there
         t = t[
@@ -289,7 +289,7 @@ def found_runs(
             & ((t.experiment == e.name) & t.variant.isin(entry["variants"]) if e.table else True)
         ]
         return set(zip(t.method, t.variant if e.table else [""] * len(t), t.seed))
-    path = figures / f"{e.name}_{entry['scenario']}_runs.json"
+    path = figures / f"{e.stem(entry['scenario'])}_runs.json"
     if not path.exists():
         return None
     return {(r["method"], "", r["seed"]) for r in map(as_dict, read_json(path)) if r["profile"] == entry["budget"]}
@@ -318,9 +318,7 @@ def inventory(
             }
             if there is None:
                 there, plan, counted = (
-                    {"notebook"}
-                    if list(figures.glob(f"{e.name}{'_' + w['scenario'] if w['scenario'] else ''}.ipynb"))
-                    else set(),
+                    {"notebook"} if (figures / f"{e.stem(w['scenario'])}.ipynb").exists() else set(),
                     {"notebook"},
                     "notebooks",
                 )

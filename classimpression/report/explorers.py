@@ -296,7 +296,7 @@ def load_results(
 ) -> list[dict]:  # runs with their settings, tasks and scenario
     "All runs stored beside the figures, each once. Raises `DataError` if there are none."
     found: dict[str, dict] = {}
-    for path in sorted(Path(figures).glob("*.json")):
+    for path in sorted(Path(figures).rglob("*_runs.json")):
         for r in data if isinstance(data := read_json(path), list) else []:
             if (
                 isinstance(r, dict)

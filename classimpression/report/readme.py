@@ -69,7 +69,7 @@ def short_text(
     "The short table in Markdown."
     import pandas as pd
 
-    path = Path(figures) / "main_table.csv"
+    path = Path(figures) / "main_table/runs.csv"
     if not path.exists():
         return "No comparison yet."
     frame = pd.read_csv(path)
@@ -84,16 +84,16 @@ def results_text(
     experiments.
     """
     parts = []
-    for path in sorted(Path(figures).glob("main_table_*_summary.md")):
-        stem = path.name.removesuffix("_summary.md")
+    for path in sorted(Path(figures).glob("main_table/*_summary.md")):
+        stem = path.relative_to(figures).as_posix().removesuffix("_summary.md")
         parts += [
-            f"**All methods, {stem.removeprefix('main_table_')}**, profile `standard`, protocol `strict`, tier by "
+            f"**All methods, {stem.removeprefix('main_table/')}**, profile `standard`, protocol `strict`, tier by "
             f"tier ([executed notebook]({name}/{stem}.ipynb), "
             f"[every run]({name}/{stem}_runs.json), [differences]({name}/{stem}_paired.csv), [what "
             f"reproduced]({name}/{stem}_verdicts.csv)):",
             path.read_text(encoding="utf-8").strip(),
         ]
-    for path in sorted(Path(figures).rglob("foundation_*.csv")):
+    for path in sorted(Path(figures).rglob("foundation/*.csv")):
         link = f"[every number]({name}/{path.relative_to(figures).as_posix()})"
         rows = read_rows(path)
         for (scenario, profile, protocol), g in rows[rows.profile.isin(REPORTED)].groupby(

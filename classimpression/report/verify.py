@@ -12,7 +12,7 @@ from .comparison import merge_table
 from ..core.errors import ClassImpressionError, StateError, check
 from ..core.files import locked, read_json, write_json
 from ..runs.engine import run_all
-from ..runs.run_store import RunResult, finished_run, identity, run_folder
+from ..runs.run_store import RunResult, current_result, finished_run, identity, run_folder
 from ..runs.runner import RunConfig
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def results_in(
     is_result = lambda r: (
         isinstance(r, dict) and {"run_id", "scenario", "settings", "tasks", "metrics", "environment"} <= set(r)
     )
-    return [r for r in found if is_result(r)] if isinstance(found, list) else []
+    return [current_result(r) for r in found if is_result(r)] if isinstance(found, list) else []
 
 # %% ../../nbs/report/10_verify.ipynb #284287d3
 def reported_runs(
@@ -45,7 +45,7 @@ def reported_runs(
 ) -> list[dict]:  # results, in the form of result.json, each with the `tables` that it is in
     "Runs whose numbers are reported. Raises `StateError` if there are none, or if two files contradict each other."
     found = {}
-    for p in sorted(Path(figures).glob("*.json")):
+    for p in sorted(Path(figures).rglob("*_runs.json")):
         for r in results_in(p):
             first = found.setdefault(r["run_id"], r | dict(tables=[]))
             check(
@@ -54,7 +54,7 @@ def reported_runs(
                 f"of the tables again",
                 StateError,
             )
-            first["tables"].append(p.stem.removesuffix("_runs"))
+            first["tables"].append(p.relative_to(figures).as_posix().removesuffix("_runs.json"))
     check(
         found,
         f"{figures} holds no reported runs (..._runs.json); give the folder of a clone of the repository by --figures",
@@ -67,11 +67,11 @@ def selected(
     runs: list[dict],  # from `reported_runs`
     scenario: str | None = None,  # only this task sequence
     methods: list[str] | None = None,  # only these methods
-    tables: list[str] | None = None,  # only what is in these tables; losses stands for losses_blood too
+    tables: list[str] | None = None,  # only what is in these tables; losses stands for losses/blood too
     minutes: float | None = None,  # only runs that took at most so long
 ) -> list[dict]:
     "Some of the reported runs. Raises `StateError` if nothing is left."
-    named = lambda r: any(t == name or name.startswith(f"{t}_") for name in r["tables"] for t in tables)
+    named = lambda r: any(t == name or name.startswith(f"{t}/") for name in r["tables"] for t in tables)
     found = [
         r
         for r in runs

@@ -21,8 +21,31 @@ from ..settings import TrainConfig, check_training, published_training
 from ..synthesis import SynthesisConfig, published_synthesis
 
 # %% auto #0
-__all__ = ['RunConfig', 'setting_types', 'check_type', 'check_like', 'replace_none', 'training_settings', 'synthesis_settings',
-           'profile', 'tuned_choice', 'profile_config', 'reported_repeats', 'tuning_repeat']
+__all__ = ['OLD_NAMES', 'current_names', 'RunConfig', 'setting_types', 'check_type', 'check_like', 'replace_none',
+           'training_settings', 'synthesis_settings', 'profile', 'tuned_choice', 'profile_config', 'reported_repeats',
+           'tuning_repeat']
+
+# %% ../../nbs/runs/01_configs.ipynb #0ldname2
+OLD_NAMES = {
+    "a_ce": "ce_weight",
+    "a_bn": "bn_weight",
+    "a_tv": "tv_weight",
+    "a_tv1": "tv1_weight",
+    "a_l2": "l2_weight",
+    "a_margin": "margin_weight",
+    "a_idc": "idc_weight",
+    "judge": "eval_split",
+    "nominal": "classes_per_task",
+}
+
+
+def current_names(
+    settings: dict,  # of a run, perhaps of an earlier version
+) -> dict:  # the same values under the names of today
+    "Settings, and those within `options`, by their present names."
+    options = settings.get("options")
+    own = {"options": current_names(options)} if isinstance(options, dict) else {}
+    return {OLD_NAMES.get(k, k): v for k, v in (settings | own).items()}
 
 # %% ../../nbs/runs/01_configs.ipynb #c9ffcb2d
 @dataclass(frozen=True)
@@ -103,7 +126,8 @@ class RunConfig(TrainConfig):
 
     @classmethod
     def of(cls, **settings) -> RunConfig:
-        "Settings by name. Raises `ConfigError` for a name that does not exist."
+        "Settings by name, of today or of earlier versions. Raises `ConfigError` for a name that does not exist."
+        settings = current_names(settings)
         unknown = sorted(set(settings) - set(setting_types()))
         check(not unknown, f"unknown settings {unknown}; known: {', '.join(sorted(setting_types()))}")
         return cls(**settings)

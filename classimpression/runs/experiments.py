@@ -36,7 +36,18 @@ class Experiment:
     profiles: dict[str, list[dict]]  # profile -> what the notebook is run with, once per entry
     variants: dict[str, dict] = field(default_factory=lambda: {"": {}})  # name -> settings that differ from the profile
     base: str = ""  # variant that the others are compared with
-    table: str = ""  # name of its table in the folder of figures
+    table: str = ""  # its table of runs, a path in the folder of figures
+    notebook: str = ""  # another experiment's notebook that runs it; "": its own
+
+    @property
+    def folder(self) -> str:
+        "Name of its notebook, and of its folder of figures."
+        return self.notebook or self.name
+
+    def stem(self, scenario: str | None) -> str:
+        "Where its figures begin, in the folder of figures: `losses/blood`."
+        own = f"_{self.name}" if self.notebook else ""
+        return f"{self.folder}/{scenario or self.folder}{own}"
 
 # %% ../../nbs/runs/07_experiments.ipynb #c8280764
 def experiments() -> dict[str, Experiment]:

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/runs/09_reproduce.ipynb #442e6066
 from __future__ import annotations
-import ast, json, os, sys, threading, time
+import ast, json, os, re, sys, threading, time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ from .run_store import run_lock, run_folder
 from .tables import figures_folder
 
 # %% auto #0
-__all__ = ['notebook_folder', 'find_notebook', 'parse_value', 'parameters_of', 'with_parameters', 'check_writable',
-           'tidy_notebook', 'execute', 'execute_alone', 'task_by_task', 'Job', 'jobs_of', 'job_of', 'plan_text',
-           'reproduce', 'tell_failures']
+__all__ = ['REPOSITORY', 'notebook_folder', 'find_notebook', 'parse_value', 'parameters_of', 'with_parameters', 'check_writable',
+           'moved_links', 'tidy_notebook', 'execute', 'execute_alone', 'task_by_task', 'Job', 'jobs_of', 'job_of',
+           'plan_text', 'reproduce', 'tell_failures']
 
 # %% ../../nbs/runs/09_reproduce.ipynb #3614bedd
 def notebook_folder() -> Path:
@@ -86,23 +86,43 @@ def check_writable(
     for folder in folders:
         write_bytes(Path(folder) / ".writable", b"?").unlink(missing_ok=True)  # another command may have been quicker
 
+# %% ../../nbs/runs/09_reproduce.ipynb #7c1d0a01
+REPOSITORY = "https://github.com/classimpression/classimpression/blob/main/nbs/experiments/"
+
+
+def moved_links(
+    text: str,  # Markdown of a notebook
+    source: Path,  # folder that its links start from
+    target: Path,  # folder that they are to start from
+) -> str:
+    "The same links, seen from another folder."
+
+    def moved(m: re.Match) -> str:
+        there = Path(os.path.normpath(source.resolve() / m[2]))
+        new = os.path.relpath(there, target.resolve()) if there.exists() else REPOSITORY + m[2]
+        return f"{m[1]}{Path(new).as_posix() if there.exists() else new}{m[3]}"
+
+    return re.sub(r"(\]\()(?![a-z]+:|#|/)([^)\s#]+)([^)\s]*\))", moved, text)
+
 # %% ../../nbs/runs/09_reproduce.ipynb #1cf4ae6e
 def tidy_notebook(
     path: Path,  # executed notebook
-    name: str,  # what its source is called
-    final: str,  # what it will be called
+    source: Path,  # the notebook that was executed
+    final: Path,  # where it will lie
 ) -> None:
-    "Take this machine's paths out of papermill's notes."
+    "Take this machine's paths out of papermill's notes, and let links start from the new place."
     import nbformat
 
     nb = nbformat.read(path, as_version=4)
     notes = nb.metadata.get("papermill", {})
-    notes.update(input_path=f"{name}.ipynb", output_path=final)
+    notes.update(input_path=source.name, output_path=final.name)
     places = {k for k, v in notes.get("parameters", {}).items() if isinstance(v, str) and Path(v).is_absolute()}
     notes["parameters"] = {k: v for k, v in notes.get("parameters", {}).items() if k not in places}
     for c in nb.cells:
         if "injected-parameters" in c.metadata.get("tags", []):
             c.source = "\n".join(l for l in c.source.splitlines() if l.partition(" = ")[0] not in places)
+        if c.cell_type == "markdown":
+            c.source = moved_links(c.source, source.parent, final.parent)
     write_bytes(path, (nbformat.writes(nb) + "\n").encode())
 
 # %% ../../nbs/runs/09_reproduce.ipynb #23acb9d3
@@ -141,7 +161,7 @@ def execute_alone(
             stdout_file=sys.stdout,
             config=secure,
         )
-        tidy_notebook(running, notebook.stem, output.name)
+        tidy_notebook(running, notebook, output)
         os.replace(running, output)
         failed.unlink(missing_ok=True)
         return output
@@ -205,11 +225,8 @@ class Job:
 
     @property
     def stem(self) -> str:
-        return (
-            f"{self.experiment.name}_{self.parameters['scenario']}"
-            if "scenario" in self.parameters
-            else self.experiment.name
-        )
+        "Where its executed notebook and its figures begin, in the folder of figures."
+        return self.experiment.stem(self.parameters.get("scenario"))
 
 # %% ../../nbs/runs/09_reproduce.ipynb #a43fdb52
 def jobs_of(
@@ -220,7 +237,7 @@ def jobs_of(
     "What is to be done. Everything that can be refused is refused here, before work."
     chosen = [find_experiment(n) for n in names] or [e for e in experiments().values() if e.profiles.get(profile)]
     check(chosen, f"no experiment has a profile {profile!r}; known: smoke, quick, standard, paper")
-    notebooks = {e.name: parameters_of(find_notebook(e.name)) for e in chosen}
+    notebooks = {e.name: parameters_of(find_notebook(e.folder)) for e in chosen}
     for k in given:
         check(
             any(k in known for known in notebooks.values()),
@@ -244,10 +261,10 @@ def job_of(
     known: set[str],  # names of the notebook's parameters
 ) -> Job:
     "One execution of an experiment's notebook."
-    plain = entry | dict(profile=entry["budget"])
+    plain = entry | dict(profile=entry["budget"]) | ({"experiment": e.name} if e.notebook else {})
     if "seeds" in given:
         plain.pop("repeats", None)  # typed seeds come before planned repeats
-    p = with_parameters(find_notebook(e.name), {k: v for k, v in (plain | given).items() if k in known})
+    p = with_parameters(find_notebook(e.folder), {k: v for k, v in (plain | given).items() if k in known})
     places = dict(root=p.get("root"), out=p["out"], any_code=p.get("any_code", False)) if "out" in p else {}
     if not e.methods:
         configs = []
@@ -309,7 +326,7 @@ def reproduce(
         failed = run_all(configs, jobs, lambda s: print(s, flush=True), scheduler)[1] if configs else {}
     done = {
         j: execute(
-            find_notebook(j.experiment.name),
+            find_notebook(j.experiment.folder),
             j.figures / f"{j.stem}.ipynb",
             j.parameters | ({"jobs": -1} if "jobs" in j.parameters else {}),
         )
@@ -319,7 +336,7 @@ def reproduce(
         {
             f
             for j in todo
-            for f in j.figures.glob("*")
+            for f in (j.figures / j.stem).parent.glob("*")
             if not f.name.startswith(".")
             and not f.name.endswith((".failed.ipynb", ".running.ipynb"))
             and f.is_file()

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/runs/02_run_store.ipynb #c3d41eb4
 from __future__ import annotations
-import json
+import json, re
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Callable, Iterator
 from torch import nn
 from ..carryover import Carryover, load_carryover
-from .configs import RunConfig
+from .configs import OLD_NAMES, RunConfig, current_names
 from ..core.errors import StateError, check
 from ..core.files import read_json, write_json
 from ..core.provenance import digest, foreign_source, modules_digest, package_folder, used_modules
@@ -23,8 +23,8 @@ from ..settings import TrainConfig
 from ..synthesis import Impressions
 
 # %% auto #0
-__all__ = ['PLACES', 'EVERY_RUN', 'protocol_name', 'identity', 'code_of', 'run_folder', 'RunResult', 'finished_run', 'run_lock',
-           'check_settings', 'finished_tasks']
+__all__ = ['PLACES', 'EVERY_RUN', 'protocol_name', 'identity', 'code_of', 'run_folder', 'current_result', 'RunResult',
+           'finished_run', 'run_lock', 'check_settings', 'finished_tasks']
 
 # %% ../../nbs/runs/02_run_store.ipynb #a9990aae
 PLACES = ("root", "out", "cache", "any_code")
@@ -81,6 +81,16 @@ def run_folder(
     code = code_of(find_method(cfg.method).fit, made, NETWORKS.get(cfg.network))[:6]
     return Path(cfg.out) / cfg.scenario / f"{cfg.method}-seed{cfg.seed}-{hashed}-{code}"
 
+# %% ../../nbs/runs/02_run_store.ipynb #0ldname4
+def current_result(
+    result: dict,  # contents of a result file, perhaps of an earlier version
+) -> dict:  # the same numbers under the names of today
+    "A result whose settings, protocol and tasks are named as today's are."
+    protocol = re.sub(r"\b(\w+)=", lambda m: f"{OLD_NAMES.get(m[1], m[1])}=", result.get("protocol", ""))
+    tasks = [{("cached_seconds" if k == "spared" else k): v for k, v in t.items()} for t in result["tasks"]]
+    named = dict(settings=current_names(result["settings"]), tasks=tasks)
+    return result | named | ({"protocol": protocol} if "protocol" in result else {})
+
 # %% ../../nbs/runs/02_run_store.ipynb #26cdd936
 @dataclass(frozen=True)
 class RunResult:
@@ -114,7 +124,7 @@ class RunResult:
             f"finished tasks",
             StateError,
         )
-        return cls(data, Path(folder))
+        return cls(current_result(data), Path(folder))
 
 # %% ../../nbs/runs/02_run_store.ipynb #effa66ee
 def finished_run(

@@ -277,8 +277,9 @@ def reported_tables(
 ) -> Markdown:
     "All summaries of a folder, one after the other."
     parts = [
-        f"### {p.name.removesuffix('_summary.md').replace('_', ' ')}\n\n{p.read_text(encoding='utf-8').strip()}"
-        for p in sorted(Path(figures).glob("*_summary.md"))
+        f"### {p.parent.name.replace('_', ' ')}: {p.name.removesuffix('_summary.md').replace('_', ' ')}\n\n"
+        f"{p.read_text(encoding='utf-8').strip()}"
+        for p in sorted(Path(figures).glob("*/*_summary.md"))
     ]
     return Markdown("\n\n".join(parts) or "No results yet.")
 

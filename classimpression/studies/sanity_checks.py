@@ -37,7 +37,7 @@ PROVENANCE = (
     "checksum",
     "settings",
     "environment",
-)  # of a check_name: processor time, data, settings with seed and order, versions
+)  # of a check: processor time, data, settings with seed and order, versions
 REPLAYING = ("class-impression", "deepinversion", "abd", "r-dfcil")  # methods that make images of old classes
 
 
@@ -72,7 +72,7 @@ def fed_with_real_images(
     bound: float = 80.0,  # balanced accuracy after two tasks that has to be reached, per cent
     out: str | Path = "runs",  # gates are kept in its folder `gates`
     root: str | None = None,  # folder of the data files
-    tell: Callable[[str], None] = print,  # called with a line per finished check_name
+    tell: Callable[[str], None] = print,  # called with a line per finished check
 ) -> list[dict]:  # one per pair and method, with where it comes from
     "Every replaying method fed with real old images; what is known already is read."
     rows, epochs = [], profile_config(profile, "fine-tuning", scenario=scenario).epochs
@@ -104,10 +104,10 @@ def fed_with_real_images(
             found = read_json(path)
             rows.append(
                 dict(
-                    check_name="real old images",
+                    check="real old images",
                     scenario=scenario,
                     profile=profile,
-                    pair=i,
+                    repeat=i,
                     method=name,
                     **{k: round(found[k], 2) for k in ("balanced_accuracy", "old", "new")},
                     wanted=bound,
@@ -154,7 +154,7 @@ def replay_against_joint(
 def sanity_table(
     fed: list[dict],  # from `fed_with_real_images`
     unlimited: dict,  # from `replay_against_joint`
-) -> DataFrame:  # check_name, method, pair, balanced_accuracy, wanted, holds
+) -> DataFrame:  # check, method, pair, balanced_accuracy, wanted, holds
     "All gates for people."
     import pandas as pd
 
@@ -166,15 +166,15 @@ def sanity_table(
             rows.append(
                 mine[0]
                 | mean
-                | dict(pair=f"mean of {len(mine)} repeats", holds=mean["balanced_accuracy"] >= mine[0]["wanted"])
+                | dict(repeat=f"mean of {len(mine)} repeats", holds=mean["balanced_accuracy"] >= mine[0]["wanted"])
             )
     rows = [r | dict(method=title_of(r["method"]), wanted=f"at least {r['wanted']:g}") for r in rows]
     rows.append(
         dict(
-            check_name="every image kept",
+            check="every image kept",
             scenario=fed[0]["scenario"],
             profile=fed[0]["profile"],
-            pair=f"{u['repeats']} repeats",
+            repeat=f"{u['repeats']} repeats",
             method=title_of("replay"),
             balanced_accuracy=u["replay"],
             wanted=f"joint training, {u['joint']:g}; difference {in_points(u['difference'], u['low'], u['high'])}",

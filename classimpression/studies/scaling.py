@@ -111,7 +111,7 @@ def measure(
     dtypes: tuple = ("float32", "bfloat16"),  # of the passes
     compile_too: bool = False,  # the inversion built by `torch.compile` as well?
     tell: Callable[[str], None] = print,  # called before each part
-) -> tuple[DataFrame, dict]:  # rows as in `figures/benchmark.csv`, and what they were measured with
+) -> tuple[DataFrame, dict]:  # rows as in `figures/benchmark/speed.csv`, and what they were measured with
     "The rows of the benchmark."
     import os
     import pandas as pd
@@ -150,7 +150,7 @@ def bench(
     **how,  # arguments of `measure`
 ) -> DataFrame:
     "Measure, write `benchmark.csv` with its facts beside it, and return the rows."
-    stem = figures_folder(figures, profile) / "benchmark"
+    stem = figures_folder(figures, profile) / "benchmark" / "speed"
     rows, facts = measure(**how)
     write_json(f"{stem}.json", facts)
     return save_frame(f"{stem}.csv", rows)
