@@ -71,19 +71,18 @@ def wait_for(condition, seconds: float = 240.0) -> None:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("whole run")
-def test_killed_workers_and_killed_runner(tmp_path, whole):
-    """The run's process dies, then its Dask worker, then the process that started everything; each time the work goes
-    on after the last finished task.
+def test_killed_run_and_killed_runner(tmp_path, whole):
+    """The process that started everything dies, and its runs with it; then a run's process dies, and is reported. Each
+    time the work goes on after the last finished task.
     """
     code = f"""
 import sys
 from classimpression.runs.engine import run_all
 from classimpression.runs.runner import profile_config
-if __name__ == "__main__":
-    results, failed = run_all([profile_config('smoke', 'class-impression', out={str(tmp_path)!r})], 1)
-    print(failed); sys.exit(bool(failed))
+results, failed = run_all([profile_config('smoke', 'class-impression', out={str(tmp_path)!r})], 1)
+print(failed); sys.exit(bool(failed))
 """
-    (tmp_path / "go.py").write_text(code)
+    (tmp_path / "go.py").write_text(code)  # no guard of the main module is needed
     start = lambda: subprocess.Popen(
         [sys.executable, str(tmp_path / "go.py")],
         stdout=subprocess.PIPE,
@@ -95,28 +94,20 @@ if __name__ == "__main__":
     first = start()
     wait_for(lambda: rows(1) or first.poll() is not None)
     assert first.poll() is None, first.stdout.read()
-    mine = [pid for pid in processes("classimpression.engine import child") if descends(pid, first.pid)]
+    mine = [pid for pid in processes("classimpression.runs.engine") if descends(pid, first.pid)]
+    assert len(mine) == 2, "a server and a run"
     kept = rows(1)[0].read_bytes()
     first.kill()
     first.wait()  # the runner dies: nobody works on for nobody
-    wait_for(
-        lambda: (
-            not any(
-                Path(f"/proc/{pid}").exists() and "child" in (Path(f"/proc/{pid}/cmdline").read_text() or "")
-                for pid in mine
-            )
-        ),
-        60,
-    )
-    assert mine and not list(tmp_path.rglob("result.json"))
+    wait_for(lambda: not set(mine) & set(processes("classimpression.runs.engine")), 60)
+    assert not list(tmp_path.rglob("result.json"))
     second = start()
     wait_for(lambda: rows(2) or second.poll() is not None)
     assert second.poll() is None, second.stdout.read()
-    workers = {parent(pid) for pid in processes("classimpression.engine import child") if descends(pid, second.pid)}
-    assert workers
-    for pid in workers:
-        os.kill(pid, signal.SIGKILL)  # the Dask worker dies: another one takes over
-    assert second.wait(300) == 0, second.stdout.read()
+    server, one = sorted(pid for pid in processes("classimpression.runs.engine") if descends(pid, second.pid))
+    os.kill(one, signal.SIGKILL)  # the run dies: it is said
+    assert second.wait(300) == 1 and "process of this run died" in second.stdout.read()
+    assert start().wait(300) == 0
     folder = run_folder(config(tmp_path))
     assert numbers(folder) == whole and rows(1)[0].read_bytes() == kept and not list(folder.rglob("*.tmp"))
 

@@ -4,137 +4,219 @@
 
 # %% ../../nbs/runs/04_engine.ipynb #257f09df
 from __future__ import annotations
-import json, os, subprocess, sys, tempfile, threading
+import json, os, queue, select, signal, socket, subprocess, sys, tempfile, threading
+from collections import deque
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 from ..core import errors, provenance
 from ..core.errors import ClassImpressionError, ConfigError, StateError, check, check_number
 from .run_store import RunResult, finished_run, run_folder
 from .runner import RunConfig, run
 from ..scenarios import make_scenario
 
-if TYPE_CHECKING:
-    from distributed import Client
-
 # %% auto #0
-__all__ = ['run_apart', 'child', 'workers', 'in_workers', 'run_all', 'known_data', 'seen_here', 'read_runs', 'raise_failures',
-           'outcome']
+__all__ = ['fresh_environment', 'run_apart', 'ask_python', 'child', 'serve', 'forked', 'ask_server', 'fork_server', 'at_once',
+           'in_processes', 'in_workers', 'run_all', 'known_data', 'seen_here', 'read_runs', 'raise_failures', 'outcome']
 
 # %% ../../nbs/runs/04_engine.ipynb #9f5715fe
+def fresh_environment() -> dict[str, str]:
+    "Environment variables of a new process: this package first, no bars, memory that is kept."
+    paths = [str(provenance.package_folder().parent), os.environ.get("PYTHONPATH")]
+    env = os.environ | dict(TQDM_DISABLE="1", PYTHONPATH=os.pathsep.join(filter(None, paths)))
+    env.pop("MALLOC_TRIM_THRESHOLD_", None)  # Dask's workers have it; see above
+    return env
+
+# %% ../../nbs/runs/04_engine.ipynb #57d7da7b
 def run_apart(
     settings: dict,  # of a RunConfig
+    server: str = "",  # address of a `fork_server`; "": a new Python
 ) -> str:  # folder of the finished run
-    "Run in a fresh process and wait for it. Raises what the run raised, or `StateError` if the process died."
-    env = os.environ | dict(
-        TQDM_DISABLE="1",
-        PYTHONPATH=os.pathsep.join(
-            filter(None, [str(provenance.package_folder().parent), os.environ.get("PYTHONPATH")])
-        ),
-    )
-    env.pop("MALLOC_TRIM_THRESHOLD_", None)  # Dask's workers have it; see above
-    answer = []
+    "Run in a process of its own and wait for it. Raises what the run raised, or `StateError` if the process died."
+    lines, said = ask_server(settings, server) if server else ask_python(settings)
     try:
-        with subprocess.Popen(
-            [sys.executable, "-c", "from classimpression.runs.engine import child; child()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=env,
-        ) as p:
-            threading.Thread(target=lambda: setattr(p, "said", p.stderr.read()), daemon=True).start()
-            try:
-                p.stdin.write(json.dumps(settings) + "\n")
-                p.stdin.flush()
-                answer = p.stdout.readlines()
-            except BaseException:
-                p.kill()
-                raise
-    except BrokenPipeError:
-        pass  # it died before it read anything
-    try:
-        kind, text = json.loads(answer[-1])
+        kind, text = json.loads(lines[-1])
     except (IndexError, ValueError):
-        raise StateError(
-            f"the process of this run died (exit {p.returncode}): "
-            f"{getattr(p, 'said', '')[-500:].strip() or 'it said nothing; was the memory full?'}"
-        ) from None
+        last = said[-500:].strip() or "it said nothing; was the memory full?"
+        raise StateError(f"the process of this run died: {last}") from None
     if kind == "done":
         return text
     raise getattr(errors, kind, ClassImpressionError)(text)
 
+# %% ../../nbs/runs/04_engine.ipynb #1c3ee3ff
+def ask_python(
+    settings: dict,  # of a RunConfig
+) -> tuple[list[str], str]:  # what the process answered, and what it printed besides
+    "Run in a new Python."
+    code = "from classimpression.runs.engine import child; child(sys.stdin, sys.stdout)"
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(
+            [sys.executable, "-c", f"import sys; {code}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            env=fresh_environment(),
+        ) as p,
+    ):
+        try:
+            p.stdin.write(json.dumps(settings) + "\n")
+            p.stdin.flush()
+            lines = p.stdout.readlines()
+        except BrokenPipeError:
+            lines = []  # it died before it read anything
+        except BaseException:
+            p.kill()
+            raise
+        p.wait()
+        said.seek(0)
+        return lines, said.read()
+
 # %% ../../nbs/runs/04_engine.ipynb #0e93069c
-def child() -> None:
-    "What the fresh process does: read settings, run, say where the result is or what went wrong."
-    settings, out = json.loads(sys.stdin.readline()), sys.stdout
+def child(
+    asked: Any,  # file to read the settings from; its end ends the process
+    answer: Any,  # file to write the answer to
+) -> None:  # it does not return
+    "What the process does: read settings, run, say where the result is or what went wrong."
+    settings = json.loads(asked.readline())
     sys.stdout = sys.stderr  # what a method prints is no answer
-    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=lambda: (asked.read(), os._exit(1)), daemon=True).start()
     try:
-        answer = "done", str(run(RunConfig.of(**settings), alone=True).folder.resolve())
+        said = "done", str(run(RunConfig.of(**settings), alone=True).folder.resolve())
     except ClassImpressionError as e:
-        answer = type(e).__name__, str(e)
+        said = type(e).__name__, str(e)
     except Exception as e:
-        answer = "ClassImpressionError", f"{type(e).__name__}: {e}"  # whatever a method raised, it is reported
-    print(json.dumps(answer), file=out, flush=True)
+        said = "ClassImpressionError", f"{type(e).__name__}: {e}"  # whatever a method raised, it is reported
+    print(json.dumps(said), file=answer, flush=True)
     os._exit(0)
 
-# %% ../../nbs/runs/04_engine.ipynb #c1ae4cdd
-@contextmanager
-def workers(
-    jobs: int,  # processes on this machine, if there is no scheduler
-    scheduler: str = "",  # address of a running Dask scheduler, such as tcp://10.0.0.5:8786 or tls://...
-) -> Iterator[Client]:
-    "A client of a Dask cluster within a block. Raises `ConfigError` if Dask is not installed or no scheduler answers."
-    try:
-        import dask
-        from distributed import Client, LocalCluster
-    except ImportError as e:
-        raise ConfigError(
-            "runs in processes of their own need Dask: pip install 'classimpression[notebooks]', or give jobs=0"
-        ) from e
-    if scheduler:
+# %% ../../nbs/runs/04_engine.ipynb #fed618d5
+def serve(
+    address: str,  # path of the socket
+) -> None:
+    "Fork a process for every connection until the standard input ends."
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended processes leave nothing behind
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(address)
+        listening.listen()
+        print("ready", flush=True)
+        while sys.stdin not in select.select([listening, sys.stdin], [], [])[0]:
+            talk, _ = listening.accept()
+            if os.fork() == 0:
+                forked(listening, talk)
+            talk.close()
+
+# %% ../../nbs/runs/04_engine.ipynb #520ea186
+def forked(
+    listening: socket.socket,  # of the server
+    talk: socket.socket,  # of this process
+) -> None:  # it does not return
+    "What a forked process does first: its first line names the file for what it prints besides its answer."
+    listening.close()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    asked = talk.makefile("r")
+    said = os.open(asked.readline().strip(), os.O_WRONLY | os.O_CREAT, 0o600)
+    for stream in (1, 2):
+        os.dup2(said, stream)
+    child(asked, talk.makefile("w"))
+
+# %% ../../nbs/runs/04_engine.ipynb #3f9927b5
+def ask_server(
+    settings: dict,  # of a RunConfig
+    server: str,  # address of a `fork_server`
+) -> tuple[list[str], str]:  # what the process answered, and what it printed besides
+    "Run in a forked process."
+    with tempfile.NamedTemporaryFile("r", dir=Path(server).parent) as said, socket.socket(socket.AF_UNIX) as talk:
         try:
-            client = Client(scheduler, timeout=20)
-        except (OSError, ValueError, TypeError, RuntimeError) as e:
-            raise ConfigError(f"no Dask scheduler answers at {scheduler!r}: {e}") from e
-        with client:
-            yield client
+            talk.connect(server)
+            talk.sendall(f"{said.name}\n{json.dumps(settings)}\n".encode())
+            lines = talk.makefile("r").readlines()
+        except OSError:
+            lines = []  # the server or the process is gone
+        return lines, said.read()
+
+# %% ../../nbs/runs/04_engine.ipynb #7a4c2ad0
+@contextmanager
+def fork_server() -> Iterator[str]:
+    "Address of a server within a block; empty where there is none: then every run gets a new Python."
+    if sys.platform != "linux":
+        yield ""
         return
-    quiet = {
-        "distributed.admin.log-format": "%(message)s",
-        "distributed.worker.memory.terminate": False,
-        "distributed.worker.memory.pause": False,
-        "distributed.worker.memory.spill": False,
-    }
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, dask.config.set(quiet):
-        with (
-            LocalCluster(
-                jobs,
-                threads_per_worker=1,
-                host="127.0.0.1",
-                dashboard_address=None,
-                security=True,
-                local_directory=scratch,
-                silence_logs="CRITICAL",
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            yield client
+    with tempfile.TemporaryDirectory(prefix="ci", ignore_cleanup_errors=True) as folder:
+        address = f"{folder}/runs"
+        code = f"from classimpression.runs.engine import serve; serve({address!r})"
+        pipes, env = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE), fresh_environment()
+        with subprocess.Popen([sys.executable, "-c", code], **pipes, env=env, start_new_session=True) as p:
+            try:
+                yield address if p.stdout.readline() else ""
+            finally:
+                os.killpg(p.pid, signal.SIGKILL)  # and all that it forked
+
+# %% ../../nbs/runs/04_engine.ipynb #c1ae4cdd
+def at_once(
+    items: Iterable,  # what to work on
+    work: Callable[[Any], Any],  # what to do with each
+    n: int,  # how many at a time
+) -> Iterator[tuple[Any, Callable[[], Any]]]:  # each item with the way to its outcome, in the order of their ends
+    "Work on many items by threads that die with the process."
+    waiting, ended = deque(items), queue.SimpleQueue()
+
+    def go() -> None:
+        while waiting:
+            try:
+                item, f = waiting.popleft(), Future()
+            except IndexError:
+                return  # another thread was quicker
+            try:
+                f.set_result(work(item))
+            except BaseException as e:
+                f.set_exception(e)
+            ended.put((item, f.result))
+
+    try:
+        total = len(waiting)
+        for _ in range(min(n, total)):
+            threading.Thread(target=go, daemon=True).start()
+        for _ in range(total):
+            yield ended.get()
+    finally:
+        waiting.clear()
+
+# %% ../../nbs/runs/04_engine.ipynb #fa832d66
+def in_processes(
+    todo: list[RunConfig],  # what to run
+    jobs: int,  # processes at a time
+    done: Callable[[RunConfig, Callable[[], str]], None],  # called with each run and the way to its end
+) -> None:
+    "Give every run a process of this machine."
+    with fork_server() as server:
+        for cfg, get in at_once(todo, lambda c: run_apart(asdict(c), server), jobs):
+            done(cfg, get)
 
 # %% ../../nbs/runs/04_engine.ipynb #f57742b8
 def in_workers(
     todo: list[RunConfig],  # what to run
-    client: Client,  # of a cluster
+    scheduler: str,  # address of a running Dask scheduler, such as tcp://10.0.0.5:8786 or tls://...
     done: Callable[[RunConfig, Callable[[], str]], None],  # called with each run and the way to its end
 ) -> None:
-    "Give every run to a worker; a run that fails is reported like one that ends."
-    from distributed import as_completed
-
-    waiting = {client.submit(run_apart, asdict(c), key=run_folder(c).name, pure=False): c for c in todo}
-    for end in as_completed(waiting):
-        done(waiting[end], end.result)
+    """Give every run to a worker; a run that fails is reported like one that ends. Raises `ConfigError` if Dask is not
+    installed or no scheduler answers.
+    """
+    try:
+        from distributed import Client, as_completed
+    except ImportError as e:
+        raise ConfigError("a scheduler needs Dask: pip install 'classimpression[notebooks]'") from e
+    try:
+        client = Client(scheduler, timeout=20)
+    except (OSError, ValueError, TypeError, RuntimeError) as e:
+        raise ConfigError(f"no Dask scheduler answers at {scheduler!r}: {e}") from e
+    with client:
+        waiting = {client.submit(run_apart, asdict(c), key=run_folder(c).name, pure=False): c for c in todo}
+        for end in as_completed(waiting):
+            done(waiting[end], end.result)
 
 # %% ../../nbs/runs/04_engine.ipynb #74f594ec
 def run_all(
@@ -163,9 +245,10 @@ def run_all(
 
     if jobs < 0 and not scheduler:
         failed |= {str(run_folder(c)): "made from other data" if finished_run(c) else "not finished" for c in todo}
-    elif todo and (jobs or scheduler):
-        with workers(min(max(jobs, 1), len(todo)), scheduler) as client:
-            in_workers(todo, client, done)
+    elif todo and scheduler:
+        in_workers(todo, scheduler, done)
+    elif todo and jobs:
+        in_processes(todo, jobs, done)
     else:
         for c in todo:
             done(c, lambda c=c: str(run(c).folder))
