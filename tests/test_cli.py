@@ -136,7 +136,7 @@ def test_reproduce_leaves_everything_and_says_where(experiment):
     folder, done = experiment
     assert done.returncode == 0, done.stdout + done.stderr
     notebook = folder / "figures" / "smoke" / "foundation/blood-mini.ipynb"
-    made = [folder / "figures" / "smoke" / f"foundation_blood-mini{c}" for c in CONTENT]
+    made = [folder / "figures" / "smoke" / f"foundation/blood-mini{c}" for c in CONTENT]
     for path in [notebook, *made]:
         assert path.stat().st_size > 100 and str(path.relative_to(folder)) in done.stdout
     assert str(folder) not in notebook.read_text() and "UserWarning" not in done.stderr

@@ -21,6 +21,7 @@ from classimpression.runs.run_store import identity
 from classimpression.methods.registry import METHODS, find_method
 from classimpression.metrics import bootstrap_interval, paired_interval, student_quantile
 from classimpression.runs.runner import RunConfig, run, run_folder
+from classimpression.report.verify import results_in
 from classimpression.runs.tuning import trial_configs, tune
 
 
@@ -275,7 +276,7 @@ def test_main_table_leaves_everything(experiment):
         "curves.png",
         "carried.png",
     ):
-        assert (figures / f"main_table_blood-mini_{ending}").stat().st_size > 100, ending
+        assert (figures / f"main_table/blood-mini_{ending}").stat().st_size > 100, ending
     runs = read_json(figures / "main_table/blood-mini_runs.json")
     assert all({"settings", "environment", "seed"} <= set(r) and r["scenario"]["checksum"] for r in runs)
     pd.testing.assert_frame_equal(
@@ -313,16 +314,14 @@ def test_summary_and_verdicts_need_no_particular_methods(experiment):
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parent.parent / "figures").glob("main_table_*_runs.json")), ids=lambda p: p.stem
+    "path", sorted((Path(__file__).parent.parent / "figures" / "main_table").glob("*_runs.json")), ids=lambda p: p.stem
 )
 def test_reported_rows_of_a_method_have_one_recipe_and_full_provenance(path):
     "A mean over repeats of which some were run with older hyper-parameters would be a mean of two methods."
-    runs, table = read_json(path), pd.read_csv(path.parent / "main_table/runs.csv", dtype={"class_order": str})
-    large = path.with_name(
-        path.name.replace("main_table", "published")
-    )  # runs at the published budget have rows in the same table
+    runs, table = results_in(path), pd.read_csv(path.parent / "runs.csv", dtype={"class_order": str})
+    large = path.parent.parent / "published" / path.name  # runs at the published budget have rows in the same table
     if large.exists():
-        runs = runs + read_json(large)
+        runs = runs + results_in(large)
     recipes = {}
     for r in runs:
         assert (

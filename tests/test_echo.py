@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
+from echo_files import SECRET, dicom, put_name, video
+
 from classimpression import cli
 from classimpression.echo.store import CineStore, cine_splits, write_store
 from classimpression.core.errors import ConfigError, DataError, LeakError, StateError
@@ -24,57 +26,12 @@ from classimpression.echo.manifest import index_manifest, layout_manifest, read_
 from classimpression.echo.phantom import VIEWS, PhantomConfig, phantom_series
 from classimpression.echo.readers import Limits, read_series
 
-SECRET = "Doe^Jane-19480317"
 CFG = PhantomConfig(frames=5, size=64)
 
 
 @pytest.fixture(scope="module")
 def frames():
     return phantom_series(CFG, 0, "AP4").numpy()
-
-
-def dicom(path: Path, x: np.ndarray, rle: bool = False, **more) -> Path:
-    pydicom = pytest.importorskip("pydicom")
-    from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
-
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = (
-        "1.2.840.10008.5.1.4.1.1.3.1",
-        generate_uid(),
-        ExplicitVRLittleEndian,
-    )
-    ds = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.StudyDate = SECRET, SECRET, "19480317", "20200101"
-    ds.Rows, ds.Columns, ds.NumberOfFrames = *x.shape[1:3], len(x)
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = (3, "RGB") if x.ndim == 4 else (1, "MONOCHROME2")
-    if x.ndim == 4:
-        ds.PlanarConfiguration = 0
-    ds.BitsAllocated = ds.BitsStored = 8
-    ds.HighBit, ds.PixelRepresentation, ds.FrameTime = 7, 0, "33"
-    ds.PixelData = x.tobytes()
-    for k, v in more.items():
-        setattr(ds, k, v)
-    if rle:
-        ds.compress(RLELossless)
-    pydicom.dcmwrite(path, ds)
-    return path
-
-
-def video(path: Path, x: np.ndarray, codec: str) -> Path:
-    av = pytest.importorskip("av")
-    with av.open(str(path), "w") as box:
-        s = box.add_stream(codec, rate=25)
-        s.width, s.height = x.shape[2], x.shape[1]
-        s.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        for f in x:
-            rgb = f if f.ndim == 3 else np.repeat(f[..., None], 3, -1)
-            for packet in s.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")):
-                box.mux(packet)
-        for packet in s.encode():
-            box.mux(packet)
-    return path
 
 
 # ---------------------------------------------------------------- readers
@@ -93,9 +50,7 @@ def test_dicom(tmp_path, frames, rle):
 def test_dicom_as_scanners_write_it(tmp_path, frames):
     "JPEG frames, a palette, no ending, a rate in place of the time per frame."
     pydicom = pytest.importorskip("pydicom")
-    from classimpression.recordings import write_dicom
-
-    write_dicom(tmp_path / "a.dcm", frames, jpeg=True)
+    dicom(tmp_path / "a.dcm", frames, jpeg=True)
     assert pydicom.dcmread(tmp_path / "a.dcm").file_meta.TransferSyntaxUID == pydicom.uid.JPEGBaseline8Bit
     assert np.abs(read_series(tmp_path / "a.dcm").astype(int) - frames).mean() < 5
     for name in ("IM_0001", "1.2.840.113"):
@@ -317,14 +272,12 @@ def test_what_was_decoded_is_not_decoded_again(ward, tmp_path, monkeypatch):
 
 def test_letters_inside_the_sector_stop_the_index(tmp_path, capsys):
     "A name that no header declares; the report says where, not what; a mask or a word lets the series in."
-    from classimpression.recordings import put_name
-
     (tmp_path / "w").mkdir()
     rows, rng = [], np.random.default_rng(0)
     for p in range(5):
         x = phantom_series(PhantomConfig(frames=14, size=96), p, "PSAX").numpy()
         if p == 3:
-            x = put_name(x, sector_mask(x), "DOE JANE", 12, 255, rng)
+            x = put_name(x, sector_mask(x), "DOE JANE", 12, rng)
         dicom(tmp_path / "w" / f"{p}.dcm", x)
         rows.append(dict(path=f"{p}.dcm", view="PSAX", patient=p))
     pd.DataFrame(rows).to_csv(tmp_path / "w" / "m.csv", index=False)

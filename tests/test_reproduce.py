@@ -32,7 +32,7 @@ def notebook(path: Path, code: str) -> None:
     )
     cells = [
         cell(
-            'scenario: str = "blood-mini"\nprofile: str = "smoke"\npairs: list = [0]\nmethods: list = '
+            'scenario: str = "blood-mini"\nprofile: str = "smoke"\nrepeats: list = [0]\nmethods: list = '
             '["fine-tuning"]\njobs: int = 1\nroot: str = ""\nout: str = "runs"\nfigures: str = "figures"',
             "parameters",
         ),
@@ -81,26 +81,26 @@ def test_a_notebook_that_fails_stops_no_other(three, capsys):
     assert reproduce.reproduce([], "smoke", {}, jobs=0) == 1
     out, err = capsys.readouterr()
     figures = three / "figures" / "smoke"
-    assert {p.name for p in figures.glob("*.ipynb")} == {
-        "first_blood-mini.ipynb",
-        "second_blood-mini.failed.ipynb",
-        "third_blood-mini.ipynb",
+    assert {p.relative_to(figures).as_posix() for p in figures.rglob("*.ipynb")} == {
+        "first/blood-mini.ipynb",
+        "second/blood-mini.failed.ipynb",
+        "third/blood-mini.ipynb",
     }
-    assert "ValueError: no luck" in err and "these notebooks failed: second_blood-mini" in err and "failed" not in out
+    assert "ValueError: no luck" in err and "these notebooks failed: second/blood-mini" in err and "failed" not in out
     assert out.count("fine-tuning, blood-mini, seed 0") == 1, "three notebooks share one run"
     (run,) = (three / "runs").rglob("result.json")
     assert (figures / "read.txt").read_text() == run.parent.name
     before = run.read_bytes()
     notebook(three / "notebooks" / "second.ipynb", "print('mended')")
     assert reproduce.reproduce(["second"], "smoke", {}, jobs=0) == 0 and run.read_bytes() == before
-    assert not (figures / "second_blood-mini.failed.ipynb").exists() and (figures / "second_blood-mini.ipynb").exists()
+    assert not (figures / "second/blood-mini.failed.ipynb").exists() and (figures / "second/blood-mini.ipynb").exists()
 
 
 @pytest.mark.slow
 def test_a_run_that_fails_is_told_with_its_notebooks(three, capsys):
     assert reproduce.reproduce(["first"], "smoke", dict(methods=["fine-tuning", "joint"], repeats=[1]), jobs=-1) == 1
     out, err = capsys.readouterr()
-    assert "2 runs of first_blood-mini not finished" in err and "first [1]" in out
+    assert "2 runs of first/blood-mini not finished" in err and "first [1]" in out
 
 
 def test_the_plan_is_printed_and_nothing_is_done(three, capsys):

@@ -47,7 +47,7 @@ def test_site(site):
         "changes.html",
         "08_synthesis.html",
         "tutorials/own_data.html",
-        "figures/main_table_blood.html",
+        "figures/main_table/blood.html",
         "api/synthesis.html",
     } <= names
     dead, outside = [], []

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -9,9 +10,10 @@ import pytest
 
 from classimpression import cli
 from classimpression.core.errors import StateError
-from classimpression.core.files import read_json
-from classimpression.core.provenance import package_folder
-from classimpression.runs.run_store import run_folder
+from classimpression.core.files import read_json, write_json
+from classimpression.core.provenance import digest, package_folder
+from classimpression.runs.configs import OLD_NAMES
+from classimpression.runs.run_store import identity
 from classimpression.runs.runner import RunConfig, profile_config, run
 from classimpression.report.verify import drawn, reported_runs, selected, spread_of, verify
 
@@ -21,13 +23,20 @@ FIGURES = package_folder().parent / "figures"
 @pytest.mark.skipif(not FIGURES.is_dir(), reason="only in a checkout")
 def test_every_committed_run_is_drawn_from_once_and_can_be_made_again():
     runs = reported_runs(FIGURES)
-    lines = {p.stem.removesuffix("_runs"): len(read_json(p)) for p in FIGURES.glob("*_runs.json")}
+    lines = {
+        p.relative_to(FIGURES).as_posix().removesuffix("_runs.json"): len(read_json(p))
+        for p in FIGURES.rglob("*_runs.json")
+    }
     told = [t for r in runs for t in r["tables"]]
     assert {t: told.count(t) for t in lines} == lines and len(lines) > 10
     assert len({r["run_id"] for r in runs}) == len(runs) < len(told)
+    old_names = {new: old for old, new in OLD_NAMES.items()}
     for r in runs:
-        name = run_folder(RunConfig.of(**r["settings"] | dict(root=None, out="", cache=None, any_code=False))).name
-        assert r["run_id"].startswith(name.rsplit("-", 1)[0]), "the run that would be made is not the reported one"
+        cfg = RunConfig.of(**r["settings"] | dict(root=None, out="", cache=None, any_code=False))
+        told = identity(asdict(cfg))
+        hashes = {digest(told)[:10], digest({old_names.get(k, k): v for k, v in told.items()})[:10]}
+        names = tuple(f"{cfg.method}-seed{cfg.seed}-{h}" for h in hashes)
+        assert r["run_id"].startswith(names), "the run that would be made is not the reported one"
 
 
 @pytest.mark.skipif(not FIGURES.is_dir(), reason="only in a checkout")
@@ -46,7 +55,7 @@ def reported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reported")
     runs = [run(profile_config("smoke", "fine-tuning", seed=s, out=f"{folder}/again")).data for s in range(3)]
     for name, part in dict(main_table=runs, losses=runs[1:]).items():
-        (folder / f"{name}_blood-mini_runs.json").write_text(json.dumps(part))
+        write_json(folder / name / "blood-mini_runs.json", part)
     return folder, runs
 
 
