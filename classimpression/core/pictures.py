@@ -4,7 +4,7 @@
 
 # %% ../../nbs/core/06_pictures.ipynb #019f6bc8
 from __future__ import annotations
-import warnings
+import os, warnings
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['TURNED', 'SEE_THROUGH', 'NOT_SQUARE', 'DEEP', 'PAGES', 'FORMATS', 'MAX_PIXELS', 'MAGIC', 'upright', 'numbers',
-           'opened', 'looks_like', 'unknown']
+           'check_size', 'opened', 'looks_like', 'unknown']
 
 # %% ../../nbs/core/06_pictures.ipynb #ee9ee4ac
 TURNED, SEE_THROUGH, NOT_SQUARE = (
@@ -58,6 +58,14 @@ def numbers(
     seen[SEE_THROUGH] += bool(im.info.get("transparency") is not None or alpha and alpha.getextrema()[0] < 255)
     return np.asarray(im.convert("L" if im.mode in ("1", "L", "LA", "La") else "RGB"))
 
+# %% ../../nbs/core/06_pictures.ipynb #0e53e7ef
+def check_size(
+    width: int,
+    height: int,
+) -> None:
+    "Raise `DataError` for a picture of too many pixels."
+    check(width * height <= MAX_PIXELS, f"it has {width}x{height} pixels; the limit is {MAX_PIXELS:,}", DataError)
+
 # %% ../../nbs/core/06_pictures.ipynb #590abaac
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")  # no format that starts another program
 MAX_PIXELS = 100_000_000  # of one picture, judged by its header
@@ -66,34 +74,32 @@ MAX_PIXELS = 100_000_000  # of one picture, judged by its header
 @contextmanager
 def opened(
     path: Path,  # image file
-    name: str = "",  # what messages call it; "": its path
+    name: bool = True,  # may messages show the path?
 ) -> Iterator[Image]:
     "A picture whose header has been judged. Raises `DataError` for what Pillow cannot read."
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as e:
         raise DataError("image folders need Pillow: pip install 'classimpression[data]'") from e
+    start = f"cannot read the image {path}: " if name else ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's: size is judged here, other remarks may hold what a file says
             with Image.open(path, formats=FORMATS) as im:
-                check(
-                    im.width * im.height <= MAX_PIXELS,
-                    f"it has {im.width}x{im.height} pixels; the limit is {MAX_PIXELS:,}",
-                    DataError,
-                )
+                check_size(im.width, im.height)
                 yield im
-    except UnidentifiedImageError as e:
-        raise DataError(f"cannot read the image {name or path}: {unknown(path)}") from e
-    except MemoryError as e:
-        raise DataError(f"cannot read the image {name or path}: not enough memory; resize it first") from e
+    except ClassImpressionError as e:
+        raise DataError(f"{start}{e}") from e
+    except UnidentifiedImageError:
+        raise DataError(f"{start}{unknown(path)}") from None
+    except Image.DecompressionBombError:
+        raise DataError(f"{start}it has more than {MAX_PIXELS:,} pixels, which is the limit") from None
+    except MemoryError:
+        raise DataError(f"{start}there is not enough memory for it; resize it first") from None
     except Exception as e:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
-        why = (
-            e
-            if isinstance(e, ClassImpressionError) or isinstance(e, OSError) and e.errno
-            else f"damaged or cut off ({e})"
-        )
-        raise DataError(f"cannot read the image {name or path}: {why}") from e
+        system = isinstance(e, OSError) and e.errno
+        why = os.strerror(e.errno) if system else f"damaged or cut off ({e if name else type(e).__name__})"
+        raise DataError(f"{start}{why}") from None
 
 # %% ../../nbs/core/06_pictures.ipynb #24ec2b60
 MAGIC = {
