@@ -12,8 +12,8 @@ from .core.provenance import environment
 
 # %% auto #0
 __all__ = ['TYPED', 'COMMANDS', 'EXAMPLES', 'reproduce_some', 'add_reproduce', 'settings_of', 'run_one', 'notes', 'add_run',
-           'tune_some', 'add_tune', 'verify_some', 'add_verify', 'index_series', 'look_after_data', 'add_data',
-           'bench_some', 'add_bench', 'show_info', 'parser', 'main']
+           'tune_some', 'add_tune', 'verify_some', 'add_verify', 'index_series', 'show_store', 'look_after_data',
+           'add_data', 'bench_some', 'add_bench', 'show_info', 'parser', 'main']
 
 # %% ../nbs/12_cli.ipynb #1f4cffe6
 TYPED = (
@@ -251,39 +251,50 @@ def index_series(
 ) -> int:  # exit code
     "Make the store of cine series for the scenario `echo`, or check the one that is there."
     import dataclasses
-    import numpy as np
+    from classimpression.core.errors import check
+    from classimpression.core.files import write_bytes
     from classimpression.data import data_root
     from classimpression.echo.manifest import index_manifest, layout_manifest
-    from classimpression.echo.readers import Limits, read_picture
+    from classimpression.echo.readers import Limits, read_mask
 
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Limits) if getattr(args, f.name) is not None}
-    root, name = data_root(args.root), args.name
+    root, files = data_root(args.root), args.files
     if args.layout:
-        name = root / f"{args.layout}.csv"
-        layout_manifest(args.layout, args.files or root).to_csv(name, index=False)
-    mask = np.asarray(read_picture(args.mask, Limits(min_frames=1)))[0].any(-1) if args.mask else None
+        files = args.files or root
+    table = layout_manifest(args.layout, files) if args.layout else args.name
+    if args.list:
+        check(args.layout, "--list writes the table that --layout makes; without it you have one already")
+        write_bytes(args.list, table.to_csv(index=False).encode())
+        return 0
     store = index_manifest(
-        name,
+        table,
         root / "echo",
-        args.files,
+        files,
         args.size,
         args.seed,
         args.skip_unreadable,
         Limits(**given),
         args.colour,
-        mask,
+        read_mask(args.mask) if args.mask else None,
         args.salt,
         tuple(args.views),
         args.marks,
+        args.bits,
     )
-    rows = store.series
+    show_store(store)
+    return 0
+
+# %% ../nbs/12_cli.ipynb #08064e23
+def show_store(
+    store: Any,  # of cine series
+) -> None:
+    "Print how many series and patients each split has, and what was turned, windowed or left out."
     print(f"{store}, checksum {store.checksum}")
     for part in ("train", "val", "test"):
-        print(
-            f"  {part}: {sum(r['split'] == part for r in rows)} series of "
-            f"{len({r['patient'] for r in rows if r['split'] == part})} patients"
-        )
-    return 0
+        rows = [r for r in store.series if r["split"] == part]
+        print(f"  {part}: {len(rows)} series of {len({r['patient'] for r in rows})} patients")
+    for what, n in store.index.get("noticed", {}).items():
+        print(f"  noticed: {n} {what}")
 
 # %% ../nbs/12_cli.ipynb #fc5c16d4
 def look_after_data(
@@ -338,6 +349,16 @@ def add_data(p: argparse.ArgumentParser) -> None:
         "--layout",
         choices=["camus", "echonet", "tmed2"],
         help="index: make the manifest from the folder of a public collection (--files)",
+    )
+    p.add_argument(
+        "--list",
+        metavar="FILE.csv",
+        help="index: write the table that --layout makes, which names patients, and stop",
+    )
+    p.add_argument(
+        "--bits",
+        type=int,
+        help="index: how many bits the numbers in files have, where the files do not tell, such as 12 in 16",
     )
     p.add_argument(
         "--skip-unreadable",

@@ -4,64 +4,159 @@
 
 # %% ../../nbs/echo/05_manifest.ipynb #c59bd3b6
 from __future__ import annotations
-import posixpath, shutil
+import csv, io, os, posixpath, re, shutil, unicodedata
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any, Iterable, Iterator
 import numpy as np
 from .store import CineStore, check_disjoint, npy_header, write_store
 from ..core.errors import ClassImpressionError, DataError, StateError, check
-from ..core.files import inside, write_bytes, write_json
+from ..core.files import inside, read_json, write_bytes, write_json
 from ..core.machine import progress
 from ..core.provenance import file_md5
 from ..data import PARTS
+from ..scenarios import hidden
 from .deidentify import check_marks, clean_frames, hashed, load_salt, sector_mask
 from .phantom import VIEWS
-from .readers import READERS, Limits, ending_of, needs, read_series, read_video
+from .readers import AXES, READERS, Limits, ending_of, needs, read_series, read_video
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['LAYOUTS', 'read_manifest', 'which', 'check_rows', 'split_by_patient', 'layout_manifest', 'fingerprints', 'decoded',
-           'series_of', 'index_manifest']
+__all__ = ['NOBODY', 'ONE_PERSON', 'SPLITS', 'COLUMNS', 'TMED2_VIEWS', 'LAYOUTS', 'MIXED', 'table_text', 'read_table',
+           'split_rows', 'person', 'read_manifest', 'load_manifest', 'which', 'check_rows', 'split_by_patient',
+           'files_in', 'camus_rows', 'echonet_rows', 'tmed2_rows', 'layout_manifest', 'within', 'content_md5',
+           'fingerprints', 'decoded', 'series_of', 'noticed_in', 'store_there', 'index_manifest']
 
 # %% ../../nbs/echo/05_manifest.ipynb #031ce3b8
-def read_manifest(
-    path: str | Path,  # CSV, or Parquet (needs pyarrow)
-    views: tuple[str, ...] = VIEWS,  # known views, in order
-) -> DataFrame:  # path, view, patient and perhaps split, as text
-    "Read and check a manifest. Raises `DataError` that says which rows are wrong."
+def table_text(
+    path: Path,  # a table
+) -> str:
+    "The text of a file, whatever a spreadsheet encoded it by. Raises `DataError` for an empty file and a workbook."
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise DataError(f"the system does not give {path.name}: {os.strerror(e.errno or 0)}") from None
+    check(
+        data[:2] != b"PK" and data[:4] != b"\xd0\xcf\x11\xe0", f"{path.name} is a workbook; save it as CSV", DataError
+    )
+    for start, code in ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig")):
+        if data.startswith(start):
+            return data.decode(code, "replace")
+    if data[:1] and b"\0" in data[:2]:
+        return data.decode("utf-16-le" if data[1:2] == b"\0" else "utf-16-be", "replace")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "replace")
+
+# %% ../../nbs/echo/05_manifest.ipynb #3a343d69
+def read_table(
+    path: Path,  # text with commas, semicolons, tabs or bars
+    need: Iterable[str],  # columns that must be there, in small letters
+) -> DataFrame:  # text; names of columns in small letters
+    "Read a table. Raises `DataError` that says which row cannot be."
     import pandas as pd
 
-    path = Path(path)
+    need, text = list(need), table_text(path)
+    check(text.strip("\0 \r\n\t\ufeff"), f"{path.name} is empty; it needs the columns {', '.join(need)}", DataError)
+    check("\0" not in text, f"{path.name} holds a zero byte: it is no table of text; save it as CSV", DataError)
+    first, _, rest = text.partition("\n")
+    text = rest if first.strip().lower().startswith("sep=") else text  # Excel's way to say it
+    tables = {s: split_rows(text, s) for s in ",;\t|"}
+    names = {s: [c.strip().lower() for c in rows[0]] for s, rows in tables.items()}
+    s = next((s for s in tables if set(need) <= set(names[s])), max(tables, key=lambda s: len(names[s])))
+    missing = [c for c in need if c not in names[s]]
+    check(not missing, f"{path.name} lacks the columns {missing}; it needs {', '.join(need)}", DataError)
+    twice = [c for c in need if names[s].count(c) > 1]
+    check(not twice, f"{path.name} has the columns {twice} twice; rename one of them", DataError)
+    odd = next((i for i, r in enumerate(tables[s]) if len(r) != len(names[s])), None)
     check(
-        path.is_file(),
-        f"there is no manifest {path}; give a CSV or Parquet file with the columns path, view, patient",
+        odd is None,
+        f"row {(odd or 0) + 1} of {path.name} has {len(tables[s][odd or 0])} fields, the first row {len(names[s])}; "
+        "put fields that hold the separator into quotes",
         DataError,
     )
+    return pd.DataFrame(tables[s][1:], columns=names[s], dtype=str)
+
+# %% ../../nbs/echo/05_manifest.ipynb #30e8b317
+def split_rows(
+    text: str,  # a table
+    separator: str,
+) -> list[list[str]]:
+    "Fields of all rows; empty rows at the end and empty fields beyond the header are left out."
     try:
-        f = (
-            pd.read_parquet(path)
-            if path.suffix.lower() in (".parquet", ".pq")
-            else pd.read_csv(path, dtype=str, keep_default_na=False)
-        )
-    except ImportError as e:
-        raise DataError("Parquet manifests need the package pyarrow: pip install 'classimpression[echo]'") from e
-    except (OSError, ValueError) as e:
-        raise DataError(
-            f"{path} is no CSV or Parquet table ({type(e).__name__}); write one with the columns path, view, patient"
-        ) from e
-    missing = [c for c in ("path", "view", "patient") if c not in f.columns]
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+    except csv.Error:  # quotes that do not close, or a field beyond 131,072 characters
+        rows = [line.split(separator) for line in text.splitlines()]
+    while rows and not any(f.strip() for f in rows[-1]):
+        rows.pop()
+    wide = len(rows[0]) if rows else 0
+    return [r[:wide] if not any(f.strip() for f in r[wide:]) and len(r) > wide else r for r in rows] or [[]]
+
+# %% ../../nbs/echo/05_manifest.ipynb #8fd5ec83
+NOBODY = {"", "nan", "none", "null", "na", "n/a", "<na>", "-", "?", "unknown", "anonymous"}
+ONE_PERSON = "patients whose name or number is spelled in two ways, taken as one"
+
+
+def person(
+    text: str,  # as a table has it
+) -> str:
+    "What is the same for all spellings of one patient."
+    t = " ".join(unicodedata.normalize("NFKC", str(text)).casefold().split())
+    return t.split(".")[0] if re.fullmatch(r"\d+\.0*", t) else t
+
+# %% ../../nbs/echo/05_manifest.ipynb #dd807032
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
+SPLITS |= {"test": "test", "testing": "test"}
+COLUMNS = ("path", "view", "patient", "split")
+
+
+def read_manifest(
+    path: str | Path | DataFrame,  # CSV, Parquet (needs pyarrow), or a table that is there already
+    views: tuple[str, ...] = VIEWS,  # known views, in order
+) -> DataFrame:  # path, view, patient and perhaps split, as text; what was noticed in attrs
+    "Read and check a manifest. Raises `DataError` that says which rows are wrong."
+    f = path if hasattr(path, "columns") else load_manifest(Path(path))
+    noticed = Counter(f.attrs.get("noticed", {}))
+    f = f.rename(columns=lambda c: str(c).strip().lower())
+    missing = [c for c in COLUMNS[:3] if c not in f.columns]
     check(
         not missing,
-        f"{path} lacks the columns {missing}; a manifest has path, view, patient and, if you like, split",
+        f"the manifest lacks the columns {missing}; it has path, view, patient and perhaps split",
         DataError,
     )
-    check(len(f), f"{path} has no rows", DataError)
-    f = f[[c for c in ("path", "view", "patient", "split") if c in f.columns]].fillna("").astype(str)
+    check(len(f), "the manifest has no rows", DataError)
+    f = f[[c for c in COLUMNS if c in f.columns]].astype(object).fillna("").astype(str).reset_index(drop=True)
+    f["path"] = f["path"].str.replace("\\", "/")  # as Windows writes them
     for c in f.columns.drop("path"):
-        f[c] = f[c].str.strip()  # "7 " and "7" are one patient
+        f[c] = f[c].str.strip()
+    known = {v.casefold(): v for v in views}
+    f["view"] = f["view"].map(lambda v: known.get(v.casefold(), v))
+    if "split" in f:
+        f["split"] = f["split"].map(lambda s: SPLITS.get(s.lower(), s))
+    who, spelled = f["patient"].map(person), f["patient"].nunique()
+    f["patient"] = f["patient"].groupby(who).transform("first").where(~who.isin(NOBODY), "")
+    noticed[ONE_PERSON] += spelled - who.nunique()
+    f.attrs["noticed"] = dict(+noticed)
     return check_rows(f, views)
+
+# %% ../../nbs/echo/05_manifest.ipynb #d6948393
+def load_manifest(path: Path) -> DataFrame:  # as the file has it
+    "Open a manifest by its ending. Raises `DataError` for a file that is missing or no table."
+    import pandas as pd
+
+    need = "give a CSV or Parquet file with the columns path, view, patient"
+    check(path.is_file(), f"there is no manifest {path}; {need}", DataError)
+    if path.suffix.lower() not in (".parquet", ".pq"):
+        return read_table(path, COLUMNS[:3])
+    try:
+        return pd.read_parquet(path)
+    except ImportError as e:
+        raise DataError("Parquet manifests need the package pyarrow: pip install 'classimpression[echo]'") from e
+    except Exception as e:  # pyarrow's errors, of many kinds
+        raise DataError(f"{path.name} is no Parquet table ({type(e).__name__}); {need}") from None
 
 # %% ../../nbs/echo/05_manifest.ipynb #ed04ff4d
 def which(rows: Any) -> str:
@@ -85,8 +180,8 @@ def check_rows(
     bad = ~f["view"].isin(views)
     check(
         not bad.any(),
-        f"{which(bad)} of the manifest: unknown view {sorted(set(f['view'][bad]))[:3]}; known: {', '.join(views)}. "
-        f"Rename them, or name your own views (--views)",
+        f"{which(bad)} of the manifest: unknown view; known: {', '.join(views)}. Rename them, name your own views "
+        "(--views), or see whether columns are swapped",
         DataError,
     )
     check(
@@ -121,52 +216,110 @@ def split_by_patient(
     return out.tolist()
 
 # %% ../../nbs/echo/05_manifest.ipynb #ea35a410
-LAYOUTS = ("camus", "echonet", "tmed2")
+def files_in(
+    folder: Path,
+    pattern: str,  # of names, in small letters
+    noticed: Counter,  # what is left out is counted here
+) -> list[Path]:  # sorted
+    "Files of a collection, whatever the case of their ending, without those of systems."
+    found = [p for p in sorted(folder.rglob("*")) if re.fullmatch(pattern, p.name.lower()) and p.is_file()]
+    kept = [p for p in found if not any(map(hidden, p.relative_to(folder).parts))]
+    noticed["hidden or system files, left out"] += len(found) - len(kept)
+    return kept
+
+# %% ../../nbs/echo/05_manifest.ipynb #4c42905f
+def camus_rows(folder: Path, noticed: Counter) -> Iterator[dict]:
+    "CAMUS: `patient0001/patient0001_2CH_half_sequence.nii.gz`."
+    for view, word in (("AP2", "2ch"), ("AP4", "4ch")):
+        for p in files_in(folder, rf".*_{word}_half_sequence\.nii(\.gz)?", noticed):
+            yield dict(path=p.relative_to(folder).as_posix(), view=view, patient=p.parent.name)
+
+# %% ../../nbs/echo/05_manifest.ipynb #36d9a574
+def echonet_rows(folder: Path, noticed: Counter) -> Iterator[dict]:
+    "EchoNet-Dynamic: `FileList.csv`, and videos in `Videos/`. Without a column Split, patients are drawn."
+    if not (folder / "FileList.csv").is_file():
+        return
+    table = read_table(folder / "FileList.csv", ["filename"])
+    names = table["filename"].str.strip().str.replace(r"\.avi$", "", case=False, regex=True)
+    check(not (bad := names == "").any(), f"{which(bad)} of FileList.csv: no FileName", DataError)
+    splits = table["split"].str.strip().str.lower().map(SPLITS) if "split" in table else None
+    if splits is not None:
+        check(
+            not (bad := splits.isna()).any(),
+            f"{which(bad)} of FileList.csv: Split must be TRAIN, VAL or TEST (folds that are numbered are none); "
+            "write these, or leave the column out",
+            DataError,
+        )
+    at = {p.stem.lower(): p.relative_to(folder).as_posix() for p in files_in(folder, r".*\.avi", noticed)}
+    for i, name in enumerate(names):
+        row = dict(path=at.get(name.lower(), f"Videos/{name}.avi"), view="AP4", patient=name)
+        yield row if splits is None else row | dict(split=splits[i])
+
+# %% ../../nbs/echo/05_manifest.ipynb #8bf8aaf1
+TMED2_VIEWS = {"PLAX": "PLAX", "PSAX": "PSAX", "A2C": "AP2", "A4C": "AP4"}
+
+
+def tmed2_rows(folder: Path, noticed: Counter) -> Iterator[dict]:
+    "TMED-2: pictures `1234s1_0.png` in any folder, and tables with `query_key` and `view_label`."
+    at = {p.name: p.relative_to(folder).as_posix() for p in files_in(folder, r".*\.png", noticed)}
+    for p in files_in(folder, r".*\.csv", noticed):
+        try:
+            t = read_table(p, ["query_key", "view_label"])
+        except DataError:
+            noticed["tables without query_key and view_label, left out"] += 1
+            continue
+        for k, v in zip(t["query_key"].str.strip(), t["view_label"].str.strip()):
+            if v not in TMED2_VIEWS or k not in at:
+                noticed[
+                    f"rows of {'pictures that are not there' if v in TMED2_VIEWS else 'other views'}, left out"
+                ] += 1
+            else:
+                yield dict(path=at[k], view=TMED2_VIEWS[v], patient=k.split("s")[0])
+
+# %% ../../nbs/echo/05_manifest.ipynb #81f8a92b
+LAYOUTS = {"camus": camus_rows, "echonet": echonet_rows, "tmed2": tmed2_rows}
 
 
 def layout_manifest(
     kind: str,  # one of LAYOUTS
     folder: str | Path,  # of the collection
-) -> DataFrame:  # a manifest, paths relative to `folder`
+) -> DataFrame:  # a manifest, paths relative to `folder`; what was left out in attrs
     "The manifest of a public collection. Raises `DataError` if the folder looks otherwise."
     import pandas as pd
 
     check(kind in LAYOUTS, f"unknown layout {kind!r}; known: {', '.join(LAYOUTS)}")
-    folder, rows = Path(folder), []
-    if kind == "camus":
-        for view, word in (("AP2", "2CH"), ("AP4", "4CH")):
-            rows += [
-                dict(path=p.relative_to(folder).as_posix(), view=view, patient=p.parent.name)
-                for p in sorted(folder.rglob(f"*_{word}_half_sequence.nii.gz"))
-            ]
-    elif kind == "echonet" and (folder / "FileList.csv").is_file():
-        part = {"TRAIN": "train", "VAL": "val", "TEST": "test"}
-        for r in pd.read_csv(folder / "FileList.csv", dtype=str).to_dict("records"):
-            rows.append(
-                dict(
-                    path=f"Videos/{r['FileName'].removesuffix('.avi')}.avi",
-                    view="AP4",
-                    patient=r["FileName"],
-                    split=part.get(r["Split"], ""),
-                )
-            )
-    elif kind == "tmed2":
-        named = {"PLAX": "PLAX", "PSAX": "PSAX", "A2C": "AP2", "A4C": "AP4"}
-        at = {p.name: p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*.png"))}
-        for t in (
-            f
-            for p in sorted(folder.rglob("*.csv"))
-            if {"query_key", "view_label"} <= set((f := pd.read_csv(p, dtype=str)).columns)
-        ):
-            rows += [
-                dict(path=at[k], view=named[v], patient=k.split("s")[0])
-                for k, v in zip(t["query_key"], t["view_label"])
-                if v in named and k in at
-            ]
+    check(Path(folder).is_dir(), f"there is no folder {folder}", DataError)
+    noticed = Counter()
+    rows = list(LAYOUTS[kind](Path(folder), noticed))
     check(rows, f"{folder} holds nothing that looks like {kind}", DataError)
-    return pd.DataFrame(rows).drop_duplicates("path", ignore_index=True)
+    f = pd.DataFrame(rows).drop_duplicates("path", ignore_index=True)
+    f.attrs["noticed"] = dict(+noticed)
+    return f
 
 # %% ../../nbs/echo/05_manifest.ipynb #a2d9eed2
+def within(
+    root: Path,  # folder of the paths
+    name: str,  # relative path, from a manifest
+) -> Path:
+    "Join both. Raises `DataError` without the name, for a path that leaves the folder."
+    try:
+        return inside(root, name)
+    except (DataError, OSError, RuntimeError, ValueError):  # links in a circle, names that are too long
+        raise DataError(
+            "its path, links followed, lies outside the root folder; move the file, or give another root"
+        ) from None
+
+# %% ../../nbs/echo/05_manifest.ipynb #5098e873
+def content_md5(
+    path: Path,
+) -> str:  # "missing" for a file that cannot be opened, "" for an empty one
+    "Checksum of a file's content."
+    try:
+        return (file_md5(path) if path.stat().st_size else "") if path.is_file() else "missing"
+    except OSError:
+        return "missing"
+
+# %% ../../nbs/echo/05_manifest.ipynb #fa33625d
 def fingerprints(
     f: DataFrame,  # manifest
     root: Path,  # folder of the paths
@@ -178,16 +331,10 @@ def fingerprints(
     out, seen = [], {}
     for i, r in enumerate(progress(f.to_dict("records"), "fingerprints of files")):
         try:
-            p = inside(root, r["path"])
+            md5 = content_md5(within(root, r["path"]))
         except DataError as e:
-            raise DataError(
-                f"row {i + 2} of the manifest: its path, links followed, lies outside the root folder; move the "
-                f"file, or give another root"
-            ) from e
-        md5 = file_md5(p) if p.is_file() else "missing"
-        row, patient = (
-            seen.setdefault(md5, (i, r["patient"])) if md5 != "missing" and p.stat().st_size else (i, r["patient"])
-        )
+            raise DataError(f"row {i + 2} of the manifest: {e}") from None
+        row, patient = seen.setdefault(md5, (i, r["patient"])) if md5 not in ("missing", "") else (i, r["patient"])
         check(
             patient == r["patient"],
             f"rows {row + 2} and {i + 2} of the manifest: the same file, byte by byte, as two patients; remove one "
@@ -204,10 +351,12 @@ def decoded(
     limits: Limits,
     colour: str,
     mask: np.ndarray | None,
-    marks: str,  # as in `index_manifest`
+    marks: str,
+    bits: int | None,  # as in `index_manifest`
+    seen: Counter,  # what was turned, windowed or left out
 ) -> np.ndarray:  # uint8 [T, size, size], nothing outside the sector
     "Read one series and take out what may not stay."
-    x = read_series(path, limits, colour, mask is not None)
+    x = read_series(path, limits, colour, mask is not None, bits, seen)
     sector = sector_mask(x) if mask is None else mask
     if marks == "refuse" and sector.shape == x.shape[1:] and READERS.get(ending_of(path)) is not read_video:
         check_marks(x, sector)
@@ -221,26 +370,64 @@ def series_of(
     prints: list[str],
     splits: list[str],
     parts: Path,  # folder of series that an earlier attempt has decoded; this one's are added
-    how: tuple,  # size, limits, colour, mask, marks
+    how: tuple,  # size, limits, colour, mask, marks, bits
     bad: list[dict],  # filled with row and reason of what cannot be read
 ) -> Iterator[tuple[dict, np.ndarray]]:
     "Facts and cleaned frames of every series that can be read."
     for i, r in enumerate(progress(f.to_dict("records"), "indexing series")):
         part = parts / hashed(repr((prints[i], [a.tolist() if isinstance(a, np.ndarray) else a for a in how])), salt)
-        if part.exists():
-            x = np.load(part, allow_pickle=False)
+        note, seen = part.with_suffix(".json"), Counter()
+        if part.exists() and note.exists():
+            x, noticed = np.load(part, allow_pickle=False), read_json(note)
         else:
             try:
-                x = decoded(inside(root, r["path"]), *how)
+                x = decoded(within(root, r["path"]), *how, seen)
             except ClassImpressionError as e:
                 bad.append(dict(row=i + 2, view=r["view"], reason=str(e)))
                 continue
+            noticed = sorted(+seen)
+            write_json(note, noticed)
             write_bytes(part, npy_header(x.shape) + np.ascontiguousarray(x).tobytes())
-        yield dict(view=r["view"], patient=hashed(r["patient"], salt), split=splits[i], source=prints[i]), x
+        facts = dict(view=r["view"], patient=hashed(r["patient"], salt), split=splits[i], source=prints[i])
+        yield facts | (dict(noticed=noticed) if noticed else {}), x
 
 # %% ../../nbs/echo/05_manifest.ipynb #316cb039
+MIXED = "series whose NIfTI axes run otherwise than most; they are not turned: make them alike"
+
+
+def noticed_in(
+    rows: list[dict],  # facts of series
+) -> Counter:
+    "How many series were turned, windowed and so on; a mixture of directions is named."
+    counts = Counter(w for r in rows for w in r.get("noticed", []))
+    axes = [n for w, n in counts.items() if w.startswith(AXES)]
+    counts[MIXED] += sum(axes) - max(axes, default=0)
+    return +counts
+
+# %% ../../nbs/echo/05_manifest.ipynb #5bed0997
+def store_there(
+    folder: Path,  # of a store that exists
+    settings: dict,
+    views: tuple[str, ...],  # that it must have, in order
+) -> CineStore:
+    "Open a store that an earlier call made. Raises `StateError` if it is another one."
+    store = CineStore.open(folder)
+    check(
+        store.index["settings"] == settings,
+        f"{folder} is a store of other files or settings than this manifest's; delete it, or give another folder",
+        StateError,
+    )
+    check(
+        [v for v in views if v in store.index["views"]] == list(store.index["views"]),
+        f"{folder} is a store of the views {', '.join(store.index['views'])}, in this order; delete it, or give "
+        f"another folder",
+        StateError,
+    )
+    return store
+
+# %% ../../nbs/echo/05_manifest.ipynb #7149f425
 def index_manifest(
-    manifest: str | Path,  # CSV or Parquet
+    manifest: str | Path | DataFrame,  # CSV, Parquet, or a table as `layout_manifest` makes it
     folder: str | Path,  # where the store will be
     root: str | Path | None = None,  # folder of the paths; None: the manifest's
     size: int = 112,  # height and width of the stored frames
@@ -252,6 +439,7 @@ def index_manifest(
     salt: str | Path | None = None,  # file of the secret; None: <folder>.salt
     views: tuple[str, ...] = VIEWS,  # known views, in order
     marks: str = "refuse",  # bright things that stand still inside the sector, perhaps letters: "refuse" or "keep"
+    bits: int | None = None,  # how many bits the numbers have, where files do not tell: see `as_bytes`
 ) -> CineStore:
     """Make a store from a manifest, or open it if it is there. Raises `DataError` for wrong rows and series,
     `StateError` for a store of other files.
@@ -259,57 +447,39 @@ def index_manifest(
     from filelock import FileLock
 
     check(marks in ("refuse", "keep"), f"marks must be 'refuse' or 'keep', not {marks!r}")
+    check(root or not hasattr(manifest, "columns"), "a table needs the folder of its paths: pass root=...")
     folder, f = Path(folder), read_manifest(manifest, views)
     root, secret = Path(root or Path(manifest).parent), load_salt(salt or folder.parent / f"{folder.name}.salt")
-    prints, bad, kept, report = fingerprints(f, root, secret), [], set(), folder.parent / f"{folder.name}.report.json"
-    parts = folder.parent / f".{folder.name}.parts"
-    settings = dict(
-        size=size,
-        colour=colour,
-        masked=mask is not None,
-        marks=marks,
-        seed=seed,
-        skip=skip,
-        mark=hashed(repr((prints, limits, None if mask is None else mask.tolist())), secret),
-    )
+    prints, bad, kept = fingerprints(f, root, secret), [], []
+    parts, report = folder.parent / f".{folder.name}.parts", folder.parent / f"{folder.name}.report.json"
+    settings = dict(size=size, colour=colour, masked=mask is not None, marks=marks, seed=seed, skip=skip)
+    settings |= dict(bits=bits) if bits else {}
+    settings["mark"] = hashed(repr((prints, limits, None if mask is None else mask.tolist())), secret)
     splits = f["split"].tolist() if "split" in f else split_by_patient(f["patient"].tolist(), seed)
+    noticed = Counter(f.attrs["noticed"])
+
+    def whole():
+        for facts, x in series_of(
+            f, root, secret, prints, splits, parts, (size, limits, colour, mask, marks, bits), bad
+        ):
+            kept.append(facts)
+            yield facts, x
+        noticed.update(noticed_in(kept))
+        noticed["series that cannot be read, left out"] += len(bad)
+        write_json(report, dict(series=len(f), unreadable=bad, noticed=dict(+noticed)))
+        check(
+            skip or not bad,
+            f"{len(bad)} of {len(f)} series cannot be read, the first in row {bad[0]['row'] if bad else ''}: "
+            f"{bad[0]['reason'] if bad else ''}. All of them: {report.name}; repair or remove them, or skip them on "
+            f"purpose; what was decoded waits in {parts.name} for the next attempt",
+            DataError,
+        )
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if (folder / "index.json").exists():
-            store = CineStore.open(folder)
-            check(
-                store.index["settings"] == settings,
-                f"{folder} is a store of other files or settings than this manifest's; delete it, or give another "
-                f"folder",
-                StateError,
-            )
-            check(
-                [v for v in views if v in store.index["views"]] == list(store.index["views"]),
-                f"{folder} is a store of the views {', '.join(store.index['views'])}, in this order; delete it, or "
-                f"give another folder",
-                StateError,
-            )
-            return store
-
-        def whole():
-            for facts, x in series_of(f, root, secret, prints, splits, parts, (size, limits, colour, mask, marks), bad):
-                kept.add(facts["view"])
-                yield facts, x
-            if bad:
-                write_json(report, bad)
-            else:
-                report.unlink(missing_ok=True)  # of an earlier attempt
-            check(
-                skip or not bad,
-                f"{len(bad)} of {len(f)} series cannot be read, the first in row {bad[0]['row'] if bad else ''}: "
-                f"{bad[0]['reason'] if bad else ''}. All of them: "
-                f"{folder.name}.report.json; repair or remove them, or skip them on purpose; what was decoded waits "
-                f"in {parts.name} for the next attempt",
-                DataError,
-            )
-
-        write_store(
-            folder, whole(), size, (v for v in views if v in kept), settings
-        )  # asked for when all series are written
+            return store_there(folder, settings, views)
+        present = (v for v in views if v in {r["view"] for r in kept})  # asked for when all series are written
+        write_store(folder, whole(), size, present, settings, noticed)
         shutil.rmtree(parts, ignore_errors=True)
     return CineStore.open(folder)

@@ -38,6 +38,7 @@ def write_store(
     size: int,  # height and width
     views: Iterable[str],  # names of all classes, in order
     settings: dict,  # how the frames were made
+    noticed: dict[str, int] | None = None,  # what was turned, windowed or left out; asked for when all are written
 ) -> Path:  # the folder
     "Write a store, one series at a time. Raises `StateError` if the disk is full or cannot be written."
     folder, rows, md5, n, tmp = Path(folder), [], hashlib.md5(usedforsecurity=False), 0, None
@@ -73,6 +74,7 @@ def write_store(
                 views=list(views),
                 settings=settings,
                 series=rows,
+                noticed={k: v for k, v in (noticed or {}).items() if v},
             ),
         )
         if folder.exists():
