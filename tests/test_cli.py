@@ -37,7 +37,7 @@ def call(capsys, *argv: str) -> tuple[int, str, str]:
         (["run", "--method", "joint", "--epochs", "-3"], "epochs"),
         (["run", "--method", "joint", "--epochs", "many"], "epochs"),
         (["data", "download", "bloot"], "bloot"),
-        (["bench", "--repeats", "0"], "repeats"),
+        (["bench", "--rounds", "0"], "rounds"),
         (["bench", "--threads", "0"], "threads"),
     ],
 )

@@ -50,16 +50,27 @@ def whole(tmp_path_factory):
     return numbers(run(config(tmp_path_factory.mktemp("whole"))).folder)
 
 
-def processes(word: str) -> list[int]:
-    "Process ids of Python processes with a word in their command line or environment."
-    found = []
-    for p in Path("/proc").glob("[0-9]*"):
-        try:
-            if word in (p / "cmdline").read_text() and (p / "stat").read_text().split()[2] != "Z":
-                found.append(int(p.name))
-        except OSError:
-            continue
-    return found
+def descendants(pid: int) -> list[int]:
+    "Children of a process, their children, and so on; only these are looked at."
+    try:
+        lists = [p.read_text() for p in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:
+        return []
+    mine = [int(child) for text in lists for child in text.split()]
+    return mine + [further for child in mine for further in descendants(child)]
+
+
+def runs_of(pid: int) -> list[int]:
+    "Processes below this one that belong to the engine, oldest first: the server, and a run."
+    said = lambda p: Path(f"/proc/{p}/cmdline").read_text()
+    return sorted(p for p in descendants(pid) if alive(p) and "classimpression.runs.engine" in said(p))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def wait_for(condition, seconds: float = 240.0) -> None:
@@ -94,36 +105,22 @@ print(failed); sys.exit(bool(failed))
     first = start()
     wait_for(lambda: rows(1) or first.poll() is not None)
     assert first.poll() is None, first.stdout.read()
-    mine = [pid for pid in processes("classimpression.runs.engine") if descends(pid, first.pid)]
+    mine = runs_of(first.pid)
     assert len(mine) == 2, "a server and a run"
     kept = rows(1)[0].read_bytes()
     first.kill()
     first.wait()  # the runner dies: nobody works on for nobody
-    wait_for(lambda: not set(mine) & set(processes("classimpression.runs.engine")), 60)
+    wait_for(lambda: not any(map(alive, mine)), 60)
     assert not list(tmp_path.rglob("result.json"))
     second = start()
     wait_for(lambda: rows(2) or second.poll() is not None)
     assert second.poll() is None, second.stdout.read()
-    server, one = sorted(pid for pid in processes("classimpression.runs.engine") if descends(pid, second.pid))
+    server, one = runs_of(second.pid)
     os.kill(one, signal.SIGKILL)  # the run dies: it is said
     assert second.wait(300) == 1 and "process of this run died" in second.stdout.read()
     assert start().wait(300) == 0
     folder = run_folder(config(tmp_path))
     assert numbers(folder) == whole and rows(1)[0].read_bytes() == kept and not list(folder.rglob("*.tmp"))
-
-
-def parent(pid: int) -> int:
-    try:
-        return int((Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[1])
-    except OSError:
-        return 0
-
-
-def descends(pid: int, ancestor: int) -> bool:
-    while pid > 1:
-        if (pid := parent(pid)) == ancestor:
-            return True
-    return False
 
 
 @pytest.mark.slow

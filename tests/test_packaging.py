@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -211,7 +212,9 @@ def run_notebook(notebook: Path, log: Path) -> None:
     os.chdir(notebook.parent)
     from nbdev.test import test_nb
 
-    sys.exit(not test_nb(notebook, skip_flags=["notest", "slow"])[0])
+    passed = test_nb(notebook, skip_flags=["notest", "slow"])[0]
+    log.with_suffix(".seconds").write_text(str(time.process_time()))
+    sys.exit(not passed)
 
 
 @pytest.fixture(scope="module")
@@ -230,13 +233,14 @@ def forks():
 
 @needs_notebooks
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT / "nbs").with_suffix("").as_posix())
-def test_notebook_runs(notebook, forks, tmp_path):
+def test_notebook_runs(notebook, forks, tmp_path, record_property):
     process = forks.Process(target=run_notebook, args=(notebook, tmp_path / "log"))
     process.start()
     process.join(600)
     if process.exitcode is None:
         process.kill()
     assert process.exitcode == 0, (tmp_path / "log").read_text()[-6000:]
+    record_property("processor_seconds", float((tmp_path / "log.seconds").read_text()))
 
 
 @needs_notebooks

@@ -99,7 +99,7 @@ print(k, kills, len(set(map(tuple, moments))))
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_and_resumed_equals_uninterrupted(tmp_path):
-    seed = int(time.time())
+    seed = 20  # of the moments; what they hit still depends on the machine
     done = subprocess.run(
         [sys.executable, "-c", KILLER, str(Path(__file__).parent), str(tmp_path), str(seed)],
         capture_output=True,

@@ -15,7 +15,7 @@ from classimpression.core.provenance import digest, package_folder
 from classimpression.runs.configs import OLD_NAMES
 from classimpression.runs.run_store import identity
 from classimpression.runs.runner import RunConfig, profile_config, run
-from classimpression.report.verify import drawn, reported_runs, selected, spread_of, verify
+from classimpression.report.verify import drawn, reported_runs, spread_of, verify
 
 FIGURES = package_folder().parent / "figures"
 
@@ -39,14 +39,23 @@ def test_every_committed_run_is_drawn_from_once_and_can_be_made_again():
         assert r["run_id"].startswith(names), "the run that would be made is not the reported one"
 
 
-@pytest.mark.skipif(not FIGURES.is_dir(), reason="only in a checkout")
+def invented(seed: int, accuracies: list[float], **settings) -> dict:
+    "As much of a result as a spread is taken from."
+    tasks = [dict(balanced_accuracy=a) for a in accuracies]
+    settings = dict(method="class-impression", profile="ablation", seed=seed, class_order=None) | settings
+    scenario = dict(name="blood", checksum="x", sizes=[1, 1], class_order=[0, 1])
+    return dict(method="class-impression", profile="ablation", protocol="strict", seed=seed) | dict(
+        scenario=scenario, settings=settings, tasks=tasks
+    )
+
+
 def test_variants_of_an_ablation_have_a_spread_of_their_own():
-    runs = reported_runs(FIGURES)
-    losses = selected(runs, tables=["losses"])
-    repeats = [spread_of(r, r, runs)[1] for r in losses]
-    assert max(repeats) == 5 and min(repeats) == 1, "five repeats at most, though the table has many more runs"
-    first = [spread_of(r, r, runs)[0][[0, -1]] for r in selected(runs, "blood", ["class-impression"], ["main_table"])]
-    assert all(a < 4 < b for a, b in first), "the first task is judged more sharply than the last"
+    whole = [invented(s, [90 + s, 40 + 10 * s]) for s in range(3)]
+    without = [invented(s, [90, 30 + s], idc_weight=0.0) for s in range(2)]
+    allowed, repeats = spread_of(whole[0], whole[0], whole + without)
+    assert repeats == 3 and allowed.tolist() == [2.0, 20.0], "twice the standard deviation over its three repeats"
+    allowed, repeats = spread_of(without[0], without[0], whole + without)
+    assert repeats == 2 and np.isnan(allowed).all(), "two repeats are no spread"
 
 
 @pytest.fixture(scope="module")
