@@ -1,16 +1,16 @@
-"""What `mkdocs build` does besides building: take the pages from where they are, and write the API reference.
+"""What `mkdocs build` does besides building: take the pages from where they are, and make the menu.
 
 Notebooks are read from nbs/ and figures/ as they are committed, with their outputs; nothing is executed or imported.
 """
 
 import ast
+import hashlib
 import html
 import json
 import os
 import re
 import shutil
 import tempfile
-import textwrap
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -18,28 +18,49 @@ from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
+NBS, FIGURES, PACKAGE = ROOT / "nbs", ROOT / "figures", ROOT / "classimpression"
 STAGE = Path(tempfile.mkdtemp(prefix="classimpression-site-"))
-PAGES = {"README.md": "results.md", "figures/README.md": "findings.md"}  # Markdown that is a page of the site
+# Markdown that is a page of the site; README is its home, so the tour, index.ipynb, gets a name of its own.
+MARKDOWN = {
+    "README.md": "index.md",
+    "figures/README.md": "results.md",
+    "figures/tables.md": "tables.md",
+    "CHANGELOG.md": "changes.md",
+}
+MARKDOWN |= {"CONTRIBUTING.md": "contributing.md"}
+PAGES = {"nbs/index.ipynb": "tour.ipynb"} | MARKDOWN
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|#|mailto:)([^)\s]+)\)")
+ROOMS = ["methods", "runs", "report", "studies", "echo", "adapters", "core"]  # in the order of the menu
 
 
-def title_of(notebook: dict) -> str:
-    return next(
-        line[2:].strip()
-        for c in notebook["cells"]
-        for line in "".join(c["source"]).splitlines()
-        if line.startswith("# ")
-    )
+def read_notebook(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def title_of(path: Path) -> str:
+    cells = read_notebook(path)["cells"]
+    return next(line[2:].strip() for c in cells for line in "".join(c["source"]).splitlines() if line.startswith("# "))
+
+
+def notebooks() -> list[Path]:
+    "All that become pages: nbs/ without the experiments, which are shown as executed in figures/."
+    found = [*NBS.rglob("*.ipynb"), *FIGURES.rglob("*.ipynb")]
+    return sorted(p for p in found if not {"experiments", ".ipynb_checkpoints", ".executing"} & set(p.parts))
+
+
+def page_of(path: Path) -> str:
+    "Where the site has a file of the repository, as a source name."
+    name = path.relative_to(ROOT).as_posix()
+    return PAGES.get(name, name.removeprefix("nbs/"))
 
 
 def mathml(text: str) -> str:
     "Formulas as MathML, which browsers draw without a script; code stays as it is."
 
     def one(latex, display):
+        latex = html.unescape(latex).strip().replace(r"\lVert", r"\|").replace(r"\rVert", r"\|")
         try:
-            return convert(
-                html.unescape(latex).strip().replace(r"\lVert", r"\|").replace(r"\rVert", r"\|"), display=display
-            )
+            return convert(latex, display=display)
         except Exception as e:
             raise SystemExit(f"a formula cannot be converted ({e}): {latex}") from e
 
@@ -50,198 +71,195 @@ def mathml(text: str) -> str:
     return "".join(parts)
 
 
-def prepared(path: Path) -> dict:
+def executed(path: Path) -> Path:
+    "The executed notebook of an experiment, as reported, in place of its source."
+    if path.parent != NBS / "experiments":
+        return path
+    here = FIGURES / path.stem
+    return next((f for f in (here / "blood.ipynb", *sorted(here.glob("*.ipynb"))) if f.exists()), path)
+
+
+def link_from(source: Path, target: str, config, endings: str = "html") -> str | None:
+    "Where a link of a page leads on the site; to the repository for what the site has not; None for what nobody has."
+    path, _, anchor = target.partition("#")
+    there = executed((source.parent / path).resolve())
+    if not there.is_relative_to(ROOT) or not there.exists():
+        return None
+    name, anchor = there.relative_to(ROOT).as_posix(), f"#{anchor}" if anchor else ""
+    served = there in notebooks() or name in MARKDOWN or name == "LICENSE"
+    if not served and not (there.is_relative_to(FIGURES) and there.is_file() and there.suffix not in (".md", ".svg")):
+        return f"{config.repo_url}/blob/main/{name}{anchor}"
+    relative = os.path.relpath(page_of(there), os.path.dirname(page_of(source)) or ".")
+    return (re.sub(r"\.(ipynb|md)$", ".html", relative) if endings == "html" else relative) + anchor
+
+
+def linked(text: str, source: Path, config, endings: str = "html") -> str:
+    "Markdown whose links lead to pages."
+
+    def one(m):
+        there = link_from(source, m[3], config, endings)
+        return f"{m[1]}[{m[2]}]({there})" if there else m[2]
+
+    return LINK.sub(one, text)
+
+
+def prepared(path: Path, config) -> dict:
     "A notebook as a page: without hidden cells, directives and widget models; formulas as MathML; links to pages."
-    nb = json.loads(path.read_text())
+    nb = read_notebook(path)
     cells = []
     for cell in nb["cells"]:
         source = "".join(cell["source"])
         if re.match(r"\s*#\|\s*(hide|default_exp)", source):
             continue
         if cell["cell_type"] == "markdown":
-            source = LINK.sub(
-                lambda m: f"{m[1]}[{m[2]}]({there})" if (there := page_link(m[3], path)) else m[2], source
-            )
-            source = re.sub(
-                r"^#+ .*$", lambda m: m[0].replace("`", ""), source, flags=re.M
-            )  # or the menu's anchors differ from the page's
-            source = mathml(source)
+            source = linked(source, path, config)
+            headings = re.compile(r"^#+ .*$", re.M)
+            source = mathml(headings.sub(lambda m: m[0].replace("`", ""), source))  # or the menu's anchors differ
         else:
             source = re.sub(r"^#\| ?\w+.*\n", "", source, flags=re.M)
             for out in cell.get("outputs", []):
                 out.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
         cells.append(cell | {"source": source.splitlines(keepends=True)})
-    return nb | {"cells": cells, "metadata": nb["metadata"] | {"title": title_of(nb)}}
+    return nb | {"cells": cells, "metadata": nb["metadata"] | {"title": title_of(path)}}
 
 
-def page_link(target: str, source: Path) -> str | None:
-    "Where the site has what a notebook links to; None if it has not."
-    path, _, anchor = target.partition("#")
-    there = (source.parent / path).resolve()
-    if not there.is_relative_to(ROOT):
-        return None
-    if there.parent == ROOT / "nbs" / "experiments":  # the executed one, as reported
-        there = next(
-            (f for f in (ROOT / "figures" / f"{there.stem}_blood.ipynb", ROOT / "figures" / there.name) if f.exists()),
-            there,
-        )
-    on_the_site = (
-        there.suffix == ".ipynb"
-        and there.parent.name != "experiments"
-        or there.is_relative_to(ROOT / "figures")
-        or there in (ROOT / "README.md", ROOT / "LICENSE")
-    )
-    if not (on_the_site and there.is_file()):
-        return None
-
-    def on_site(p: Path) -> Path:
-        return p.relative_to(ROOT / "nbs") if p.is_relative_to(ROOT / "nbs") else p.relative_to(ROOT)
-
-    page = Path(PAGES[p]).with_suffix(".html") if (p := there.relative_to(ROOT).as_posix()) in PAGES else on_site(there)
-    relative = os.path.relpath(page, on_site(source).parent)
-    return re.sub(r"\.ipynb$", ".html", relative) + (f"#{anchor}" if anchor else "")
+def docstring(module: Path) -> str:
+    return ast.get_docstring(ast.parse(module.read_text())) or ""
 
 
-def api_page(module: Path) -> str:
-    "Signatures with their docments, and docstrings, read from the source text."
-    source = module.read_text()
-    lines, tree = source.splitlines(), ast.parse(source)
-    made_by = re.search(r"File to edit: \.\./nbs/(\S+)\.ipynb", source)
-
-    def header(node) -> str:
-        first = node.body[0]
-        start = (node.decorator_list[0].lineno if node.decorator_list else node.lineno) - 1
-        text = "\n".join(lines[start : first.lineno - 1 if first.lineno > node.lineno else node.lineno])
-        if first.lineno == node.lineno:
-            text = text[: first.col_offset].rstrip() if start == node.lineno - 1 else text
-        fields = (
-            [n for n in node.body if isinstance(n, ast.AnnAssign)] if isinstance(node, ast.ClassDef) else []
-        )  # of a dataclass, with their comments
-        return textwrap.dedent(
-            "\n".join([text, *lines[fields[0].lineno - 1 : fields[-1].end_lineno]]) if fields else text
-        )
-
-    def entry(node, level: str) -> list[str]:
-        doc = ast.get_docstring(node)
-        out = [f"{level} {node.name}", "", "```python", header(node), "```", ""]
-        return out + ([html.escape(doc, quote=False), ""] if doc else [])
-
-    out = [f"# {module.stem}", "", ast.get_docstring(tree) or "", ""]
-    if made_by:
-        out += [f"Explained with examples in the notebook [{made_by[1]}](../{made_by[1]}.ipynb).", ""]
-    for node in tree.body:
-        if getattr(node, "name", "_").startswith("_"):
-            continue
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            out += entry(node, "##")
-        if isinstance(node, ast.ClassDef):
-            for m in node.body:
-                if isinstance(m, ast.FunctionDef) and (m.name == "__init__" or not m.name.startswith("_")):
-                    out += entry(m, "###")
-    return "\n".join(out)
+def modules(room: str) -> list[tuple[Path, Path]]:
+    "Notebooks of a room that export a module, and these modules, in the order of reading; room '' is the top."
+    found = []
+    for path in sorted((NBS / room).glob("[0-9]*.ipynb")):
+        module = PACKAGE / room / f"{path.stem[3:]}.py"
+        if module.exists():
+            found.append((path, module))
+    return found
 
 
-def api_index(modules: list[Path]) -> str:
-    "Every module with the first line of its docstring, in the order of the notebooks."
-    rows = []
-    for m in modules:
-        source = m.read_text()
-        made_by = re.search(r"File to edit: \.\./nbs/(\S+)\.ipynb", source)
-        doc = html.escape((ast.get_docstring(ast.parse(source)) or "").partition("\n")[0], quote=False)
-        rows.append(
-            (
-                made_by[1] if made_by else "",
-                f"| [{m.stem}]({m.stem}.md) | {doc} | "
-                + (f"[{made_by[1]}](../{made_by[1]}.ipynb)" if made_by else "")
-                + " |",
-            )
-        )
+def dotted(module: Path) -> str:
+    return ".".join(module.relative_to(ROOT).with_suffix("").parts)
+
+
+def api_page(notebook: Path, module: Path) -> str:
+    "What mkdocstrings fills: signatures, docments and docstrings of one module."
+    here = f"api/{module.relative_to(PACKAGE).with_suffix('').as_posix()}.md"
+    there = os.path.relpath(page_of(notebook), os.path.dirname(here))
+    heading = [f"# {dotted(module)}", "", f"Explained with examples in the notebook [{title_of(notebook)}]({there})."]
+    return "\n".join([*heading, "", f"::: {dotted(module)}", ""])
+
+
+def table_of(rows: list[tuple[Path, Path]], prefix: str = "") -> list[str]:
+    "A table of a room: module, what it is for, notebook."
+    lines = ["| module | what it is for | notebook |", "| --- | --- | --- |"]
+    for notebook, module in rows:
+        api = os.path.relpath(f"api/{module.relative_to(PACKAGE).with_suffix('').as_posix()}.md", prefix or ".")
+        first = html.escape(docstring(module).partition("\n")[0], quote=False)
+        there = os.path.relpath(page_of(notebook), prefix or ".")
+        lines.append(f"| [{module.stem}]({api}) | {first} | [{title_of(notebook).replace('|', '')}]({there}) |")
+    return lines
+
+
+def room_page(room: str) -> str:
+    "The first page of a room: what lives there, and its notebooks."
     return "\n".join(
         [
-            "# API reference",
+            f"# {room.capitalize()}",
             "",
-            "| module | what it is for | notebook |",
-            "| --- | --- | --- |",
-            *(row for _, row in sorted(rows)),
+            docstring(PACKAGE / room / "__init__.py"),
+            "",
+            *table_of(modules(room), room),
+            "",
         ]
     )
 
 
-def markdown_page(path: Path, known: set[str]) -> str:
-    "A README, with links to pages of the site; what has no page is named without a link."
-
-    def link(m):
-        there = os.path.relpath(path.parent / m[3], ROOT)
-        target = PAGES.get(there, there.removeprefix("nbs/"))
-        return f"{m[1]}[{m[2]}]({target})" if target in known else m[2]
-
-    return LINK.sub(link, path.read_text())
+def api_index() -> str:
+    "Every module, room by room."
+    parts = [
+        "# API reference",
+        "",
+        "`import classimpression as ci` offers what most users need; everything else is found in its module.",
+        "",
+    ]
+    for room in ["", *ROOMS]:
+        head = (
+            docstring(PACKAGE / room / "__init__.py").partition("\n")[0]
+            if room
+            else "Data, tasks, models, synthesis, losses, training."
+        )
+        parts += [f"## {room.capitalize() or 'The method'}", "", head, "", *table_of(modules(room), "api"), ""]
+    return "\n".join(parts)
 
 
 @event_priority(100)
 def on_files(files, config):
-    for path in sorted(
-        [
-            *(ROOT / "nbs").glob("*.ipynb"),
-            *(ROOT / "nbs" / "tutorials").glob("*.ipynb"),
-            *(ROOT / "figures").rglob("*.ipynb"),
-        ]
-    ):
-        where = path.relative_to(ROOT / "nbs" if path.is_relative_to(ROOT / "nbs") else ROOT)
-        (STAGE / where).parent.mkdir(parents=True, exist_ok=True)
-        (STAGE / where).write_text(json.dumps(prepared(path)))
-        files.append(File(where.as_posix(), str(STAGE), config.site_dir, config.use_directory_urls))
-    for path in sorted([*(ROOT / "figures").rglob("*.*"), ROOT / "LICENSE"]):
+    def add(name, content):
+        files.append(File.generated(config, name, content=content))
+
+    for path in notebooks():
+        where = STAGE / page_of(path)
+        where.parent.mkdir(parents=True, exist_ok=True)
+        where.write_text(json.dumps(prepared(path, config)))
+        files.append(File(page_of(path), str(STAGE), config.site_dir, config.use_directory_urls))
+    for path in sorted([*FIGURES.rglob("*.*"), ROOT / "LICENSE"]):
         if path.suffix not in (".ipynb", ".md", ".svg") and path.is_file():
             files.append(File(path.relative_to(ROOT).as_posix(), str(ROOT), config.site_dir, config.use_directory_urls))
-    for module in sorted((ROOT / "classimpression").glob("[a-z]*.py")):
-        files.append(File.generated(config, f"api/{module.stem}.md", content=api_page(module)))
-    files.append(
-        File.generated(config, "api/index.md", content=api_index(sorted((ROOT / "classimpression").glob("[a-z]*.py"))))
-    )
-    known = {f.src_uri for f in files} | set(PAGES.values())
-    for source, page in PAGES.items():
-        files.append(File.generated(config, page, content=markdown_page(ROOT / source, known)))
-    files.append(File.generated(config, "changes.md", content=(ROOT / "CHANGELOG.md").read_text()))
+    for name, page in MARKDOWN.items():
+        if (ROOT / name).exists():
+            add(page, linked((ROOT / name).read_text(), ROOT / name, config, "source"))
+    for room in ["", *ROOMS]:
+        for notebook, module in modules(room):
+            add(f"api/{module.relative_to(PACKAGE).with_suffix('').as_posix()}.md", api_page(notebook, module))
+        if room:
+            add(f"{room}/index.md", room_page(room))
+    add("api/index.md", api_index())
     return files
+
+
+def experiment_pages() -> list[dict]:
+    "Executed notebooks, the main table first."
+    found = sorted(FIGURES.rglob("*.ipynb"), key=lambda p: (p.parent.name != "main_table", p.as_posix()))
+    titles = [title_of(p) for p in found]
+    several = [titles.count(t) > 1 for t in titles]
+    return [{t + (f", {p.stem}" if s else ""): page_of(p)} for p, t, s in zip(found, titles, several, strict=True)]
+
+
+def tutorial_pages() -> list[dict]:
+    "In the order of the tour."
+    tour = (NBS / "index.ipynb").read_text()
+    found = sorted((NBS / "tutorials").glob("*.ipynb"), key=lambda p: tour.find(p.name) % len(tour))
+    return [{title_of(p): page_of(p)} for p in found]
 
 
 def on_config(config):
     "The menu, from what is there."
-
-    def entries(pattern, folder="nbs"):
-        found = [(p, json.loads(p.read_text())) for p in sorted((ROOT / folder).glob(pattern))]
-        if pattern.startswith("tutorials/"):
-            path = (ROOT / "nbs" / "index.ipynb").read_text()
-            found.sort(key=lambda f: path.find(f[0].name) % len(path))  # in the order of the tour
-        titles = [title_of(nb) for _, nb in found]
-
-        def title(p, nb):
-            return title_of(nb) + (
-                f", {p.stem.rpartition('_')[2]}" if titles.count(title_of(nb)) > 1 else ""
-            )  # of two scenarios
-
-        return [
-            {title(p, nb): (p.relative_to(ROOT / "nbs") if folder == "nbs" else p.relative_to(ROOT)).as_posix()}
-            for p, nb in found
-        ]
-
-    config.nav = [
-        {"Tour": "index.ipynb"},
-        {"Tutorials": entries("tutorials/*.ipynb")},
+    results = [{"Results": "results.md"}, *([{"All tables": "tables.md"}] if (FIGURES / "tables.md").exists() else [])]
+    api = [
         {
-            "Results": [
-                {"Results": "results.md"},
-                {"Results, in words": "findings.md"},
-                {"Experiments": entries("*.ipynb", "figures")},
-                {"Reproducibility": "reproducibility.ipynb"},
+            (room.capitalize() or "The method"): [
+                f"api/{m.relative_to(PACKAGE).with_suffix('').as_posix()}.md" for _, m in modules(room)
             ]
-        },
-        {"The library": entries("[0-9]*.ipynb")},
-        {
-            "API reference": ["api/index.md"]
-            + [f"api/{m.stem}.md" for m in sorted((ROOT / "classimpression").glob("[a-z]*.py"))]
-        },
+        }
+        for room in ["", *ROOMS]
+    ]
+    config.nav = [
+        {"Home": "index.md"},
+        {"Tour": "tour.ipynb"},
+        {"Tutorials": tutorial_pages()},
+        {"Results": [*results, {"Experiments": experiment_pages()}]},
+        {"The method": [{title_of(n): page_of(n)} for n in sorted(NBS.glob("[0-9]*.ipynb"))]},
+        *(
+            {
+                room.capitalize(): [
+                    f"{room}/index.md",
+                    *({title_of(n): page_of(n)} for n in sorted((NBS / room).glob("[0-9]*.ipynb"))),
+                ]
+            }
+            for room in ROOMS
+        ),
+        {"API reference": ["api/index.md", *api]},
+        {"Contributing": "contributing.md"},
         {"Changes": "changes.md"},
     ]
     return config
@@ -261,15 +279,25 @@ def on_env(env, config, files):
         files.get_file_from_path(there).page.title = name
 
 
+def on_page_content(content, page, config, files):
+    "Prose and the API are searched; code and what it wrote are not."
+    return re.sub(r'<div class="jp-Cell jp-CodeCell', r'<div data-search-exclude class="jp-Cell jp-CodeCell', content)
+
+
 def on_post_page(output, page, config):
-    "No page asks another machine for anything; links between notebooks lead to pages."
+    "No page asks another machine for anything; the style of notebooks is a file, not a part of every page."
+    away = r'[^>]*\bhref="https?://[^"]*"'
+    rel = r'[^>]*\brel="(?:preconnect|stylesheet)"'
     output = re.sub(r'<script[^>]*\bsrc="https?://[^"]*"[^>]*>\s*</script>', "", output)
-    output = re.sub(
-        r'<link[^>]*\bhref="https?://[^"]*"[^>]*rel="(?:preconnect|stylesheet)"[^>]*>|<link[^>]*rel="(?:preconnect|stylesheet)"[^>]*\bhref="https?://[^"]*"[^>]*>',
-        "",
-        output,
-    )
-    return output
+    output = re.sub(f"<link(?:{away}{rel}|{rel}{away})[^>]*>", "", output)
+
+    def in_a_file(found):
+        name = f"assets/{hashlib.md5(found[1].encode()).hexdigest()[:10]}.css"
+        (Path(config.site_dir) / "assets").mkdir(parents=True, exist_ok=True)
+        (Path(config.site_dir) / name).write_text(found[1])
+        return f'<link rel="stylesheet" href="{os.path.relpath(name, os.path.dirname(page.url) or ".")}">'
+
+    return re.sub(r'<style type="text/css">(.{20000,}?)</style>', in_a_file, output, flags=re.S)
 
 
 def on_post_build(config):

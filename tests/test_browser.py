@@ -75,7 +75,7 @@ def lab(tmp_path_factory):
     (home / "figures").symlink_to(ROOT / "figures")
     for name, cells in {
         "tutorials/explorers": None,
-        "echocardiography": 5,
+        "tutorials/echocardiography": 5,
     }.items():  # of the tour of echocardiography as far as the player
         notebook = json.loads((ROOT / "nbs" / f"{name}.ipynb").read_text())
         notebook["cells"] = notebook["cells"][:cells]
@@ -224,7 +224,8 @@ def test_cine_player_in_jupyterlab(page, lab):
 
 
 @pytest.mark.parametrize(
-    "name", ["index", "tutorials/pictures", "tutorials/results", "08_synthesis", "api/synthesis", "results"]
+    "name",
+    ["index", "tour", "tutorials/pictures", "tutorials/results", "07_synthesis", "api/synthesis", "results", "tables"],
 )
 def test_site_is_readable_on_a_phone(page, site, name):
     page.set_viewport_size({"width": 390, "height": 844})

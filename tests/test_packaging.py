@@ -267,59 +267,6 @@ def test_no_stars_and_no_pickle():
         assert not re.search(r"import \*|\bpickle\b|torch\.(load|save)\(|allow_pickle=True", text), module.name
 
 
-@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="the README is not beside the tests")
-class TestReadme:
-    text = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
-
-    def test_two_commands(self):
-        blocks = re.findall(r"```bash\n(.*?)```", self.text, re.S)
-        assert len(blocks) == 2 and all(
-            b.count("\n") == 1 and "-c constraints.txt" in b and b.startswith("python3 -m venv") for b in blocks
-        )
-        assert blocks[0].strip().endswith("classimpression reproduce") and blocks[1].strip().endswith(
-            "python -m pytest"
-        )
-
-    def test_example_on_own_data_runs(self, tmp_path, monkeypatch, capsys):
-        from PIL import Image
-
-        for part, n in dict(train=12, val=4, test=4).items():
-            for c, name in enumerate("abcd"):
-                folder = tmp_path / "images" / part / name
-                folder.mkdir(parents=True)
-                for i in range(n):
-                    Image.new("RGB", (32, 32), (60 * c + 2 * i, 200 - 40 * c, 90)).save(folder / f"{i}.png")
-        monkeypatch.chdir(tmp_path)
-        code = "".join(re.findall(r"```python\n(.*?)```", self.text, re.S))
-        small = {
-            "epochs=10": "epochs=1",
-            '"quick"': '"smoke"',
-            'synthesis_preset("fast", scenario.name, t)': "SynthesisConfig(steps=2, warmup=1, groups=1)",
-            "import synthesis_preset": "import SynthesisConfig",
-        }
-        for long, short in small.items():
-            assert long in code
-            code = code.replace(long, short)
-        from classimpression.methods.registry import METHODS
-
-        exec(code, {})
-        assert METHODS.pop("distil-only").hyper_parameters == {"strength": 5.0}
-        out = capsys.readouterr().out
-        assert out.count("[[") == 3 and "average_incremental_accuracy" in out
-
-    def test_numbers_come_from_the_tables(self, tmp_path):
-        from classimpression.report.readme import fill_readme
-
-        copy = tmp_path / "README.md"
-        copy.write_text(self.text)
-        assert fill_readme(copy, ROOT / "figures") == self.text, "run classimpression.report.readme.fill_readme()"
-
-    def test_picture_and_links_exist(self):
-        for page in (ROOT / "README.md", ROOT / "figures" / "README.md"):
-            for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
-                assert (page.parent / target).exists(), (page.name, target)
-
-
 def test_constraints_pin_everything():
     lines = [x for x in (ROOT / "constraints.txt").read_text().splitlines() if not x.startswith("#")]
     assert len(lines) > 50 and all(re.fullmatch(r"[\w.-]+==[\w.]+", x) for x in lines)

@@ -12,7 +12,9 @@ ROOT = Path(__file__).parent.parent
 pytestmark = [
     pytest.mark.skipif(not (ROOT / ".mkdocs.yml").exists(), reason=".mkdocs.yml is not beside the tests"),
     pytest.mark.skipif(
-        not all(map(importlib.util.find_spec, ("mkdocs", "mkdocs_jupyter", "material", "latex2mathml"))),
+        not all(
+            map(importlib.util.find_spec, ("mkdocs", "mkdocs_jupyter", "mkdocstrings", "material", "latex2mathml"))
+        ),
         reason="needs the extra `site`",
     ),
 ]
@@ -41,15 +43,9 @@ class Links(HTMLParser):
 def test_site(site):
     pages = {p: Links(p.read_text()) for p in site.rglob("*.html") if p.name != "404.html"}
     names = {p.relative_to(site).as_posix() for p in pages}
-    assert {
-        "index.html",
-        "results.html",
-        "changes.html",
-        "08_synthesis.html",
-        "tutorials/own_data.html",
-        "figures/main_table/blood.html",
-        "api/synthesis.html",
-    } <= names
+    wanted = ["index", "tour", "results", "tables", "changes", "07_synthesis", "methods/index", "methods/08_census"]
+    wanted += ["tutorials/own_data", "figures/main_table/blood", "api/index", "api/synthesis", "api/methods/census"]
+    assert {f"{name}.html" for name in wanted} <= names
     dead, outside = [], []
     for page, links in pages.items():
         outside += [
@@ -76,9 +72,29 @@ def test_site(site):
     assert "steps of Adam" in re.sub("<[^>]+>", "", text) and "Class impressions of all old classes" in text, (
         "the API reference has signatures, docments and docstrings"
     )
-    assert "<math" in (site / "index.html").read_text() and "data:image/png" in (site / "index.html").read_text()
-    index = (site / "search/search_index.json").read_text()
-    assert "total_variation" in index and "Ask the network" in index, "code and prose can be searched"
-    menu = re.sub(r"\s+", " ", re.sub("<[^>]+>", "", (site / "results.html").read_text()))
-    assert "Tour" in menu and "Main table, organa" in menu, "the menu has names of its own"
-    assert "#| export" not in (site / "08_synthesis.html").read_text()
+    assert "<math" in (site / "tour.html").read_text() and "data:image/png" in (site / "tour.html").read_text()
+    assert "#| export" not in (site / "07_synthesis.html").read_text()
+
+
+def words(page: Path) -> str:
+    return re.sub(r"\s+", " ", re.sub("<[^>]+>", "", page.read_text()))
+
+
+@pytest.mark.xdist_group("site")
+def test_home_and_menu(site):
+    home = (site / "index.html").read_text()
+    assert "pip install" in home and "github.com/classimpression" in home and 'id="__palette_1"' in home
+    assert "md-footer__link--next" in home and "md-footer__link--prev" in (site / "tour.html").read_text()
+    assert 'data-md-component="source"' not in home, "the theme would ask the repository's host for stars"
+    menu = words(site / "results.html")
+    for name in ("Tour", "Tutorials", "Main table, organa", "The method", "Methods", "Studies", "API reference"):
+        assert name in menu, name
+    assert menu.index("Main table, blood") < menu.index("Benchmark"), "the main table comes first"
+    assert "Everything that Class Impression is compared with" in words(site / "methods" / "index.html")
+
+
+@pytest.mark.xdist_group("site")
+def test_search_index_is_small(site):
+    index = (site / "search" / "search_index.json").read_text()
+    assert "total_variation" in index and "Ask the network" in index, "the API and prose can be searched"
+    assert len(index) < 1_500_000 and "import torch" not in index, "code and what it wrote are not searched"

@@ -1,0 +1,137 @@
+"What readers meet first: README, the pages of results, links, and numbers that come from files."
+
+import json
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README, RESULTS = ROOT / "README.md", ROOT / "figures" / "README.md"
+pytestmark = pytest.mark.skipif(not README.exists(), reason="the README is not beside the tests")
+PAGES = [README, RESULTS, *(ROOT / n for n in ("figures/tables.md", "CHANGELOG.md", "CONTRIBUTING.md"))]
+NOTEBOOKS = [p for folder in ("nbs", "figures") for p in sorted((ROOT / folder).rglob("*.ipynb"))]
+NOTEBOOKS = [p for p in NOTEBOOKS if not {".ipynb_checkpoints", ".executing"} & set(p.parts)]
+LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)\s]+)\)")
+# Numbers that are no results: years, versions, licences, DOIs, tiers, and the level of intervals.
+NO_RESULT = r"\b20\d\d\b|Python 3\.\d+|\(3\.\d+ or newer\)|License 2\.0|CC BY 4\.0|10\.\d{4}/\S+|\bM[012]\b|95 %"
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8") if page.exists() else ""
+
+
+def prose(text: str) -> str:
+    "Without code, targets of links, what the generator writes between markers, and rows of tables."
+    text = re.sub(r"<!-- short:start -->.*?<!-- short:end -->", "", text, flags=re.S)
+    text = re.sub(r"<!-- value (\S+) -->.*?<!-- /value -->", "", text)
+    text = re.sub(r"```.*?```|`[^`\n]*`|\]\([^)]*\)", " ", text, flags=re.S)
+    return "\n".join(line for line in text.splitlines() if not line.startswith("|"))
+
+
+def numbers(text: str) -> list[str]:
+    return re.findall(r"(?<!\w)[-+]?\d+(?:[.,]\d+)*", re.sub(NO_RESULT, "", prose(text)))
+
+
+def words(text: str) -> int:
+    "As `wc -w` counts, without markers: code, tables and links included."
+    return len(re.sub(r"<!--.*?-->", "", text).split())
+
+
+def test_the_readme_is_short():
+    assert words(text_of(README)) <= 1300
+    found = re.findall(r"^- \*\*.*?(?=\n- |\n\n)", text_of(README), re.M | re.S)
+    findings = [f for f in found if "<!-- value" in f]
+    assert len(findings) == 4
+    for f in findings:
+        told = re.sub(r"\]\([^)]*\)", "]", re.sub(r"<!--.*?-->", "", f)).removeprefix("- ")
+        assert len(told.split()) <= 25 and f.count("<!-- value") == 1 and LINK.search(f), told
+
+
+def test_two_commands():
+    blocks = re.findall(r"```bash\n(.*?)```", text_of(README), re.S)
+    assert len(blocks) == 2
+    for b in blocks:
+        assert b.count("\n") == 1 and "-c constraints.txt" in b and b.startswith("python3 -m venv")
+    assert blocks[0].strip().endswith("classimpression reproduce")
+    assert blocks[1].strip().endswith("python -m pytest")
+
+
+def test_the_example_on_own_data_runs(tmp_path, monkeypatch, capsys):
+    from PIL import Image
+
+    for part, n in dict(train=12, val=4, test=4).items():
+        for c, name in enumerate("abcd"):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                Image.new("RGB", (32, 32), (60 * c + 2 * i, 200 - 40 * c, 90)).save(folder / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    code = "".join(re.findall(r"```python\n(.*?)```", text_of(README), re.S))
+    assert code.count('"quick"') == 2 and "import classimpression as ci" in code and len(code.splitlines()) <= 10
+    made = {}
+    exec(code.replace('"quick"', '"smoke"'), made)
+    assert [len(made[name].data["tasks"]) for name in ("census", "ours")] == [3, 3]
+    assert made["census"].metrics["balanced_accuracy"] > 70, "four colours are told apart"
+    assert capsys.readouterr().out.count("average_incremental_accuracy") == 2
+
+
+def test_numbers_come_from_the_tables():
+    from classimpression.report.readme import filled_pages
+
+    for page, text in filled_pages(README, ROOT / "figures").items():
+        assert page.read_text(encoding="utf-8") == text, f"{page.name}: run classimpression.report.readme.fill_readme()"
+        assert "not run here" not in text, f"{page.name}: a number has no run"
+
+
+@pytest.mark.parametrize("page", [README, RESULTS], ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_no_number_is_typed_by_hand(page):
+    assert numbers("It gains 2.9 points, [1.9, 3.9].") == ["2.9", "1.9", "3.9"], "the search finds numbers"
+    assert not numbers(text_of(page)), "use <!-- value NAME --><!-- /value --> and assets/questions.json"
+
+
+def test_readings_are_short():
+    from classimpression.report.readme import page_texts
+
+    for q in page_texts()["questions"]:
+        told = [q["question"], q["reading"], *(row["what"] for row in q["rows"])]
+        assert len(q["reading"].split()) <= 60 and not any(numbers(t) for t in told), q["question"]
+
+
+def dead_links(page: Path, texts: list[str]) -> list[tuple[str, str]]:
+    found = [t for text in texts for t in LINK.findall(re.sub(r"```.*?```|`[^`\n]*`", " ", text, flags=re.S))]
+    gone = [t for t in found if not (page.parent / unquote(t.partition("#")[0])).exists()]
+    return [(page.relative_to(ROOT).as_posix(), t) for t in gone]
+
+
+def markdown_of(notebook: Path) -> list[str]:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
+
+
+def test_no_link_is_dead():
+    dead = [x for page in PAGES for x in dead_links(page, [text_of(page)])]
+    dead += [x for notebook in NOTEBOOKS for x in dead_links(notebook, markdown_of(notebook))]
+    assert len(NOTEBOOKS) > 60 and not dead, dead
+
+
+def test_links_into_the_repository_are_alive():
+    "Absolute ones, which the page on PyPI needs."
+    for page in PAGES:
+        for target in re.findall(r"github\.com/classimpression/classimpression/blob/main/([^)#\s]+)", text_of(page)):
+            assert (ROOT / target).exists(), (page.name, target)
+
+
+def test_the_page_on_pypi_needs_no_repository():
+    "setup.py makes links and the picture absolute; its function is taken out of it, since importing it would build."
+    source = text_of(ROOT / "setup.py")
+    names = dict(re=re, cfg=dict(user="classimpression", repo="classimpression", branch="main"))
+    names["REPOSITORY"] = "https://github.com/classimpression/classimpression"
+    exec(re.search(r"def absolute.*?(?=\n\n\n)", source, re.S)[0], names)
+    page = names["absolute"](text_of(README))
+    assert not LINK.search(page) and "<!--" not in page and "![" in page
+    assert page.count("https://raw.githubusercontent.com/classimpression/classimpression/main/figures/") == 1
+    for target in re.findall(r"classimpression/(?:blob/)?main/([^)#\s]+)", page):
+        assert (ROOT / target).exists(), target
+    assert all(word in source for word in ("classifiers=", "project_urls=", '"NOTICE"'))
