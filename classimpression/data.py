@@ -183,23 +183,23 @@ def depth_of(
         max(8, int(high).bit_length()),
         declared or (16 if x.dtype.kind == "u" and x.dtype.itemsize == 2 else None),
     )
-    fix = f"say how many bits they have: bits={needed}"
+    fix = f"say how many bits they have: bits={needed} (--bits {needed})"
+    if bits is None:
+        check(
+            typed,
+            f"images must be uint8, uint16 or float in [0, 1], not {x.dtype}; convert them to uint8, or {fix}",
+            DataError,
+        )
+    depth = typed if bits is None else bits
+    check_number("bits", depth, 8, 32, integer=True)
+    check(high < 2**depth, f"numbers up to {high:,.0f} do not fit into {depth} bits; {fix}", DataError)
     check(
-        bits or typed,
-        f"images must be uint8, uint16 or float in [0, 1], not {x.dtype}; convert them to uint8, or {fix}",
-        DataError,
-    )
-    check_number("bits", bits or typed, 8, 32, integer=True)
-    check(
-        high < 2 ** (bits or typed), f"numbers up to {high:,.0f} do not fit into {bits or typed} bits; {fix}", DataError
-    )
-    check(
-        bits or not high or needed > typed - 4 or typed == 8,
+        bits is not None or not high or needed > typed - 4 or typed == 8,
         f"of {typed} bits the highest are empty: no number is above {high:,.0f}, "
         f"the picture would be almost black; {fix}, or bits={typed} if it is so dark",
         DataError,
     )
-    return bits or typed
+    return depth
 
 # %% ../nbs/01_data.ipynb #c798375d
 def as_bytes(
@@ -213,7 +213,7 @@ def as_bytes(
     if x.dtype == bool:
         return np.where(x, np.uint8(255), np.uint8(0))
     low, high = extremes(x)
-    unit = x.dtype.kind == "f" and not bits and not declared
+    unit = x.dtype.kind == "f" and bits is None and declared is None
     check(
         not unit or low >= 0 and high <= 1,
         f"float images must lie in [0, 1], these in [{low:.4g}, {high:.4g}]; "

@@ -24,13 +24,16 @@ from .tasks import POOLS, SELECTIONS, Scenario, Task, from_arrays, from_splits, 
 _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits", "plan"]  # one address for the user
 
 # %% auto #0
-__all__ = ['IMAGE_ENDINGS', 'SYSTEM', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'SCENARIOS', 'CITATION', 'MADE',
-           'read_image', 'hidden', 'class_folders', 'image_files', 'stacked', 'people', 'folder_split', 'said',
-           'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info', 'data_file', 'make_scenario',
-           'list_data', 'download', 'npz_bytes', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays',
-           'from_splits', 'plan']
+__all__ = ['LYING', 'STANDING', 'IMAGE_ENDINGS', 'SYSTEM', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'SCENARIOS',
+           'CITATION', 'MADE', 'read_image', 'hidden', 'class_folders', 'image_files', 'stacked', 'people',
+           'folder_split', 'said', 'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info', 'data_file',
+           'make_scenario', 'list_data', 'download', 'npz_bytes', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario',
+           'Task', 'from_arrays', 'from_splits', 'plan']
 
 # %% ../nbs/03_scenarios.ipynb #e8c6745a
+LYING, STANDING = "lie (wider than high)", "stand (higher than wide)"
+
+
 def read_image(
     path: Path,  # image file
     channels: int,  # 1: converted to grey; 3: converted to colour
@@ -43,6 +46,7 @@ def read_image(
     with opened(path) as im:
         seen[PAGES] += getattr(im, "n_frames", 1) > 1
         x = as_bytes(numbers(im, seen), bits)
+        seen.update({LYING: x.shape[1] > x.shape[0], STANDING: x.shape[0] > x.shape[1]})
         from PIL import Image
 
         im = Image.fromarray(x).convert("L" if channels == 1 else "RGB")
@@ -220,6 +224,9 @@ def from_folder(
         f"patient's images belong together",
         DataError,
     )
+    mixed = all(sum(s[way] for s in seen.values()) for way in (LYING, STANDING))
+    for s in seen.values() if not mixed else ():
+        s.update({LYING: -s[LYING], STANDING: -s[STANDING]})
     if words := [f"{p}: {w}" for p in PARTS if (w := said(seen[p]))]:
         warnings.warn(f"images of {root}: {'. '.join(words)}", stacklevel=2)
     return from_splits(*(s for s, _ in made.values()), sizes=sizes, class_names=names, **more)

@@ -39,6 +39,7 @@ def upright(
         turned = im.getexif().get(0x0112, 1) in range(2, 9)
     except Exception:
         turned = False  # a damaged EXIF block beside a whole picture; Pillow raises what it likes
+    im.load()  # TIFF is turned by Pillow itself, and then says no more that it was
     x, y = im.info.get("dpi") or (1, 1)
     seen.update({TURNED: turned, NOT_SQUARE: x > 0 and y > 0 and abs(x / y - 1) > 0.01})
     return ImageOps.exif_transpose(im) if turned else im
@@ -85,7 +86,8 @@ def opened(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's: size is judged here, other remarks may hold what a file says
-            with Image.open(path, formats=FORMATS) as im:
+            # by a file object: from a path Pillow maps uncompressed TIFF, and then mixes up those that are turned
+            with open(path, "rb") as f, Image.open(f, formats=FORMATS) as im:
                 check_size(im.width, im.height)
                 yield im
     except ClassImpressionError as e:

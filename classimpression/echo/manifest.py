@@ -453,7 +453,7 @@ def index_manifest(
     prints, bad, kept = fingerprints(f, root, secret), [], []
     parts, report = folder.parent / f".{folder.name}.parts", folder.parent / f"{folder.name}.report.json"
     settings = dict(size=size, colour=colour, masked=mask is not None, marks=marks, seed=seed, skip=skip)
-    settings |= dict(bits=bits) if bits else {}
+    settings |= {} if bits is None else dict(bits=bits)
     settings["mark"] = hashed(repr((prints, limits, None if mask is None else mask.tolist())), secret)
     splits = f["split"].tolist() if "split" in f else split_by_patient(f["patient"].tolist(), seed)
     noticed = Counter(f.attrs["noticed"])

@@ -567,9 +567,11 @@ def quarter_turns(
     matrix: np.ndarray,  # [3, 3], where a point of the stored picture is shown: (x, y, 1) @ matrix
 ) -> Callable[[np.ndarray], np.ndarray]:  # of frames [T, H, W, ...]
     "What a display matrix does to frames. Raises `DataError` for turns that are no quarter turns."
-    m = np.rint(matrix[:2, :2] / max(np.abs(matrix[:2, :2]).max(), 1e-9))
+    exact = matrix[:2, :2] / max(np.abs(matrix[:2, :2]).max(), 1e-9)
+    m = np.rint(exact)
+    sides = [np.abs(m).sum(k).tolist() for k in (0, 1)]
     check(
-        np.array_equal(np.abs(m).sum(0), [1, 1]) and np.array_equal(np.abs(m).sum(1), [1, 1]),
+        sides == [[1, 1], [1, 1]] and np.abs(m - exact).max() < 0.02,
         "its header turns the picture by no quarter turn; save it again upright",
         DataError,
     )

@@ -3,9 +3,9 @@
 Each module of this package holds one group of small functions; `python -m tests.faults` runs them and keeps count.
 """
 
-from .frame import FAULTS, Fault, Outcome, command, fault, peak, tried
+from .frame import FAULTS, Fault, Outcome, Refusal, command, fault, peak, tried
 
-__all__ = ["FAULTS", "Fault", "Outcome", "command", "fault", "load", "peak", "tried"]
+__all__ = ["FAULTS", "Fault", "Outcome", "Refusal", "command", "fault", "load", "peak", "tried"]
 
 
 def load() -> list[Fault]:
