@@ -64,36 +64,38 @@ def read_table(
     check("\0" not in text, f"{path.name} holds a zero byte: it is no table of text; save it as CSV", DataError)
     first, _, rest = text.partition("\n")
     text = rest if first.strip().lower().startswith("sep=") else text  # Excel's way to say it
-    tables = {s: split_rows(text, s) for s in ",;\t|"}
-    names = {s: [c.strip().lower() for c in rows[0]] for s, rows in tables.items()}
-    s = next((s for s in tables if set(need) <= set(names[s])), max(tables, key=lambda s: len(names[s])))
-    missing = [c for c in need if c not in names[s]]
+    head = {s: [c.strip().strip('"').lower() for c in text.split("\n", 1)[0].split(s)] for s in ",;\t|"}
+    s = next((s for s in head if set(need) <= set(head[s])), max(head, key=lambda s: len(head[s])))
+    rows, names = split_rows(text, s, path.name), head[s]
+    missing = [c for c in need if c not in names]
     check(not missing, f"{path.name} lacks the columns {missing}; it needs {', '.join(need)}", DataError)
-    twice = [c for c in need if names[s].count(c) > 1]
+    twice = [c for c in need if names.count(c) > 1]
     check(not twice, f"{path.name} has the columns {twice} twice; rename one of them", DataError)
-    odd = next((i for i, r in enumerate(tables[s]) if len(r) != len(names[s])), None)
+    odd = next((i for i, r in enumerate(rows) if len(r) != len(names)), None)
     check(
         odd is None,
-        f"row {(odd or 0) + 1} of {path.name} has {len(tables[s][odd or 0])} fields, the first row {len(names[s])}; "
+        f"row {(odd or 0) + 1} of {path.name} has {len(rows[odd or 0])} fields, the first row {len(names)}; "
         "put fields that hold the separator into quotes",
         DataError,
     )
-    return pd.DataFrame(tables[s][1:], columns=names[s], dtype=str)
+    return pd.DataFrame(rows[1:], columns=names, dtype=str)
 
 # %% ../../nbs/echo/05_manifest.ipynb #30e8b317
 def split_rows(
     text: str,  # a table
     separator: str,
+    name: str,  # of the file
 ) -> list[list[str]]:
     "Fields of all rows; empty rows at the end and empty fields beyond the header are left out."
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
-    except csv.Error:  # quotes that do not close, or a field beyond 131,072 characters
-        rows = [line.split(separator) for line in text.splitlines()]
+        rows = list(reader)
+    except csv.Error:  # or a field beyond 131,072 characters
+        raise DataError(f"line {reader.line_num} of {name} has a quote that does not close; correct it") from None
     while rows and not any(f.strip() for f in rows[-1]):
         rows.pop()
-    wide = len(rows[0]) if rows else 0
-    return [r[:wide] if not any(f.strip() for f in r[wide:]) and len(r) > wide else r for r in rows] or [[]]
+    wide = len(rows[0])
+    return [r[:wide] if not any(f.strip() for f in r[wide:]) and len(r) > wide else r for r in rows]
 
 # %% ../../nbs/echo/05_manifest.ipynb #8fd5ec83
 NOBODY = {"", "nan", "none", "null", "na", "n/a", "<na>", "-", "?", "unknown", "anonymous"}

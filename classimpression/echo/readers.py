@@ -18,10 +18,11 @@ from ..data import as_bytes
 # %% auto #0
 __all__ = ['COLOUR_SHARE', 'COLOUR_GAP', 'DEFLATED', 'WINDOW', 'AXES', 'READERS', 'KINDS', 'Limits', 'to_grey', 'Reading',
            'unpacked', 'needs', 'dicom_seconds', 'dicom_shape', 'deflated_limit', 'dicom_header', 'dicom_meta',
-           'coded_size', 'pixel_bytes', 'dicom_frames', 'check_pixels', 'window_facts', 'windowed', 'voi_ends',
-           'read_dicom', 'brightness', 'looked_up', 'dicom_video', 'gather_frames', 'riff_whole', 'hidden_frames',
-           'quarter_turns', 'video_frames', 'codec_word', 'read_video', 'timed_frames', 'read_picture', 'read_mask',
-           'read_nifti', 'read_numpy', 'mat_bytes', 'read_matlab', 'ending_of', 'why_unreadable', 'read_series']
+           'coded_size', 'pixel_bytes', 'compressed', 'dicom_frames', 'check_pixels', 'window_facts', 'windowed',
+           'voi_ends', 'read_dicom', 'brightness', 'looked_up', 'dicom_video', 'gather_frames', 'riff_whole',
+           'hidden_frames', 'quarter_turns', 'video_frames', 'codec_word', 'read_video', 'timed_frames', 'read_picture',
+           'read_mask', 'read_nifti', 'read_numpy', 'mat_bytes', 'read_matlab', 'ending_of', 'why_unreadable',
+           'read_series']
 
 # %% ../../nbs/echo/02_readers.ipynb #e926bd24
 @dataclass(frozen=True)
@@ -279,6 +280,20 @@ def pixel_bytes(
     element = ds.get_item("PixelData")
     return len(element.value) if hasattr(element, "VM") else element.length
 
+# %% ../../nbs/echo/02_readers.ipynb #f001fd39
+def compressed(
+    ds: Any,  # a pydicom data set
+) -> bool:
+    "Are its pixels compressed? Raises `DataError` for a transfer syntax that nobody knows."
+    try:
+        return ds.file_meta.TransferSyntaxUID.is_encapsulated
+    except ValueError:
+        word = str(ds.file_meta.TransferSyntaxUID)[:64]
+        word = word if all(w.isdigit() for w in word.split(".")) else "that is no number"
+        raise DataError(
+            f"its pixels are stored by an unknown transfer syntax {word}; save it again uncompressed"
+        ) from None
+
 # %% ../../nbs/echo/02_readers.ipynb #2af08789
 def dicom_frames(
     ds: Any,  # a pydicom data set
@@ -287,7 +302,7 @@ def dicom_frames(
     encaps = needs("pydicom.encaps")
     if ds.get("NumberOfFrames"):
         return int(ds.NumberOfFrames)
-    if not ds.file_meta.TransferSyntaxUID.is_encapsulated:
+    if not compressed(ds):
         size = (
             int(ds.Rows)
             * int(ds.Columns)
@@ -295,7 +310,7 @@ def dicom_frames(
             * max(int(ds.get("BitsAllocated") or 0) // 8, 1)
         )
         return max(pixel_bytes(ds) // max(size, 1), 1)
-    parts = list(encaps.generate_fragments(ds.PixelData))
+    parts = list(encaps.generate_fragments(ds.PixelData))[1:]  # the first one is a table
     starts = sum(coded_size(p[:4096]) is not None or p[:2] == b"\xff\xd8" for p in parts)
     return len(encaps.parse_basic_offsets(ds.PixelData)) or starts or int(len(parts) == 1)
 
@@ -307,9 +322,9 @@ def check_pixels(
     declared.
     """
     encaps, pixels, uid = needs("pydicom.encaps"), needs("pydicom.pixels"), ds.file_meta.TransferSyntaxUID
-    name = f"{uid.name} ({uid})" if uid.name != uid else f"the unknown transfer syntax {uid}"[:100]
+    name = f"{uid.name} ({uid})"
     T, size = int(ds.NumberOfFrames), (int(ds.Rows), int(ds.Columns))
-    if not uid.is_encapsulated:
+    if not compressed(ds):
         there, C = pixel_bytes(ds), int(ds.get("SamplesPerPixel") or 1)
         two = C == 3 and "422" in str(ds.get("PhotometricInterpretation"))
         frame = size[0] * size[1] * (2 if two else C) * max(int(ds.BitsAllocated) // 8, 1)
@@ -508,7 +523,8 @@ def dicom_video(
 ) -> np.ndarray:  # uint8 [T, H, W, 3]
     "Frames of a video within a DICOM file. Raises `DataError` that names its transfer syntax."
     name = ds.file_meta.TransferSyntaxUID.name
-    stream = io.BytesIO(b"".join(needs("pydicom.encaps").generate_fragments(ds.PixelData)))
+    parts = list(needs("pydicom.encaps").generate_fragments(ds.PixelData))[1:]  # the first one is a table
+    stream = io.BytesIO(b"".join(parts))
     try:
         with needs("av").open(stream, mode="r") as box:
             return video_frames(box, how)

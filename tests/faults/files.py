@@ -174,6 +174,16 @@ def png16(x: np.ndarray) -> bytes:  # of uint16 [H, W, 3]
     return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(raw)) + part(b"IEND", b"")
 
 
+def tiff16(x: np.ndarray) -> bytes:  # of uint16 [H, W, 3]
+    "A colour TIFF of 16 bits per channel, which Pillow cannot write."
+    tags = {256: (3, 1, x.shape[1]), 257: (3, 1, x.shape[0]), 258: (3, 3, 146), 259: (3, 1, 1), 262: (3, 1, 2)}
+    tags |= {273: (4, 1, 152), 277: (3, 1, 3), 278: (3, 1, x.shape[0]), 279: (4, 1, x.nbytes), 284: (3, 1, 1)}
+    tags[339] = (3, 1, 1)
+    rows = b"".join(struct.pack("<HHI", k, *v[:2]) + struct.pack("<I", v[2]) for k, v in sorted(tags.items()))
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + rows + bytes(4)
+    return head + struct.pack("<3H", 16, 16, 16) + x.astype("<u2").tobytes()
+
+
 def nifti(path: Path, x: np.ndarray, affine: np.ndarray | None = None) -> Path:
     "A half sequence [W, H, T], as CAMUS keeps it."
     import nibabel
