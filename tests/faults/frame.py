@@ -79,7 +79,7 @@ def fault(
             values = dict(zip(over, combination))
             fill = (lambda text, v=values: text.format(**v)) if values else (lambda text: text)
             hidden = (hides,) if isinstance(hides, str) else tuple(hides)
-            made = Fault(group, fill(what), expect, do, fill(says), hidden, slow, seconds, known, values)
+            made = Fault(group, fill(what), expect, do, fill(says), hidden, slow, 6 * seconds if slow else seconds, known, values)
             assert made.name not in {f.name for f in FAULTS}, f"two faults are called {made.name!r}"
             FAULTS.append(made)
         return do
