@@ -1,4 +1,5 @@
 "Numbers of more than 8 bits: scaled by what a file declares, or refused with the fix."
+
 from __future__ import annotations
 
 from collections import Counter
@@ -57,12 +58,24 @@ def _(folder, kind):
     assert np.array_equal(read_series(PLAIN[kind](folder / "a", BYTES.astype(np.float32)), bits=8), BYTES)
 
 
-@fault("numbers", "{kind} series of {type} that holds bytes", says="bits=8", kind=("NumPy", "NIfTI", "MATLAB"), type=("int16", "int32"))
+@fault(
+    "numbers",
+    "{kind} series of {type} that holds bytes",
+    says="bits=8",
+    kind=("NumPy", "NIfTI", "MATLAB"),
+    type=("int16", "int32"),
+)
 def _(folder, kind, type):
     read_series(WRITERS[kind](folder / "a", BYTES.astype(type)))
 
 
-@fault("numbers", "{kind} series that holds {what}", says="{what}", kind=("TIFF", "NumPy", "NIfTI"), what=("NaN", "infinity"))
+@fault(
+    "numbers",
+    "{kind} series that holds {what}",
+    says="{what}",
+    kind=("TIFF", "NumPy", "NIfTI"),
+    what=("NaN", "infinity"),
+)
 def _(folder, kind, what):
     x = (BYTES / 255).astype(np.float32)
     x[1, 2, 3] = np.nan if what == "NaN" else np.inf
@@ -156,7 +169,9 @@ def _(folder, bits):
     read_series(folder / "a.npy", bits=bits)
 
 
-@fault("numbers", "arrays of {type} as images", "refused", says="bits=|divide by 255", type=("int64", "int32", "float64"))
+@fault(
+    "numbers", "arrays of {type} as images", "refused", says="bits=|divide by 255", type=("int64", "int32", "float64")
+)
 def _(folder, type):
     x, y = BYTES[:, :32, :32].astype(type), [0, 1, 0, 1]
     from_arrays(*[(x + k, y) for k in range(3)], sizes=[1, 1], layout="NHW")

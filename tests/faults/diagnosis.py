@@ -1,4 +1,5 @@
 "Whole files that were called damaged, damaged ones that were read, and what a message has to name."
+
 from __future__ import annotations
 
 import gzip
@@ -19,7 +20,12 @@ X = files.moving()
 
 @fault("diagnosis", "DICOM in {name}", "right", name=("plain", "deflated", "RLE", "JPEG", "JPEG 2000"))
 def _(folder, name):
-    uid = dict(zip(("plain", "deflated", "RLE", "JPEG", "JPEG 2000"), (files.EXPLICIT, files.DEFLATED, files.RLE, files.JPEG, files.J2K)))[name]
+    uid = dict(
+        zip(
+            ("plain", "deflated", "RLE", "JPEG", "JPEG 2000"),
+            (files.EXPLICIT, files.DEFLATED, files.RLE, files.JPEG, files.J2K),
+        )
+    )[name]
     coded = {"JPEG": [files.picture(f, "JPEG", quality=95) for f in X]}
     coded["JPEG 2000"] = [files.picture(f, "JPEG2000", no_jp2=True) for f in X]
     y = read_series(files.dicom(folder / "a.dcm", X, uid, coded.get(name)))
@@ -38,7 +44,13 @@ def without_gdcm(do):
         Decoder.is_available = was
 
 
-@fault("diagnosis", "DICOM in {name} without a decoder", says=r"{name}.*1\.2\.840\.10008.*classimpression\[dicom\]", hides=files.SECRET, name=("JPEG Lossless", "JPEG-LS"))
+@fault(
+    "diagnosis",
+    "DICOM in {name} without a decoder",
+    says=r"{name}.*1\.2\.840\.10008.*classimpression\[dicom\]",
+    hides=files.SECRET,
+    name=("JPEG Lossless", "JPEG-LS"),
+)
 def _(folder, name):
     uid = files.LOSSLESS if name == "JPEG Lossless" else files.JPEG_LS
     p = files.dicom(folder / "a.dcm", X, uid, [files.jpeg_lossless(f) for f in X])
@@ -52,7 +64,11 @@ def _(folder):
 
 @fault("diagnosis", "DICOM that holds {name}", says="video.*{name}", name=("MPEG-4 AVC", "MPEG2", "HEVC"))
 def _(folder, name):
-    uid = {"MPEG-4 AVC": "1.2.840.10008.1.2.4.102", "MPEG2": "1.2.840.10008.1.2.4.100", "HEVC": "1.2.840.10008.1.2.4.107"}[name]
+    uid = {
+        "MPEG-4 AVC": "1.2.840.10008.1.2.4.102",
+        "MPEG2": "1.2.840.10008.1.2.4.100",
+        "HEVC": "1.2.840.10008.1.2.4.107",
+    }[name]
     read_series(files.dicom(folder / "a.dcm", X, uid, [b"\0\0\0\x18ftypisom" + bytes(64)]))
 
 
@@ -84,7 +100,9 @@ def _(folder, n, kind):
 
     x = X[:n]
     uid = dict(plain=files.EXPLICIT, JPEG=files.JPEG, RLE=files.RLE)[kind]
-    p = files.dicom(folder / "a.dcm", x, uid, [files.picture(f, "JPEG", quality=95) for f in x] if kind == "JPEG" else None)
+    p = files.dicom(
+        folder / "a.dcm", x, uid, [files.picture(f, "JPEG", quality=95) for f in x] if kind == "JPEG" else None
+    )
     ds = pydicom.dcmread(p)
     del ds.NumberOfFrames
     ds.save_as(p)
@@ -116,7 +134,13 @@ def _(folder):
     assert read_series(p).shape == X.shape
 
 
-@fault("diagnosis", "a NIfTI file called {ending}, {what}", "right", ending=(".nii", ".nii.gz"), what=("packed", "not packed"))
+@fault(
+    "diagnosis",
+    "a NIfTI file called {ending}, {what}",
+    "right",
+    ending=(".nii", ".nii.gz"),
+    what=("packed", "not packed"),
+)
 def _(folder, ending, what):
     data = files.nifti(folder / "b.nii", X).read_bytes()
     (folder / f"a{ending}").write_bytes(gzip.compress(data) if what == "packed" else data)
@@ -132,7 +156,9 @@ def _(folder):
     read_series(p)
 
 
-@fault("diagnosis", "a {what} video trimmed without encoding at {at} s", "right", what=("mp4", "mov"), at=(0.4, 1.0, 2.0))
+@fault(
+    "diagnosis", "a {what} video trimmed without encoding at {at} s", "right", what=("mp4", "mov"), at=(0.4, 1.0, 2.0)
+)
 def _(folder, what, at):
     files.video(folder / "a.mp4", files.moving(60), "libx264", gop=100)
     y = read_series(files.trim(folder / "a.mp4", folder / f"b.{what}", at))
@@ -150,7 +176,12 @@ def _(folder):
     assert len(read_series(files.video(folder / "a.avi", files.moving(20), "mjpeg", pts=list(range(0, 40, 2))))) == 20
 
 
-@fault("diagnosis", "AVI whose header says {what}", "right", what=("0 frames", "0 frames per second", "a larger RIFF than the file, but all frames"))
+@fault(
+    "diagnosis",
+    "AVI whose header says {what}",
+    "right",
+    what=("0 frames", "0 frames per second", "a larger RIFF than the file, but all frames"),
+)
 def _(folder, what):
     p = files.video(folder / "a.avi", files.moving(20), "mjpeg")
     b = bytearray(p.read_bytes())
@@ -186,7 +217,12 @@ def fast_start(path: Path) -> Path:
     return copy
 
 
-@fault("diagnosis", "MP4 with its table in front, cut at {share} of its length", says="cut off|cannot be read", share=(0.4, 0.6, 0.8, 0.95))
+@fault(
+    "diagnosis",
+    "MP4 with its table in front, cut at {share} of its length",
+    says="cut off|cannot be read",
+    share=(0.4, 0.6, 0.8, 0.95),
+)
 def _(folder, share):
     p = fast_start(files.video(folder / "a.mp4", files.moving(60), "libx264"))
     assert len(read_series(p)) == 60
@@ -232,7 +268,11 @@ def _(folder):
 @fault("diagnosis", "{ending} in capitals", "right", ending=(".AVI", ".MP4", ".Dcm", ".NPY", ".Nii.GZ"))
 def _(folder, ending):
     p = folder / f"a{ending.lower()}"
-    write = {".avi": lambda: files.video(p, X, "mjpeg"), ".mp4": lambda: files.video(p, X, "libx264"), ".dcm": lambda: files.dicom(p, X)}
+    write = {
+        ".avi": lambda: files.video(p, X, "mjpeg"),
+        ".mp4": lambda: files.video(p, X, "libx264"),
+        ".dcm": lambda: files.dicom(p, X),
+    }
     write |= {".npy": lambda: np.save(p, X), ".nii.gz": lambda: files.nifti(p, X)}
     write[ending.lower()]()
     assert read_series(p.rename(folder / f"A{ending}")).shape == X.shape
@@ -248,7 +288,14 @@ WRONG = {
 }
 
 
-@fault("diagnosis", "{what} in a file called {ending}", says="{what}", hides=files.SECRET, what=WRONG, ending=(".dcm", ".mp4", ".png", ".nii.gz", ".npy"))
+@fault(
+    "diagnosis",
+    "{what} in a file called {ending}",
+    says="{what}",
+    hides=files.SECRET,
+    what=WRONG,
+    ending=(".dcm", ".mp4", ".png", ".nii.gz", ".npy"),
+)
 def _(folder, what, ending):
     p = folder / f"{files.SECRET}{ending}"
     p.write_bytes(WRONG[what])
@@ -298,7 +345,13 @@ def _(folder):
     read_series(folder / "a.npy")
 
 
-@fault("diagnosis", "a {kind} picture cut at {share}", says="cut off", kind=("PNG", "JPEG", "TIFF", "BMP", "WEBP"), share=(0.5, 0.9))
+@fault(
+    "diagnosis",
+    "a {kind} picture cut at {share}",
+    says="cut off",
+    kind=("PNG", "JPEG", "TIFF", "BMP", "WEBP"),
+    share=(0.5, 0.9),
+)
 def _(folder, kind, share):
     rng = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     data = files.picture(rng, kind)

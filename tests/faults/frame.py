@@ -32,7 +32,7 @@ class Fault:
     says: str = ""  # refused: what the message must hold (a regular expression)
     hides: tuple = ()  # refused: what the message must not hold
     slow: bool = False  # takes more than a second: left to `python -m tests.faults`
-    seconds: float = 20  # a fault that takes longer hangs
+    seconds: float = 60  # a fault that takes longer hangs
     known: str = ""  # why it does not hold yet
     values: dict = field(default_factory=dict)
 
@@ -67,7 +67,7 @@ def fault(
     says: str = "",
     hides: str | Iterable[str] = (),
     slow: bool = False,
-    seconds: float = 20,
+    seconds: float = 60,
     known: str = "",
     **over: Iterable,  # values: one fault for each combination, their names in braces in `what` and `says`
 ) -> Callable:
@@ -79,7 +79,9 @@ def fault(
             values = dict(zip(over, combination))
             fill = (lambda text, v=values: text.format(**v)) if values else (lambda text: text)
             hidden = (hides,) if isinstance(hides, str) else tuple(hides)
-            made = Fault(group, fill(what), expect, do, fill(says), hidden, slow, 6 * seconds if slow else seconds, known, values)
+            made = Fault(
+                group, fill(what), expect, do, fill(says), hidden, slow, 6 * seconds if slow else seconds, known, values
+            )
             assert made.name not in {f.name for f in FAULTS}, f"two faults are called {made.name!r}"
             FAULTS.append(made)
         return do

@@ -69,7 +69,9 @@ def changed(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
         if how == 0:
             b[i : i + 1] = bytes([rng.integers(256)])
         elif how == 1:
-            b[i : i + 4] = int(rng.choice([0, 1, 255, 2**15, 2**31 - 1, 2**32 - 1])).to_bytes(4, rng.choice(["little", "big"]))
+            b[i : i + 4] = int(rng.choice([0, 1, 255, 2**15, 2**31 - 1, 2**32 - 1])).to_bytes(
+                4, rng.choice(["little", "big"])
+            )
         elif how == 2:
             del b[i : i + n]
         elif how == 3:
@@ -128,7 +130,10 @@ def fuzz(kind: str, n: int) -> dict:
         log = Path(folder) / "log"
         while at < n:
             log.write_text("")
-            subprocess.run([sys.executable, "-m", "tests.faults.fuzz_readers", "--child", kind, str(at), str(n), str(log)], stderr=subprocess.DEVNULL)
+            subprocess.run(
+                [sys.executable, "-m", "tests.faults.fuzz_readers", "--child", kind, str(at), str(n), str(log)],
+                stderr=subprocess.DEVNULL,
+            )
             rows = [json.loads(line) for line in log.read_text().splitlines()]
             done = [r for r in rows if "how" in r]
             found.update(r["how"] for r in done)

@@ -1,4 +1,5 @@
 "Turned, mirrored, windowed: what viewers show is what is read, or it is declared and counted."
+
 from __future__ import annotations
 
 import warnings
@@ -35,12 +36,16 @@ def tagged(path, x: np.ndarray, orientation: int, kind: str):
     return path
 
 
-@fault("geometry", "{kind} in an image folder with orientation {n}", "right", kind=("PNG", "TIFF", "WEBP"), n=range(1, 9))
+@fault(
+    "geometry", "{kind} in an image folder with orientation {n}", "right", kind=("PNG", "TIFF", "WEBP"), n=range(1, 9)
+)
 def _(folder, kind, n):
     x, seen = files.moving(1)[0], Counter()
     more = tagged(folder / "a.png", np.repeat(x[..., None], 3, -1), n, kind) if kind == "WEBP" else None
     y = read_image(more or tagged(folder / "a.png", x, n, kind), 1, None, seen=seen)[..., 0]
-    assert y.shape == UPRIGHT[n](x).shape and np.abs(y.astype(int) - UPRIGHT[n](x)).max() <= (40 if kind == "WEBP" else 0)
+    assert y.shape == UPRIGHT[n](x).shape and np.abs(y.astype(int) - UPRIGHT[n](x)).max() <= (
+        40 if kind == "WEBP" else 0
+    )
     assert seen[TURNED] == (n > 1)
 
 

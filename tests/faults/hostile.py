@@ -1,4 +1,5 @@
 "Files that ask for too much, run something, or leave their folder."
+
 from __future__ import annotations
 
 import gzip
@@ -40,14 +41,24 @@ def _(folder):
     refused_within(120, files.bomb(folder / "a.dcm", files.moving(), 300), "", Limits())
 
 
-@fault("hostile", "a deflated DICOM file whose header declares {what} too much", says="{what}", what=("max_frames", "max_pixels", "max_bytes"))
+@fault(
+    "hostile",
+    "a deflated DICOM file whose header declares {what} too much",
+    says="{what}",
+    what=("max_frames", "max_pixels", "max_bytes"),
+)
 def _(folder, what):
     more = dict(max_frames=dict(NumberOfFrames=10**7), max_pixels=dict(Rows=60000, Columns=60000))
     more["max_bytes"] = dict(Rows=2000, Columns=2000, NumberOfFrames=1900)
     refused_within(60, files.dicom(folder / "a.dcm", files.moving(), files.DEFLATED, **more[what]), what)
 
 
-@fault("hostile", "a deflated DICOM file without its first 128 bytes, 100 MB unpacked", says="unpacks to more than", slow=True)
+@fault(
+    "hostile",
+    "a deflated DICOM file without its first 128 bytes, 100 MB unpacked",
+    says="unpacks to more than",
+    slow=True,
+)
 def _(folder):
     p = files.bomb(folder / "a.dcm", files.moving(), 100)
     p.write_bytes(p.read_bytes()[132:])
@@ -72,7 +83,12 @@ def _(folder):
     refused_within(40, folder / "a.mat", "")
 
 
-@fault("hostile", "DICOM whose header declares {what} too much", says="{what}", what=("max_frames", "max_pixels", "max_seconds", "max_bytes"))
+@fault(
+    "hostile",
+    "DICOM whose header declares {what} too much",
+    says="{what}",
+    what=("max_frames", "max_pixels", "max_seconds", "max_bytes"),
+)
 def _(folder, what):
     more = dict(
         max_frames=dict(NumberOfFrames=10**8),
@@ -83,7 +99,12 @@ def _(folder, what):
     refused_within(30, files.dicom(folder / "a.dcm", files.moving(), **more[what]), what)
 
 
-@fault("hostile", "DICOM whose {kind} frames are larger than its header says", says="pixels, its header says|GDCM", kind=("JPEG", "JPEG 2000", "JPEG Lossless"))
+@fault(
+    "hostile",
+    "DICOM whose {kind} frames are larger than its header says",
+    says="pixels, its header says|GDCM",
+    kind=("JPEG", "JPEG 2000", "JPEG Lossless"),
+)
 def _(folder, kind):
     big = np.zeros((3000, 4000), np.uint8)
     uid, frame = {
@@ -138,7 +159,12 @@ def _(folder):
     read_series(files.video(folder / "a.mp4", files.moving(20), "libx264"), Limits(max_frames=7))
 
 
-@fault("hostile", "a NumPy file that declares {shape}", says="max_|holds no frames", shape=((10**9, 2, 2), (9, 10**6, 10**6), (2000, 2000, 1900), (0, 5, 5), (-4, 5, 5)))
+@fault(
+    "hostile",
+    "a NumPy file that declares {shape}",
+    says="max_|holds no frames",
+    shape=((10**9, 2, 2), (9, 10**6, 10**6), (2000, 2000, 1900), (0, 5, 5), (-4, 5, 5)),
+)
 def _(folder, shape):
     out = io.BytesIO()
     np.lib.format.write_array_header_1_0(out, dict(descr="|u1", fortran_order=False, shape=shape))
@@ -175,7 +201,12 @@ def _(folder):
     read_npz(folder / "a.npz")
 
 
-@fault("hostile", "NIfTI whose header declares {what}", says="max_|cannot be read|axes|no frames", what=("30000 frames", "30000x30000", "7 axes", "an offset of 1 GB", "a text type"))
+@fault(
+    "hostile",
+    "NIfTI whose header declares {what}",
+    says="max_|cannot be read|axes|no frames",
+    what=("30000 frames", "30000x30000", "7 axes", "an offset of 1 GB", "a text type"),
+)
 def _(folder, what):
     data = bytearray(files.nifti(folder / "a.nii", files.moving()).read_bytes())
     where = {
@@ -203,7 +234,12 @@ def _(folder):
     refused_within(30, folder / "a.nii.gz", "", Limits(max_bytes=10_000_000))
 
 
-@fault("hostile", "{kind} in a file called .png", says="PostScript|HTML|cannot read|Photoshop|damaged|PDF|no picture", kind=("PostScript", "PDF", "SVG", "Photoshop", "FITS"))
+@fault(
+    "hostile",
+    "{kind} in a file called .png",
+    says="PostScript|HTML|cannot read|Photoshop|damaged|PDF|no picture",
+    kind=("PostScript", "PDF", "SVG", "Photoshop", "FITS"),
+)
 def _(folder, kind):
     data = {
         "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(touch hacked) system\n",
@@ -228,7 +264,13 @@ def _(folder, ending):
     read_series(folder / f"{files.SECRET}{ending}", STILL)
 
 
-@fault("hostile", "a manifest whose path is {what}", slow=True, says="outside the root|zero byte|cannot be read", what=("../a.npy", "/etc/passwd", "a\\..\\..\\b.npy", "a link out", "links in a circle", "5,000 letters"))
+@fault(
+    "hostile",
+    "a manifest whose path is {what}",
+    slow=True,
+    says="outside the root|zero byte|cannot be read",
+    what=("../a.npy", "/etc/passwd", "a\\..\\..\\b.npy", "a link out", "links in a circle", "5,000 letters"),
+)
 def _(folder, what):
     m = files.manifest(folder / "in")
     np.save(folder / "a.npy", files.heart())
@@ -261,7 +303,12 @@ def _(folder):
     from_folder(folder, sizes=[1, 1])
 
 
-@fault("hostile", "a manifest with {what}", says="manifest|fields|zero byte|empty|lacks|quote", what=("a field of 200,000 letters", "a quote that does not close", "10,000 columns", "random bytes"))
+@fault(
+    "hostile",
+    "a manifest with {what}",
+    says="manifest|fields|zero byte|empty|lacks|quote",
+    what=("a field of 200,000 letters", "a quote that does not close", "10,000 columns", "random bytes"),
+)
 def _(folder, what):
     text = {
         "a field of 200,000 letters": b"path,view,patient\n" + b"a" * 200_000 + b",AP9,1\n",

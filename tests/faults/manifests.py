@@ -1,4 +1,5 @@
 "Tables as spreadsheets and collections write them, people spelled in two ways, and what is left out."
+
 from __future__ import annotations
 
 import shutil
@@ -14,7 +15,13 @@ from . import fault, files
 TABLE = "path{s}view{s}patient\na.npy{s}AP2{s}Jäger\n"
 
 
-@fault("manifest", "fields apart by {name}, text in {code}", "right", name=("comma", "semicolon", "tab", "bar"), code=("utf-8", "utf-8-sig", "cp1252", "utf-16", "utf-16-le", "utf-16-be"))
+@fault(
+    "manifest",
+    "fields apart by {name}, text in {code}",
+    "right",
+    name=("comma", "semicolon", "tab", "bar"),
+    code=("utf-8", "utf-8-sig", "cp1252", "utf-16", "utf-16-le", "utf-16-be"),
+)
 def _(folder, name, code):
     s = dict(comma=",", semicolon=";", tab="\t", bar="|")[name]
     (folder / "m.csv").write_bytes(TABLE.format(s=s).encode(code))
@@ -44,7 +51,10 @@ def _(folder, what):
 
 BAD = {
     "no column patient": ("path,view\na,AP2\n", "lacks the columns"),
-    "a comma in a path without quotes": ("path,view,patient\na.npy,AP2,1\nb,c.npy,AP2,1\n", "row 3 of m.csv has 4 fields"),
+    "a comma in a path without quotes": (
+        "path,view,patient\na.npy,AP2,1\nb,c.npy,AP2,1\n",
+        "row 3 of m.csv has 4 fields",
+    ),
     "a row that is too short": ("path,view,patient\na.npy,AP2\n", "row 2 of m.csv has 2 fields"),
     "a column twice": ("path,view,patient,Patient\na,AP2,1,2\n", "twice"),
     "columns swapped": (f"path,view,patient\na.npy,{files.SECRET},AP2\n", "row 2.*unknown view.*swapped"),
@@ -70,7 +80,12 @@ def _(folder, what):
         raise
 
 
-@fault("identity", "a patient called {word!r}", says="no patient", word=("", "nan", "NaN", "None", "null", "NA", "n/a", "-", "?", "unknown"))
+@fault(
+    "identity",
+    "a patient called {word!r}",
+    says="no patient",
+    word=("", "nan", "NaN", "None", "null", "NA", "n/a", "-", "?", "unknown"),
+)
 def _(folder, word):
     (folder / "m.csv").write_text(f"path,view,patient\na,AP2,1\nb,AP2,{word}\n")
     read_manifest(folder / "m.csv")
@@ -109,7 +124,9 @@ def _(folder, a, b):
     assert read_manifest(folder / "m.csv").patient.tolist() == [a, b]
 
 
-@fault("identity", "patients as {type} in Parquet, the same as text in CSV", "right", type=("int64", "float64", "Int64"))
+@fault(
+    "identity", "patients as {type} in Parquet, the same as text in CSV", "right", type=("int64", "float64", "Int64")
+)
 def _(folder, type):
     f = pd.DataFrame(dict(path=["a", "b"], view=["AP2", "AP4"], patient=[1, 2]))
     f.to_csv(folder / "m.csv", index=False)
@@ -118,7 +135,12 @@ def _(folder, type):
     assert a == b
 
 
-@fault("manifest", "a split called {word}", "right", word=("TRAIN", "Training", "valid", "validation", "dev", "TEST", "testing"))
+@fault(
+    "manifest",
+    "a split called {word}",
+    "right",
+    word=("TRAIN", "Training", "valid", "validation", "dev", "TEST", "testing"),
+)
 def _(folder, word):
     (folder / "m.csv").write_text(f"path,view,patient,split\na,AP2,1,{word}\n")
     assert read_manifest(folder / "m.csv").split[0] == {"t": "train", "v": "val", "d": "val"}[word[0].lower()].replace(
@@ -144,11 +166,21 @@ def _(folder):
     index_manifest(m, folder / "store", size=32)
 
 
-@fault("manifest", "a store that was indexed with other {what}", says="other files or settings", slow=True, what=("size", "bits", "marks"))
+@fault(
+    "manifest",
+    "a store that was indexed with other {what}",
+    says="other files or settings",
+    slow=True,
+    what=("size", "bits", "marks"),
+)
 def _(folder, what):
     m = files.manifest(folder / "in")
     index_manifest(m, folder / "store", size=32)
-    index_manifest(m, folder / "store", **(dict(size=32) | dict(size=dict(size=40), bits=dict(bits=8), marks=dict(marks="keep"))[what]))
+    index_manifest(
+        m,
+        folder / "store",
+        **(dict(size=32) | dict(size=dict(size=40), bits=dict(bits=8), marks=dict(marks="keep"))[what]),
+    )
 
 
 @fault("manifest", "an index that stopped half way", "resumed", slow=True)
@@ -218,11 +250,18 @@ def _(folder, what):
     assert f.get("split", pd.Series(["train"])).tolist() == ["train"] and f.patient[0].upper().startswith("0XA")
 
 
-@fault("layout", "TMED-2 beside {what}", "right", what=("nothing", "._labels.csv", "an empty table", "another table", "a table that is none"))
+@fault(
+    "layout",
+    "TMED-2 beside {what}",
+    "right",
+    what=("nothing", "._labels.csv", "an empty table", "another table", "a table that is none"),
+)
 def _(folder, what):
     for i in range(3):
         (folder / f"{i}s1_0.png").write_bytes(b"x")
-    (folder / "labels.csv").write_text("query_key,view_label\n0s1_0.png,PLAX\n1s1_0.png,A4C\n2s1_0.png,Other\n9s1_0.png,PLAX\n")
+    (folder / "labels.csv").write_text(
+        "query_key,view_label\n0s1_0.png,PLAX\n1s1_0.png,A4C\n2s1_0.png,Other\n9s1_0.png,PLAX\n"
+    )
     more = {
         "._labels.csv": ("._labels.csv", b"\0\5\x16\7\xff\xfe" + bytes(80)),
         "an empty table": ("e.csv", b""),
@@ -236,7 +275,13 @@ def _(folder, what):
     assert sum(f.attrs["noticed"].values()) == (2 if what == "nothing" else 3)
 
 
-@fault("layout", "{what} as {kind}", says="holds nothing that looks like|no folder", what=("an empty folder", "no folder"), kind=("camus", "echonet", "tmed2"))
+@fault(
+    "layout",
+    "{what} as {kind}",
+    says="holds nothing that looks like|no folder",
+    what=("an empty folder", "no folder"),
+    kind=("camus", "echonet", "tmed2"),
+)
 def _(folder, what, kind):
     layout_manifest(kind, folder if what == "an empty folder" else folder / "nowhere")
 
@@ -280,7 +325,12 @@ def _(folder):
     assert from_folder(folder, sizes=[1, 1]).class_names == ["b", "café"]
 
 
-@fault("folder", "{what}", says="holds the classes|there is no|no image|twice", what=("a class missing in val", "val called valid", "an empty class", "a class twice"))
+@fault(
+    "folder",
+    "{what}",
+    says="holds the classes|there is no|no image|twice",
+    what=("a class missing in val", "val called valid", "an empty class", "a class twice"),
+)
 def _(folder, what):
     files.image_folder(folder, ("café", "b"))
     if what == "a class missing in val":
@@ -295,7 +345,12 @@ def _(folder, what):
     from_folder(folder, sizes=[1, 1])
 
 
-@fault("folder", "a patient's folder in {parts}", says="patients are in two splits", parts=("train val", "train test", "val test"))
+@fault(
+    "folder",
+    "a patient's folder in {parts}",
+    says="patients are in two splits",
+    parts=("train val", "train test", "val test"),
+)
 def _(folder, parts):
     files.image_folder(folder)
     for part in ("train", "val", "test"):

@@ -1,4 +1,5 @@
 "A planted name must not be in what we say, write, or print."
+
 from __future__ import annotations
 
 import json
@@ -62,7 +63,12 @@ def _(folder):
     silent(folder, lambda: index(folder, m))
 
 
-@fault("names", "a file of a manifest that is {what}", "right", what=("missing", "damaged", "a folder", "without permission", "a link out"))
+@fault(
+    "names",
+    "a file of a manifest that is {what}",
+    "right",
+    what=("missing", "damaged", "a folder", "without permission", "a link out"),
+)
 def _(folder, what):
     m = files.manifest(folder / "in")
     bad = folder / "in" / f"{files.SECRET}.npy"
@@ -130,7 +136,9 @@ def _(folder):
     (folder / "in" / "2.npy").write_bytes(files.SECRET.encode())
     silent(folder, lambda: index(folder, m, "--skip-unreadable"))
     report = json.loads((folder / "data" / "echo.report.json").read_text())
-    assert [r["row"] for r in report["unreadable"]] == [4] and report["noticed"]["series that cannot be read, left out"] == 1
+    assert [r["row"] for r in report["unreadable"]] == [4] and report["noticed"][
+        "series that cannot be read, left out"
+    ] == 1
 
 
 @fault("names", "a table of a layout is written only where it is asked for", "right")
