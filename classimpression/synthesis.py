@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Callable, Iterator
 import torch
@@ -23,9 +22,10 @@ from .models import batch_norms, called_norms, frozen_copy
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'neighbour_differences', 'total_variation', 'image_norm', 'captured_inputs', 'GroupStatistics',
-           'statistics_distance', 'SynthesisConfig', 'published_synthesis', 'synthesis_preset', 'synthesis_rate',
-           'group_views', 'objective', 'impression_loss', 'draw_group', 'descend', 'Impressions', 'synthesize',
-           'gather']
+           'statistics_distance', 'SynthesisConfig', 'check_synthesis', 'published_synthesis', 'synthesis_preset',
+           'synthesis_rate', 'group_views', 'term_weights', 'loss_terms', 'objective', 'impression_loss', 'draw_group',
+           'pixel_step', 'LowestLoss', 'descend', 'Impressions', 'split_groups', 'model_to_invert', 'make_groups',
+           'gather', 'synthesize']
 
 # %% ../nbs/07_synthesis.ipynb #7b9dc700
 def neighbour_differences(
@@ -97,9 +97,7 @@ def statistics_distance(
     n_groups: int = 1,  # G
     first_weight: float = 10.0,  # weight of the first layer; the others have 1
 ) -> Tensor:  # [G]
-    """Distance of each group's input means and biased variances from the running ones (paper, statistics term;
-    DeepInversion eq. 4).
-    """
+    "Distance of each group's input means and variances from the running ones (DeepInversion, eq. 4)."
     total = 0.0
     for i, (h, l) in enumerate(zip(inputs, layers, strict=True)):
         mean, var = GroupStatistics.apply(h if h.ndim == 4 else h.reshape(*h.shape[:2], -1, 1), n_groups)
@@ -132,17 +130,24 @@ class SynthesisConfig:
     compiled: bool = False  # torch.compile? Half a minute once, faster steps; a warning where it cannot
 
     def __post_init__(self):
-        for name in ("groups", "group_size"):
-            check_number(name, getattr(self, name), 1, integer=True)
-        for name in ("steps", "warmup", "shift"):
-            check_number(name, getattr(self, name), 0, integer=True)
-        for name in ("ce_weight", "bn_weight", "first_weight", "tv_weight", "tv1_weight", "l2_weight"):
-            check_number(name, getattr(self, name), 0)
-        check_number("lr", self.lr, 1e-12)
-        check_number("beta1", self.beta1, 0, 0.9999999)
-        check_number("beta2", self.beta2, 0, 0.9999999)
-        check(self.start in ("mean", "noise"), f"start must be 'mean' or 'noise', not {self.start!r}")
-        check(self.dtype in ("float32", "bfloat16"), f"dtype must be 'float32' or 'bfloat16', not {self.dtype!r}")
+        check_synthesis(self)
+
+# %% ../nbs/07_synthesis.ipynb #5f4c65e7
+def check_synthesis(
+    cfg: SynthesisConfig,  # settings to check
+) -> None:
+    "Raises `ConfigError` for a value that makes no sense."
+    for name in ("groups", "group_size"):
+        check_number(name, getattr(cfg, name), 1, integer=True)
+    for name in ("steps", "warmup", "shift"):
+        check_number(name, getattr(cfg, name), 0, integer=True)
+    for name in ("ce_weight", "bn_weight", "first_weight", "tv_weight", "tv1_weight", "l2_weight"):
+        check_number(name, getattr(cfg, name), 0)
+    check_number("lr", cfg.lr, 1e-12)
+    check_number("beta1", cfg.beta1, 0, 0.9999999)
+    check_number("beta2", cfg.beta2, 0, 0.9999999)
+    check(cfg.start in ("mean", "noise"), f"start must be 'mean' or 'noise', not {cfg.start!r}")
+    check(cfg.dtype in ("float32", "bfloat16"), f"dtype must be 'float32' or 'bfloat16', not {cfg.dtype!r}")
 
 # %% ../nbs/07_synthesis.ipynb #83c99986
 # before tasks 2, 3, 4: coefficient of the total variation, and groups of 40 impressions
@@ -153,14 +158,12 @@ PUBLISHED = {
     "tissue": dict(tv_weight=(0.01, 0.001, 0.001), groups=(16, 24, 30)),
 }
 
-
+# %% ../nbs/07_synthesis.ipynb #ec11c7dc
 def published_synthesis(
     scenario: str,  # name of the scenario; "blood-mini" uses the values of "blood"
     task: int,  # index of the task about to be learned, 1 for the second
 ) -> dict:  # tv_weight and groups
-    """Published coefficient and number of groups; scenarios or tasks that were not published get tv_weight 0.01 and
-    the last number of groups.
-    """
+    "Published values; otherwise a tv_weight of 0.01 and the last number of groups."
     check_number("task", task, 1, integer=True)
     row = PUBLISHED.get(scenario.removesuffix("-mini"), dict(tv_weight=(0.01,), groups=(16, 24, 30)))
     return dict(
@@ -200,6 +203,34 @@ def group_views(
     moved = [torch.roll(g, tuple(s), (-2, -1)) for g, s in zip(groups, shifts.tolist())]
     return torch.cat([g.flip(-1) if f else g for g, f in zip(moved, flips.tolist())])
 
+# %% ../nbs/07_synthesis.ipynb #1dd27f64
+def term_weights(
+    cfg: SynthesisConfig,  # coefficients
+) -> dict[str, float]:  # term -> coefficient
+    "How much each term counts in the total."
+    names = ("cross_entropy", "statistics", "tv", "tv1", "l2")
+    return dict(zip(names, (cfg.ce_weight, cfg.bn_weight, cfg.tv_weight, cfg.tv1_weight, cfg.l2_weight)))
+
+# %% ../nbs/07_synthesis.ipynb #048832d2
+def loss_terms(
+    x: Tensor,  # views of all groups [G*B, C, H, W]
+    logits: Tensor,  # the model's for them [G*B, K]
+    y: Tensor,  # wanted labels [G*B]
+    inputs: list[Tensor],  # what the normalisation layers saw in this pass
+    layers: list[nn.Module],  # these layers
+    cfg: SynthesisConfig,  # coefficients
+    n_groups: int = 1,  # G
+) -> dict[str, Tensor]:  # unweighted terms, [G] each
+    "All terms that count."
+    terms = {"cross_entropy": F.cross_entropy(logits.float(), y, reduction="none").view(n_groups, -1).mean(1)}
+    if cfg.bn_weight:
+        terms["statistics"] = statistics_distance(inputs, layers, n_groups, cfg.first_weight)
+    if cfg.tv_weight or cfg.tv1_weight:
+        terms["tv"], terms["tv1"] = total_variation(x, n_groups)
+    if cfg.l2_weight:
+        terms["l2"] = image_norm(x, n_groups)
+    return terms
+
 # %% ../nbs/07_synthesis.ipynb #e85fa8e3
 @contextmanager
 def objective(
@@ -208,25 +239,14 @@ def objective(
     cfg: SynthesisConfig,  # coefficients; whether to compile
     example: Tensor,  # images that the model takes: they show in which order it uses its layers
     n_groups: int = 1,  # G
-) -> Iterator[
-    Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
-]:  # views [G*B, C, H, W] -> weighted total [G] and unweighted terms [G] each
-    "The synthesis' objective as a function of the views; a term with coefficient 0 is not computed."
-    layers = called_norms(model, example[:1]) if cfg.bn_weight else []
-    weights = dict(
-        cross_entropy=cfg.ce_weight, statistics=cfg.bn_weight, tv=cfg.tv_weight, tv1=cfg.tv1_weight, l2=cfg.l2_weight
-    )
+) -> Iterator[Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]]:  # views -> weighted total [G], unweighted terms
+    "The synthesis' objective as a function of the views [G*B, C, H, W]."
+    layers, weights = called_norms(model, example[:1]) if cfg.bn_weight else [], term_weights(cfg)
     with captured_inputs(layers) as inputs:
 
         def total(x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            terms = {"cross_entropy": F.cross_entropy(model(x).float(), y, reduction="none").view(n_groups, -1).mean(1)}
-            if cfg.bn_weight:
-                terms["statistics"] = statistics_distance(inputs, layers, n_groups, cfg.first_weight)
+            terms = loss_terms(x, model(x), y, inputs, layers, cfg, n_groups)
             inputs.clear()
-            if cfg.tv_weight or cfg.tv1_weight:
-                terms["tv"], terms["tv1"] = total_variation(x, n_groups)
-            if cfg.l2_weight:
-                terms["l2"] = image_norm(x, n_groups)
             return sum(weights[k] * t for k, t in terms.items() if weights[k]), terms
 
         yield torch.compile(total, dynamic=False) if cfg.compiled and compiler_works(str(y.device)) else total
@@ -258,6 +278,36 @@ def draw_group(
     flips = torch.rand(cfg.steps, generator=g) < (0.5 if cfg.flip else 0.0)
     return x.clamp(0, 1), y, shifts, flips
 
+# %% ../nbs/07_synthesis.ipynb #73550468
+def pixel_step(
+    x: Tensor,  # images of all groups [G*B, C, H, W], changed in place
+    adam: torch.optim.Optimizer,  # of these images
+    loss: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]],  # of `objective`
+    view: tuple[Tensor, Tensor],  # shifts [G, 2] and flips [G] of this step
+    dtype: str = "float32",  # of the passes
+) -> dict[str, Tensor]:  # total and unweighted terms before the step, [G] each
+    "One step of Adam on the pixels."
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        total, terms = loss(group_views(x, *view))
+    x.grad = torch.autograd.grad(total.sum(), x)[0]
+    adam.step()
+    with torch.no_grad():
+        x.clamp_(0, 1)
+    return {"total": total.detach(), **{k: t.detach() for k, t in terms.items()}}
+
+# %% ../nbs/07_synthesis.ipynb #a11b7cdb
+class LowestLoss:
+    "Each group's images after the step whose loss was lowest."
+
+    def __init__(self, x: Tensor, n_groups: int):
+        self.x, self.total = x.clone(), torch.full((n_groups,), math.inf, device=x.device)
+
+    def update(self, x: Tensor, total: Tensor) -> None:
+        "Images after a step [G*B, C, H, W], and the total before it [G]."
+        better = total < self.total
+        images = better.repeat_interleave(len(x) // len(total)).view(-1, 1, 1, 1)
+        self.x, self.total = torch.where(images, x, self.x), torch.where(better, total, self.total)
+
 # %% ../nbs/07_synthesis.ipynb #31a04287
 def descend(
     model: nn.Module,  # frozen model
@@ -267,32 +317,21 @@ def descend(
     flips: Tensor,  # [steps, G] bool
     cfg: SynthesisConfig,  # coefficients, steps, rates
     snapshots: tuple = (),  # steps after which to keep a copy of the images
-    tick=lambda: None,  # called once per step, for a progress bar
 ) -> tuple[Tensor, dict[str, Tensor], dict[int, Tensor]]:  # best images, terms [steps, G], copies by step
     "Optimise the pixels of several groups at once."
     keep_freed_memory()
-    G, best, kept, log = shifts.shape[1], x0.clone(), {}, []
-    lowest = torch.full((G,), math.inf, device=x0.device)
-    x = x0.clone().requires_grad_()
+    x, best = x0.clone().requires_grad_(), LowestLoss(x0, shifts.shape[1])
+    log, copies = [], {}
     adam = torch.optim.Adam([x], lr=cfg.lr, betas=(cfg.beta1, cfg.beta2))
-    with objective(model, y, cfg, x0, G) as loss:
+    with objective(model, y, cfg, x0, shifts.shape[1]) as loss:
         for step in range(cfg.steps):
             adam.param_groups[0]["lr"] = synthesis_rate(step, cfg)
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
-                total, terms = loss(group_views(x, shifts[step], flips[step]))
-            x.grad = torch.autograd.grad(total.sum(), x)[0]
-            adam.step()
-            with torch.no_grad():
-                x.clamp_(0, 1)
-                better = total < lowest
-                best = torch.where(better.repeat_interleave(len(x) // G).view(-1, 1, 1, 1), x, best)
-                lowest = torch.where(better, total, lowest)
-            log.append(torch.stack([total, *terms.values()]).detach())
+            log.append(pixel_step(x, adam, loss, (shifts[step], flips[step]), cfg.dtype))
+            best.update(x.detach(), log[-1]["total"])
             if step + 1 in snapshots:
-                kept[step + 1] = x.detach().clone()
-            tick()
-    names = ["total", *terms] if cfg.steps else []
-    return best, dict(zip(names, torch.stack(log, 1).cpu())) if log else {}, kept
+                copies[step + 1] = x.detach().clone()
+    terms = {k: torch.stack([row[k] for row in log]).cpu() for k in (log[0] if log else ())}
+    return best.x, terms, copies
 
 # %% ../nbs/07_synthesis.ipynb #ba68f25c
 @dataclass(frozen=True)
@@ -310,10 +349,8 @@ class Impressions:
 
     def tensors(self) -> dict[str, Tensor]:
         "Images, labels, terms and snapshots as named tensors."
-        parts = {f"terms/{k}": v for k, v in self.terms.items()} | {
-            f"snapshots/{k}": v for k, v in self.snapshots.items()
-        }
-        return dict(parts, x=self.x, y=self.y)
+        terms = {f"terms/{k}": v for k, v in self.terms.items()}
+        return terms | {f"snapshots/{k}": v for k, v in self.snapshots.items()} | dict(x=self.x, y=self.y)
 
     @classmethod
     def of(cls, t: dict[str, Tensor], settings: dict) -> Impressions:
@@ -332,6 +369,67 @@ class Impressions:
         check({"x", "y"} <= set(t), f"{path} holds no impressions", StateError)
         return cls.of(t, settings)
 
+# %% ../nbs/07_synthesis.ipynb #2787e221
+def split_groups(
+    n_groups: int,  # groups in all
+    chunk: int | None = None,  # groups at once; None: 1 on a CPU, all on a GPU
+    device: str = "cpu",  # where they will be computed
+) -> list[range]:  # numbers of the groups of each chunk
+    "Which groups are computed together."
+    size = chunk or (1 if device == "cpu" else n_groups)
+    return [range(i, min(i + size, n_groups)) for i in range(0, n_groups, size)]
+
+# %% ../nbs/07_synthesis.ipynb #adcfe548
+def model_to_invert(
+    carry: Carryover,  # frozen model and class means
+    cfg: SynthesisConfig,  # settings
+    device: str = "cpu",  # where to compute
+) -> nn.Module:  # on that device, in evaluation mode, without gradients
+    "Raises `ConfigError` for a network without batch normalisation, unless bn_weight is 0."
+    check(carry.means is not None, "synthesis starts from class means, and this carryover has none", StateError)
+    name = type(getattr(carry.model, "backbone", carry.model)).__name__
+    missing = f"{name} has no batch normalisation, so there are no statistics to match"
+    check(not cfg.bn_weight or batch_norms(carry.model), f"{missing}; set bn_weight=0 to do without")
+    return frozen_copy(carry.model).to(device, memory_format=torch.channels_last)
+
+# %% ../nbs/07_synthesis.ipynb #aaf1ecb3
+def make_groups(
+    model: nn.Module,  # of `model_to_invert`
+    carry: Carryover,  # number of old classes, class means
+    cfg: SynthesisConfig,  # settings
+    groups: range,  # which groups
+    seed: int = 0,  # keys all random draws
+    task: int = 1,  # index of the task about to be learned
+    snapshots: tuple = (),  # steps after which to keep the first group's images
+    device: str = "cpu",  # where the model is
+) -> Impressions:  # without settings
+    "The impressions of some groups."
+    x, y, shifts, flips = zip(*[draw_group(carry, cfg, seed, "synthesis", task, g) for g in groups])
+    start = torch.cat(x).to(device).contiguous(memory_format=torch.channels_last)
+    wanted, views = torch.cat(y), (torch.stack(shifts, 1), torch.stack(flips, 1))
+    kept = snapshots if groups.start == 0 else ()
+    best, terms, copies = descend(model, start, wanted.to(device), *views, cfg, kept)
+    first = {k: v[: cfg.group_size].cpu().contiguous() for k, v in copies.items()}
+    return Impressions(best.cpu().contiguous(), wanted, terms, {}, first)
+
+# %% ../nbs/07_synthesis.ipynb #aa1d13fa
+def gather(
+    done: list[Impressions],  # one per chunk
+    cfg: SynthesisConfig,  # settings
+    seed: int = 0,  # of the draws
+    task: int = 1,  # index of the task about to be learned
+) -> Impressions:
+    "Put chunks together, and refuse images, or an objective, that are not numbers."
+    finite = all(bool(torch.isfinite(v).all()) for d in done for v in (d.x, *d.terms.values()))
+    advice = "lower lr, use dtype float32, and see whether the network's own weights are finite"
+    trouble = f"the synthesis diverged: images or terms of its objective are NaN or infinite; {advice}"
+    check(finite, trouble, StateError)
+    terms = {k: torch.cat([d.terms[k] for d in done], 1) for k in done[0].terms}
+    settings = dict(asdict(cfg), seed=seed, task=task, chunk=len(done[0]) // cfg.group_size)
+    return Impressions(
+        torch.cat([d.x for d in done]), torch.cat([d.y for d in done]), terms, settings, done[0].snapshots
+    )
+
 # %% ../nbs/07_synthesis.ipynb #efd795f0
 def synthesize(
     carry: Carryover,  # frozen model, number of old classes, class means
@@ -341,65 +439,9 @@ def synthesize(
     chunk: int | None = None,  # groups at once; None: 1 on a CPU, all on a GPU
     snapshots: tuple = (),  # steps after which to keep the first group's images
     device: str = "cpu",  # where to compute
-    keep: Callable[[int, Callable], dict] = lambda i, make: (
-        make()
-    ),  # (number of the first group, work) -> the work's tensors, made now or earlier
 ) -> Impressions:
-    """Class impressions of all old classes (paper, step 1). Raises `ConfigError` for a network without batch
-    normalisation unless bn_weight is 0.
-    """
-    check(carry.means is not None, "synthesis starts from class means, and this carryover has none", StateError)
-    check(
-        not cfg.bn_weight or batch_norms(carry.model),
-        f"{type(getattr(carry.model, 'backbone', carry.model)).__name__} has no batch normalisation, so there are "
-        f"no statistics to match; set bn_weight=0 to do without",
-    )
-    model = frozen_copy(carry.model).to(device, memory_format=torch.channels_last)
-    groups = [draw_group(carry, cfg, seed, "synthesis", task, g) for g in range(cfg.groups)]
-    chunk, done, here = chunk or (1 if device == "cpu" else cfg.groups), [], []
-    bar = progress(range(cfg.steps * math.ceil(cfg.groups / chunk)), f"synthesis before task {task + 1}")
-    ticks = iter(bar)
-
-    def work(i: int) -> dict[str, Tensor]:
-        here.append(i)
-        x, y, shifts, flips = zip(*groups[i : i + chunk])
-        start, y = torch.cat(x).to(device).contiguous(memory_format=torch.channels_last), torch.cat(y)
-        best, terms, kept = descend(
-            model,
-            start,
-            y.to(device),
-            torch.stack(shifts, 1),
-            torch.stack(flips, 1),
-            cfg,
-            snapshots if i == 0 else (),
-            lambda: next(ticks),
-        )
-        return Impressions(
-            best.cpu().contiguous(), y, terms, {}, {k: v[: cfg.group_size].cpu().contiguous() for k, v in kept.items()}
-        ).tensors()
-
-    for i in range(0, cfg.groups, chunk):
-        done.append(Impressions.of(keep(i, lambda i=i: work(i)), {}))
-        if i not in here:
-            list(islice(ticks, cfg.steps))  # the bar moves on for a chunk that was there already
-    return gather(done, cfg, dict(seed=seed, task=task), chunk)
-
-# %% ../nbs/07_synthesis.ipynb #d7eee0be
-def gather(
-    done: list[Impressions],  # one per chunk
-    cfg: SynthesisConfig,  # settings
-    key: dict,  # seed and task
-    chunk: int,  # groups per chunk
-) -> Impressions:
-    "Put chunks together, and refuse images, or an objective, that are not numbers."
-    x = torch.cat([d.x for d in done])
-    check(
-        all(bool(torch.isfinite(v).all()) for d in done for v in (d.x, *d.terms.values())),
-        "the synthesis diverged: images or terms of its objective are NaN or infinite; lower lr, use dtype float32, "
-        "and see whether the network's own weights are finite",
-        StateError,
-    )
-    terms = {k: torch.cat([d.terms[k] for d in done], 1) for k in done[0].terms}
-    return Impressions(
-        x, torch.cat([d.y for d in done]), terms, dict(asdict(cfg), **key, chunk=chunk), done[0].snapshots
-    )
+    "Class impressions of all old classes (paper, step 1). Raises what `model_to_invert` and `gather` raise."
+    model = model_to_invert(carry, cfg, device)
+    bar = progress(split_groups(cfg.groups, chunk, device), f"synthesis before task {task + 1}")
+    done = [make_groups(model, carry, cfg, groups, seed, task, snapshots, device) for groups in bar]
+    return gather(done, cfg, seed, task)

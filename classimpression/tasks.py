@@ -17,8 +17,8 @@ from .core.seeding import generator
 from .data import PARTS, Split, as_split
 
 # %% auto #0
-__all__ = ['POOLS', 'SELECTIONS', 'total', 'plan', 'Gate', 'what_is_seen', 'Task', 'Store', 'Scenario', 'from_splits',
-           'from_arrays']
+__all__ = ['POOLS', 'SELECTIONS', 'total', 'plan', 'Gate', 'what_is_seen', 'Task', 'Store', 'TaskSequence', 'Scenario',
+           'check_splits', 'from_splits', 'from_arrays']
 
 # %% ../nbs/02_tasks.ipynb #1b76c2e8
 def total(
@@ -59,22 +59,15 @@ class Gate:
 
     def task(self, t: int) -> None:
         "Raise `LeakError` unless the images of task `t` may be read."
-        check(
-            t >= self.closed, f"task {t} is over: its images are gone. What survives a task is the Carryover", LeakError
-        )
-        check(
-            self.open in (None, t),
-            f"task {self.open} is in training: the images of task {t} are not at hand",
-            LeakError,
-        )
+        over = f"task {t} is over: its images are gone. What survives a task is the Carryover"
+        other = f"task {self.open} is in training: the images of task {t} are not at hand"
+        check(t >= self.closed, over, LeakError)
+        check(self.open in (None, t), other, LeakError)
 
     def test(self) -> None:
         "Raise `LeakError` unless test images may be read."
-        check(
-            self.open is None,
-            f"task {self.open} is in training: test images are read after it has ended, by evaluation only",
-            LeakError,
-        )
+        said = f"task {self.open} is in training: test images are read after it has ended, by evaluation only"
+        check(self.open is None, said, LeakError)
 
     @contextmanager
     def training(self, t: int) -> Iterator[None]:
@@ -98,7 +91,7 @@ POOLS = {
 }
 SELECTIONS = {"last": None, "new-val": ("val", "new"), "all-val": ("val", "seen"), "test": ("test", "seen")}
 
-
+# %% ../nbs/02_tasks.ipynb #0b1f98b0
 def what_is_seen(
     pool: str,  # none, new-train, new-val, all-val or test
     selection: str,  # last (epoch), new-val, all-val or test
@@ -186,8 +179,8 @@ class Store:
                 self.extra, self.cut = {}, {}
 
 # %% ../nbs/02_tasks.ipynb #fe781362
-class Scenario:
-    "Tasks, and the only way to their test images."
+class TaskSequence:
+    "Tasks over images behind a guard, and the facts about them."
 
     def __init__(
         self,
@@ -200,32 +193,37 @@ class Scenario:
         size: int | None = None,  # height and width after padding; None: as they are
         image_bytes: int | None = None,  # bytes of an image; None: as given, before padding
     ):
-        self.name, self.class_order, self.sizes, self.class_names, self.checksum = (
-            name,
-            class_order,
-            sizes,
-            class_names,
-            checksum,
-        )
+        self.name, self.checksum = name, checksum
+        self.class_order, self.sizes, self.class_names = class_order, sizes, class_names
         _, self.channels, h, w = splits["train"].x.shape
         check(size is not None or h == w, f"images of {h}x{w} pixels: pass size=... to pad them to a square", DataError)
         self.size, self.image_bytes = h if size is None else size, image_bytes or self.channels * h * w
-        self._store = store = Store({p: s.padded(self.size) for p, s in splits.items()}, sizes)
-        labels = [store.labels(t, "new") for t in range(len(sizes))]
-        self.tasks = [
-            Task(t, [class_order[k] for k in new], [class_names[k] for k in new], new.start, store.read)
-            for t, new in enumerate(labels)
-        ]
+        self._store = Store({p: s.padded(self.size) for p, s in splits.items()}, sizes)
+        self.tasks = [self._new_task(t) for t in range(len(sizes))]
+
+    def _new_task(self, t: int) -> Task:
+        new = self._store.labels(t, "new")
+        order, names = ([values[k] for k in new] for values in (self.class_order, self.class_names))
+        return Task(t, order, names, new.start, self._store.read)
 
     @property
     def n_classes(self) -> int:
         return len(self.class_order)
 
     def __repr__(self) -> str:
-        return (
-            f"Scenario({self.name}: {'+'.join(map(str, self.sizes))} classes, "
-            f"{self.channels}x{self.size}x{self.size} pixels)"
-        )
+        sizes, pixels = "+".join(map(str, self.sizes)), f"{self.channels}x{self.size}x{self.size}"
+        return f"{type(self).__name__}({self.name}: {sizes} classes, {pixels} pixels)"
+
+    def facts(self) -> dict:
+        "What a result file says about the data."
+        named = ("class_names", "class_order", "sizes", "channels", "size", "checksum")
+        images = {p: len(s) for p, s in self._store.splits.items()}
+        about = {"name": self.name, "classes": self.class_order}
+        return about | {k: getattr(self, k) for k in named} | {"images": images}
+
+# %% ../nbs/02_tasks.ipynb #5f7ebc8b
+class Scenario(TaskSequence):
+    "Tasks, and the only way to their test images."
 
     def _task(self, t: int) -> Task:
         check_number("task", t, low=0, high=len(self.tasks) - 1, integer=True)
@@ -238,16 +236,10 @@ class Scenario:
 
     def joint(self, upto: int, reference: bool = False) -> Split:
         "All training images of tasks 0..`upto`, old classes too: only a reference method may ask, and must say so."
-        check(
-            reference,
-            "joint() returns real images of old classes; only a reference method may ask for them (reference=True)",
-            LeakError,
-        )
-        check(
-            self._store.gate.open is None,
-            "a task is in training: what it may use has to be handed to it before",
-            LeakError,
-        )
+        asked = "joint() returns real images of old classes; only a reference method may ask for them (reference=True)"
+        check(reference, asked, LeakError)
+        late = "a task is in training: what it may use has to be handed to it before"
+        check(self._store.gate.open is None, late, LeakError)
         return self._store.part("train", "seen", self._task(upto).idx)
 
     @contextmanager
@@ -258,17 +250,13 @@ class Scenario:
         selection: str = "last",  # last (epoch), new-val, all-val or test
         seed: int = 0,  # decides the order of the pool
     ) -> Iterator[Task]:
-        """Open task `t` and fill its pool and selection; nothing else is readable inside. It is closed for good
-        afterwards.
-        """
+        "Open task `t`; nothing else is readable inside, and the task is closed for good afterwards."
         task = self._task(t)
         with self._store.training(t, pool, selection, generator(seed, "pool", t)):
             yield task
 
     def carried_images(self, pool: str, selection: str, t: int) -> int:
-        """Real images of old classes that these settings keep at hand while task `t` is learnt; 0 for data-free
-        settings.
-        """
+        "Real images of old classes that these settings keep at hand during task `t`; 0 for data-free settings."
         kept = ("val", "seen") in what_is_seen(pool, selection)
         return int((self._store.splits["val"].y < self._task(t).n_old).sum()) if kept else 0
 
@@ -276,45 +264,36 @@ class Scenario:
         "Bytes (uint8, before padding) of all training images of tasks 0..`t`: the yardstick for carried statistics."
         return int((self._store.splits["train"].y < self._task(t).n_seen).sum()) * self.image_bytes
 
-    def again(self) -> Scenario:
+    def again(self, **splits: Split) -> Scenario:
         "The same tasks with nothing closed: for another run, or for looking at images when a run is over."
-        return Scenario(
-            self.name,
-            self._store.splits,
-            self.class_order,
-            self.sizes,
-            self.class_names,
-            self.checksum,
-            self.size,
-            self.image_bytes,
-        )
+        about = (self.class_order, self.sizes, self.class_names, self.checksum, self.size, self.image_bytes)
+        return Scenario(self.name, {**self._store.splits, **splits}, *about)
 
     def on_validation(self) -> Scenario:
-        "The same tasks, judged on the validation images: for choosing hyper-parameters without touching test images."
-        held = {**self._store.splits, "test": self._store.splits["val"]}
-        return Scenario(
-            self.name, held, self.class_order, self.sizes, self.class_names, self.checksum, self.size, self.image_bytes
-        )
-
-    def facts(self) -> dict:
-        "What a result file says about the data."
-        return dict(
-            name=self.name,
-            classes=self.class_order,
-            class_names=self.class_names,
-            class_order=self.class_order,
-            sizes=self.sizes,
-            channels=self.channels,
-            size=self.size,
-            checksum=self.checksum,
-            images={p: len(s) for p, s in self._store.splits.items()},
-        )
+        "The same tasks, evaluated on validation images: for choosing hyper-parameters without touching test images."
+        return self.again(test=self._store.splits["val"])
 
 # %% ../nbs/02_tasks.ipynb #01000090
+def check_splits(
+    splits: dict[str, Split],  # labels are original class numbers
+    names: list[str],  # of the classes, in original order
+    sizes: list[int],  # classes per task
+) -> None:
+    "Raises `DataError` unless every split has images of one shape, and some of every class."
+    shapes = {p: tuple(s.x.shape[1:]) for p, s in splits.items()}
+    check(len(set(shapes.values())) == 1, f"the splits hold images of different sizes or channels: {shapes}", DataError)
+    for part, s in splits.items():
+        said = f"labels of {part} must lie in 0..{len(names) - 1} (sizes {sizes} add up to {len(names)})"
+        check(len(s) and 0 <= s.y.min() and s.y.max() < len(names), said, DataError)
+        empty = (s.counts(len(names)) == 0).nonzero()[:, 0].tolist()
+        lost = f"no image of {[names[c] for c in empty]} (class {empty}) in the {part} split"
+        check(not empty, f"{lost}; every class of a task needs some", DataError)
+
+# %% ../nbs/02_tasks.ipynb #bd76ce32
 def from_splits(
-    train: Split,
+    train: Split,  # labels are original class numbers, 0..K-1
     val: Split,
-    test: Split,  # labels are original class numbers, 0..K-1
+    test: Split,
     sizes: list[int],  # classes per task
     class_order: list[int] | None = None,  # original class numbers in order of arrival; None: 0, 1, 2, ...
     name: str = "custom",  # what results call it
@@ -322,51 +301,26 @@ def from_splits(
     size: int | None = None,  # pad to this height and width
     checksum: str | None = None,  # of the data; None: computed
 ) -> Scenario:
-    """Make a scenario from three splits. Raises `ConfigError` for an impossible plan, `DataError` for images that do
-    not fit it.
-    """
+    "Make a scenario from three splits. Raises `ConfigError` for the plan, `DataError` for images that do not fit it."
     splits, k = dict(zip(PARTS, (train, val, test), strict=True)), total(sizes)
     order, sizes = plan(k, class_order, sizes)
     names = [f"class {c}" for c in range(k)] if class_names is None else list(class_names)
     check(len(names) == k, f"{len(names)} class names for {k} classes; give one per class")
-    shapes = {p: tuple(s.x.shape[1:]) for p, s in splits.items()}
-    check(len(set(shapes.values())) == 1, f"the splits hold images of different sizes or channels: {shapes}", DataError)
-    arrival = torch.empty(k, dtype=torch.int64)
-    arrival[order] = torch.arange(k)
-    for part, s in splits.items():
-        check(
-            len(s) and 0 <= s.y.min() and s.y.max() < k,
-            f"labels of {part} must lie in 0..{k - 1} (sizes {sizes} add up to {k})",
-            DataError,
-        )
-        empty = (s.counts(k) == 0).nonzero()[:, 0].tolist()
-        check(
-            not empty,
-            f"no image of {[names[c] for c in empty]} (class {empty}) in the {part} split; every class of a task "
-            f"needs some",
-            DataError,
-        )
+    check_splits(splits, names, sizes)
+    arrival = torch.tensor(order).argsort()  # label of each original class
+    arrived = {p: s.relabelled(arrival.to(s.y.device)[s.y]) for p, s in splits.items()}
     checksum = checksum or digest([s.digest() for s in splits.values()])
-    return Scenario(
-        name,
-        {p: s.relabelled(arrival.to(s.y.device)[s.y]) for p, s in splits.items()},
-        order,
-        sizes,
-        [names[c] for c in order],
-        checksum,
-        size,
-    )
+    return Scenario(name, arrived, order, sizes, [names[c] for c in order], checksum, size)
 
 # %% ../nbs/02_tasks.ipynb #d0606a58
 def from_arrays(
-    train: tuple,
+    train: tuple,  # (images, labels): arrays or tensors
     val: tuple,
-    test: tuple,  # (images, labels) each: arrays or tensors
+    test: tuple,
     sizes: list[int],  # classes per task
     layout: str = "NHWC",  # order of the axes: NHWC, NCHW or NHW (grey)
     **more,  # class_order, name, class_names, size: see `from_splits`
 ) -> Scenario:
     "Make a scenario from arrays."
-    return from_splits(
-        *(as_split(*pair, layout=layout, n_classes=total(sizes)) for pair in (train, val, test)), sizes=sizes, **more
-    )
+    splits = [as_split(*pair, layout=layout, n_classes=total(sizes)) for pair in (train, val, test)]
+    return from_splits(*splits, sizes=sizes, **more)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import copy, math
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,12 @@ from .metrics import confusion_matrix
 from .models import build_classifier, frozen_statistics
 from .settings import TrainConfig, epoch_rate
 from .synthesis import Impressions
+from .tasks import Task
 
 # %% auto #0
-__all__ = ['Terms', 'draw_epoch', 'Batch', 'teacher_features', 'TaskData', 'epoch_batches', 'start_model', 'History', 'predict',
-           'evaluate', 'accuracy', 'train_epoch', 'train', 'class_impression_terms', 'pool_scores', 'fit_task']
+__all__ = ['Terms', 'draw_epoch', 'Batch', 'teacher_features', 'TaskData', 'seen_by_teacher', 'epoch_batches', 'first_model',
+           'start_model', 'History', 'predict', 'evaluate', 'accuracy', 'train_step', 'train_epoch', 'optimiser',
+           'train', 'pool_scores', 'Centroids', 'class_impression_terms', 'term_weights_of', 'fit_task']
 
 # %% ../nbs/11_training.ipynb #6f0dfb80
 def draw_epoch(
@@ -41,9 +44,8 @@ def draw_epoch(
         return
     n = round(n_real / (1 - share))
     synthetic = torch.rand(n, generator=g) < share
-    row = torch.where(
-        synthetic, torch.randint(n_synthetic, (n,), generator=g), torch.randint(n_real, (n,), generator=g)
-    )
+    rows_syn, rows_real = (torch.randint(m, (n,), generator=g) for m in (n_synthetic, n_real))
+    row = torch.where(synthetic, rows_syn, rows_real)
     for s, i in zip(synthetic.split(batch_size), row.split(batch_size)):
         yield i[~s], i[s]
 
@@ -80,16 +82,28 @@ class TaskData:
         self.augmented = bool(cfg.augment_shift or cfg.augment_flip)
         self.cached = teacher is not None and not self.augmented and not self.real.varies
         if self.cached:
-            self.f_real, self.f_syn = (
-                teacher_features(teacher, x) if len(x) else None for x in (self.real.x, self.x_syn)
-            )
+            self.f_real = teacher_features(teacher, self.real.x)
+            self.f_syn = teacher_features(teacher, self.x_syn) if len(self.x_syn) else None
 
     def counts(self, n_classes: int) -> Tensor:
+        "Images per class, real and synthetic ones [n_classes]."
         return self.real.counts(n_classes) + torch.bincount(self.y_syn, minlength=n_classes)
 
 # %% ../nbs/11_training.ipynb #ef3a0542
+def seen_by_teacher(
+    m: TaskData,  # the task's data
+    x: Tensor,  # a batch [B, C, H, W]
+    real: Tensor,  # its real images' row numbers, which come first
+    synthetic: Tensor,  # and those of its impressions
+) -> Tensor | None:  # [B, D]; None without a teacher
+    "The teacher's features of a batch: looked up, or computed."
+    if m.cached:
+        return torch.cat([m.f_real[real], m.f_syn[synthetic]]) if len(m.y_syn) else m.f_real[real]
+    return None if m.teacher is None else teacher_features(m.teacher, x)
+
+# %% ../nbs/11_training.ipynb #0d7b6eda
 def epoch_batches(
-    m: TaskData,  # the task's material
+    m: TaskData,  # the task's data
     epoch: int,  # 0-based; keys the draws
 ) -> Iterator[Batch]:
     "The batches of one epoch."
@@ -97,36 +111,35 @@ def epoch_batches(
     key = lambda purpose: generator(cfg.seed, purpose, m.idx, epoch)
     g_augment, g_pool, g_draw = key("augmentation"), key("pool"), key("draw")
     for r, s in draw_epoch(len(m.real), len(m.y_syn), cfg.synthetic_share, cfg.batch_size, key("sampling")):
-        r, s = r.to(cfg.device), s.to(cfg.device)
-        x, y, old, pool = (
-            torch.cat([m.real.draw(r, g_draw), m.x_syn[s]]),
-            torch.cat([m.real.y[r], m.y_syn[s]]),
-            None,
-            None,
-        )
+        r, s, pool = r.to(cfg.device), s.to(cfg.device), None
+        x, y = torch.cat([m.real.draw(r, g_draw), m.x_syn[s]]), torch.cat([m.real.y[r], m.y_syn[s]])
         if m.augmented:
             x = augment(x, g_augment, cfg.augment_shift, cfg.augment_flip)
-        if m.cached:
-            old = torch.cat([m.f_real[r], m.f_syn[s]]) if len(m.y_syn) else m.f_real[r]
-        elif m.teacher is not None:
-            old = teacher_features(m.teacher, x)
         if m.pool is not None:
             pool = to_unit(m.pool[torch.randint(len(m.pool), (cfg.batch_size,), generator=g_pool).to(cfg.device)])
-        yield Batch(x, y, old, pool)
+        yield Batch(x, y, seen_by_teacher(m, x, r, s), pool)
 
 # %% ../nbs/11_training.ipynb #33a9c57c
+def first_model(
+    task: Task,  # the first
+    cfg: TrainConfig,  # network, head, seed
+) -> nn.Module:
+    "A classifier with random weights."
+    model = build_classifier(cfg.network, task.train.x.shape[1], [len(task.labels)], cfg.seed)
+    if cfg.head == "linear":
+        with seeded(cfg.seed, "weights", "linear head"):
+            model.head = LinearHead(model.head.n_features, model.head.sizes)
+    return model
+
+# %% ../nbs/11_training.ipynb #1a1cdc21
 def start_model(
     carry: Carryover | None,  # what came from the task before
-    task,  # the task about to be learned
+    task: Task,  # the task about to be learned
     cfg: TrainConfig,  # network, seed, freeze_old, device
 ) -> nn.Module:  # in training mode, on the device
     "A fresh classifier, or the frozen one with imprinted weights for the new classes."
     if carry is None:
-        model = build_classifier(cfg.network, task.train.x.shape[1], [len(task.labels)], cfg.seed)
-        if cfg.head == "linear":
-            with seeded(cfg.seed, "weights", "linear head"):
-                model.head = LinearHead(model.head.n_features, model.head.sizes)
-        return model.to(cfg.device, memory_format=torch.channels_last).train()
+        return first_model(task, cfg).to(cfg.device, memory_format=torch.channels_last).train()
     model = copy.deepcopy(carry.model).to(cfg.device, memory_format=torch.channels_last).requires_grad_(True)
     with seeded(cfg.seed, "weights", task.idx):
         grow(model.head, len(task.labels), cfg.freeze_old)
@@ -144,16 +157,18 @@ class History:
     lr: list[float] = field(default_factory=list)  # learning rate
     terms: dict[str, list[float]] = field(default_factory=dict)  # mean of each unweighted loss term
     weights: dict[str, float] = field(default_factory=dict)  # weight of each term
-    val: list[float] = field(
-        default_factory=list
-    )  # accuracy on the selection images, per cent; empty for selection "last"
+    val: list[float] = field(default_factory=list)  # accuracy on the selection images, per cent; none for "last"
     best_epoch: int | None = None  # epoch that was kept, 0-based
     extra: dict = field(default_factory=dict)  # name -> `Extra`: what the method wants carried
-    cached_seconds: dict[str, float] = field(
-        default_factory=dict
-    )  # seconds and cpu_seconds of work that another run had done already
+    cached_seconds: dict[str, float] = field(default_factory=dict)  # wall and cpu time of work found done already
+
+    def add(self, means: dict[str, float]) -> None:
+        "The mean loss terms of one more epoch."
+        for k, v in means.items():
+            self.terms.setdefault(k, []).append(v)
 
     def facts(self) -> dict:
+        "What a result file says about it."
         return {k: v for k, v in asdict(replace(self, extra={})).items() if k not in ("extra", "cached_seconds")}
 
 # %% ../nbs/11_training.ipynb #5226c875
@@ -163,7 +178,7 @@ def predict(
     split: Split,  # images
     size: int = 500,  # images per forward pass
     device: str = "cpu",
-) -> Tensor:  # answers [N] int64 on the CPU
+) -> Tensor:  # classes [N] int64 on the CPU
     "Class with the largest logit among all classes seen: no task identity."
     mode = model.training
     model.eval()
@@ -188,9 +203,27 @@ def accuracy(model: nn.Module, split: Split, device: str = "cpu") -> float:
     return 100 * float((predict(model, split, device=device) == split.y.cpu()).double().mean())
 
 # %% ../nbs/11_training.ipynb #641e3ec6
+# a callable that gives the named loss terms of a batch
 Terms = Callable[[nn.Module, Batch], dict[str, Tensor]]
 
 
+def train_step(
+    model: nn.Module,  # in training mode; changed in place
+    batch: Batch,  # what it sees
+    terms_of: Terms,  # loss terms of a batch
+    weights: dict[str, float],  # weight of each term
+    sgd: torch.optim.Optimizer,  # SGD or another, with the epoch's learning rate
+    dtype: str = "float32",  # of the passes
+) -> dict[str, Tensor]:  # unweighted terms before the step
+    "One step of gradient descent."
+    with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        terms = terms_of(model, batch)
+    sgd.zero_grad(set_to_none=True)
+    total_loss(terms, weights).backward()
+    sgd.step()
+    return {k: v.detach() for k, v in terms.items()}
+
+# %% ../nbs/11_training.ipynb #4a7cc33e
 def train_epoch(
     model: nn.Module,  # in training mode; changed in place
     found: Iterable[Batch],  # the epoch's batches
@@ -198,100 +231,55 @@ def train_epoch(
     weights: dict[str, float],  # weight of each term
     sgd: torch.optim.Optimizer,  # SGD or another, with the epoch's learning rate
     dtype: str = "float32",  # of the passes
-    tick: Callable = lambda: None,  # called once per step
 ) -> dict[str, float]:  # mean of each unweighted term
-    "One pass over the batches."
+    "One pass over the batches. Raises `StateError` for a mean that is not finite."
     sums, n = {}, 0
     for batch in found:
-        with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-            terms = terms_of(model, batch)
-        sgd.zero_grad(set_to_none=True)
-        total_loss(terms, weights).backward()
-        sgd.step()
         n += 1
-        tick()
-        for k, v in terms.items():
-            sums[k] = sums.get(k, 0.0) + v.detach()
+        for k, v in train_step(model, batch, terms_of, weights, sgd, dtype).items():
+            sums[k] = sums.get(k, 0.0) + v
     means = {k: float(v) / n for k, v in sums.items()}
-    check(
-        all(map(math.isfinite, means.values())),
-        f"training diverged: mean loss terms {means}; lower lr or use dtype float32",
-        StateError,
-    )
+    said = f"training diverged: mean loss terms {means}; lower lr or use dtype float32"
+    check(all(map(math.isfinite, means.values())), said, StateError)
     return means
 
 # %% ../nbs/11_training.ipynb #e5f10378
+def optimiser(
+    cfg: TrainConfig,  # optimizer, lr, momentum, weight_decay
+    *modules: nn.Module | None,  # what learns
+) -> torch.optim.Optimizer:
+    "SGD or Adam over all parameters that may change."
+    learns = [p for m in modules if m is not None for p in m.parameters() if p.requires_grad]
+    if cfg.optimizer == "adam":
+        return torch.optim.Adam(learns, cfg.lr, weight_decay=cfg.weight_decay)
+    return torch.optim.SGD(learns, cfg.lr, cfg.momentum, weight_decay=cfg.weight_decay)
+
+# %% ../nbs/11_training.ipynb #c3de70b4
 def train(
     model: nn.Module,  # changed in place
     batches_of: Callable[[int], Iterable[Batch]],  # epoch -> its batches
     terms_of: Callable[[int], Terms],  # epoch -> loss terms of a batch
     weights: dict[str, float],  # weight of each term
     cfg: TrainConfig,  # epochs, optimiser, schedule, selection
-    task,  # index and selection images
+    task: Task,  # index and selection images
     auxiliary: nn.Module | None = None,  # a module that learns with the model and is thrown away afterwards
 ) -> tuple[nn.Module, History]:  # the last epoch's model, or the best one on the selection images
     "Train for `cfg.epochs` epochs."
     keep_freed_memory()
-    h, best = History(weights=dict(weights)), None
-    learns = [p for m in (model, auxiliary) if m is not None for p in m.parameters() if p.requires_grad]
-    sgd = (
-        torch.optim.Adam(learns, cfg.lr, weight_decay=cfg.weight_decay)
-        if cfg.optimizer == "adam"
-        else torch.optim.SGD(learns, cfg.lr, cfg.momentum, weight_decay=cfg.weight_decay)
-    )
+    h, best, sgd = History(weights=dict(weights), best_epoch=cfg.epochs - 1), None, optimiser(cfg, model, auxiliary)
     with seeded(cfg.seed, "training", task.idx):
         for epoch in progress(range(cfg.epochs), f"task {task.idx + 1}: epochs"):
             h.lr.append(epoch_rate(cfg, epoch, h.val))
             sgd.param_groups[0]["lr"] = h.lr[-1]
-            for k, v in train_epoch(model, batches_of(epoch), terms_of(epoch), weights, sgd, cfg.dtype).items():
-                h.terms.setdefault(k, []).append(v)
+            h.add(train_epoch(model, batches_of(epoch), terms_of(epoch), weights, sgd, cfg.dtype))
             if cfg.selection == "last":
                 continue
             h.val.append(accuracy(model, task.selection, cfg.device))
-            if h.val[-1] == max(h.val) and h.val.count(h.val[-1]) == 1:
+            if h.val.index(max(h.val)) == epoch:
                 best, h.best_epoch = copy.deepcopy(model.state_dict()), epoch
     if best is not None:
         model.load_state_dict(best)
-    h.best_epoch = cfg.epochs - 1 if h.best_epoch is None else h.best_epoch
     return model.eval(), h
-
-# %% ../nbs/11_training.ipynb #aaeea815
-def class_impression_terms(
-    m: TaskData,  # the task's material
-    task,  # labels, number of old classes
-    cfg: TrainConfig,  # margin, rho, tau, which classes
-    weights: dict[str, float],  # weight of each term; terms of weight 0 are not computed
-) -> Callable[[int], Terms]:  # epoch -> loss terms of a batch
-    "Loss terms of the paper's second step."
-    K, n_old = task.n_seen, task.n_old
-    w = class_weights(m.counts(K).clamp(min=1)).to(cfg.device) if cfg.class_weighting else None
-    only = task.labels if cfg.idc_classes == "pool" and cfg.pool in ("new-train", "new-val") else None
-
-    def epoch_terms(_: int) -> Terms:
-        running = dict(source=torch.zeros(K, K, device=cfg.device), target=torch.zeros(K, K, device=cfg.device))
-
-        def terms_of(model: nn.Module, b: Batch) -> dict[str, Tensor]:
-            f = model.features(b.x)
-            s = cosines(model.head, f)
-            terms = {
-                "cross_entropy": cn_cross_entropy(
-                    model.head.sigma * s if isinstance(model.head, CosineHead) else model.head(f), b.y, w
-                )
-            }
-            if weights.get("distillation"):
-                terms["distillation"] = distillation_loss(f.float(), b.old)
-            if weights.get("margin"):
-                terms["margin"] = margin_loss(s, b.y, n_old, cfg.margin, cfg.margin_k)
-            if weights.get("intra_domain"):
-                p = pool_scores(model, b.pool, cfg.bn_update)
-                running["source"] = update_centroids(running["source"], class_centroids(s, b.y, K), cfg.rho)
-                running["target"] = update_centroids(running["target"], class_centroids(p, p.argmax(1), K), cfg.rho)
-                terms["intra_domain"] = intra_domain_loss(running["source"], running["target"], cfg.tau, only)
-            return terms
-
-        return terms_of
-
-    return epoch_terms
 
 # %% ../nbs/11_training.ipynb #a2aceea2
 def pool_scores(model: nn.Module, x: Tensor, bn_update: bool) -> Tensor:
@@ -301,28 +289,70 @@ def pool_scores(model: nn.Module, x: Tensor, bn_update: bool) -> Tensor:
     with frozen_statistics(model):
         return cosines(model.head, model.features(x))
 
+# %% ../nbs/11_training.ipynb #aaeea815
+class Centroids:
+    "Running class centroids of the two domains, impressions with new images and pool; both start at zero."
+
+    def __init__(self, n_classes: int, cfg: TrainConfig):
+        self.source, self.target = (torch.zeros(n_classes, n_classes, device=cfg.device) for _ in range(2))
+        self.K, self.rho, self.tau = n_classes, cfg.rho, cfg.tau
+
+    def loss(self, s: Tensor, y: Tensor, p: Tensor, only: list[int] | None) -> Tensor:
+        "Intra-domain loss after the scores s [B, K] with labels y [B] and the pool's scores p [B, K] have joined."
+        self.source = update_centroids(self.source, class_centroids(s, y, self.K), self.rho)
+        self.target = update_centroids(self.target, class_centroids(p, p.argmax(1), self.K), self.rho)
+        return intra_domain_loss(self.source, self.target, self.tau, only)
+
+# %% ../nbs/11_training.ipynb #66b8c816
+def class_impression_terms(
+    m: TaskData,  # the task's data
+    task: Task,  # labels, number of old classes
+    cfg: TrainConfig,  # margin, rho, tau, which classes
+    weights: dict[str, float],  # weight of each term; terms of weight 0 are not computed
+) -> Callable[[int], Terms]:  # epoch -> loss terms of a batch
+    "Loss terms of the paper's second step."
+    w = class_weights(m.counts(task.n_seen).clamp(min=1)).to(cfg.device) if cfg.class_weighting else None
+    only = task.labels if cfg.idc_classes == "pool" and cfg.pool in ("new-train", "new-val") else None
+
+    def terms_of(centroids: Centroids, model: nn.Module, b: Batch) -> dict[str, Tensor]:
+        f = model.features(b.x)
+        s = cosines(model.head, f)
+        logits = model.head.sigma * s if isinstance(model.head, CosineHead) else model.head(f)
+        terms = {"cross_entropy": cn_cross_entropy(logits, b.y, w)}
+        if weights.get("distillation"):
+            terms["distillation"] = distillation_loss(f.float(), b.old)
+        if weights.get("margin"):
+            terms["margin"] = margin_loss(s, b.y, task.n_old, cfg.margin, cfg.margin_k)
+        if weights.get("intra_domain"):
+            terms["intra_domain"] = centroids.loss(s, b.y, pool_scores(model, b.pool, cfg.bn_update), only)
+        return terms
+
+    return lambda epoch: partial(terms_of, Centroids(task.n_seen, cfg))
+
 # %% ../nbs/11_training.ipynb #2448ae42
+def term_weights_of(
+    task: Task,  # number of old and new classes
+    cfg: TrainConfig,  # weights
+    first: bool,  # the first task?
+) -> dict[str, float]:
+    "Weights of the loss terms; the first task is plain training with cross-entropy."
+    if first:
+        return {"cross_entropy": 1.0}
+    λ = distillation_weight(task.n_old, cfg.classes_per_task or len(task.labels), cfg.distillation)
+    return {"cross_entropy": 1.0, "distillation": λ, "margin": cfg.margin_weight, "intra_domain": cfg.idc_weight}
+
+# %% ../nbs/11_training.ipynb #072437d1
 def fit_task(
     carry: Carryover | None,  # what came from the task before; None for the first task
-    task,  # the `Task` to learn
+    task: Task,  # the task to learn
     impressions: Impressions | None,  # synthetic images of old classes; None for the first task
     cfg: TrainConfig,  # settings
 ) -> tuple[nn.Module, History]:
-    "Class Impression's update of the model (paper, step 2); the first task is plain training with cross-entropy."
-    model, weights = start_model(carry, task, cfg), {"cross_entropy": 1.0}
-    if carry is not None:
-        λ = distillation_weight(task.n_old, cfg.classes_per_task or len(task.labels), cfg.distillation)
-        weights |= {"distillation": λ, "margin": cfg.margin_weight, "intra_domain": cfg.idc_weight}
-        check(
-            not cfg.idc_weight or task.pool is not None,
-            "the intra-domain loss needs task.pool; open the task with scenario.training(t, pool=cfg.pool)",
-        )
-    teacher = (
-        copy.deepcopy(carry.model).to(cfg.device, memory_format=torch.channels_last)
-        if weights.get("distillation")
-        else None
-    )
+    "Class Impression's update of the model (paper, step 2). Raises `ConfigError` without the pool that it needs."
+    model, weights, teacher = start_model(carry, task, cfg), term_weights_of(task, cfg, carry is None), None
+    needs = weights.get("intra_domain") and task.pool is None
+    check(not needs, "the intra-domain loss needs task.pool; open the task with scenario.training(t, pool=cfg.pool)")
+    if weights.get("distillation"):
+        teacher = copy.deepcopy(carry.model).to(cfg.device, memory_format=torch.channels_last)
     m = TaskData(task, impressions, cfg, teacher)
-    return train(
-        model, lambda epoch: epoch_batches(m, epoch), class_impression_terms(m, task, cfg, weights), weights, cfg, task
-    )
+    return train(model, partial(epoch_batches, m), class_impression_terms(m, task, cfg, weights), weights, cfg, task)

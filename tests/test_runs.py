@@ -309,7 +309,7 @@ def test_finished_impressions_are_not_made_again(toy, tmp_path, monkeypatch):
     whole = stored(r.folder)
     for p in (r.folder / "result.json", r.folder / "task2" / "row.json"):
         p.unlink()
-    monkeypatch.setattr("classimpression.runs.runner.synthesize", lambda *a, **k: pytest.fail("synthesised again"))
+    monkeypatch.setattr("classimpression.runs.runner.make_groups", lambda *a, **k: pytest.fail("synthesised again"))
     assert stored(run(tiny(tmp_path), toy()).folder) == whole
 
 

@@ -15,9 +15,9 @@ from ..core.seeding import generator
 
 # %% auto #0
 __all__ = ['VIEWS', 'USUAL', 'TISSUE', 'TURN', 'BEAMS', 'DEPTHS', 'PhantomConfig', 'draw_patient', 'contraction', 'valves',
-           'at_rest', 'ellipsoid', 'funnel', 'chambers', 'scatterers', 'textbook_plane', 'turned_about', 'Probe',
-           'draw_probe', 'speckle', 'point_spread', 'polar_image', 'shadows', 'scan_convert', 'phantom_series',
-           'phantom_set']
+           'at_rest', 'ellipsoid', 'funnel', 'ventricles', 'atria', 'chambers', 'scatterers', 'textbook_plane',
+           'turned_about', 'Probe', 'draw_probe', 'speckle', 'point_spread', 'polar_image', 'shadows', 'scan_convert',
+           'phantom_series', 'phantom_set']
 
 # %% ../../nbs/echo/01_phantom.ipynb #b7e62d5d
 VIEWS = ("AP2", "AP3", "AP4", "PLAX", "PSAX")  # apical two, three and four chambers; parasternal long and short axis
@@ -129,26 +129,41 @@ def funnel(
 TISSUE = dict(around=0.1, muscle=0.34, atrial=0.45, valve=0.9, blood=0.018, bright=1.1)  # amplitude of scatterers
 
 
+def ventricles(
+    a: dict[str, float],  # the patient
+    c: Tensor,  # contraction
+) -> dict[str, tuple]:  # name -> centre and half axes, cm
+    "Left and right ventricle, which thicken inwards, and their walls, which stay."
+    L, r, w, R, k = a["length"], a["radius"], a["wall"], a["right"], 1 - a["thickening"] * c
+    left, right = (0, 0, 0.3 * L), (-1.4 * r * R, 1.3, 0.25 * L)
+    return {
+        "lv": (left, (r * k, r * k, 0.7 * L * k)),
+        "lv wall": (left, (r + w, r + w, 0.7 * L + w)),
+        "rv": (right, (2.2 * R * k, 3.1 * R * k, 0.52 * L * R)),
+        "rv wall": (right, (2.2 * R + 0.45, 3.1 * R + 0.45, 0.52 * L * R + 0.45)),
+    }
+
+# %% ../../nbs/echo/01_phantom.ipynb #7c592440
+def atria(
+    a: dict[str, float],  # the patient
+    c: Tensor,  # contraction
+) -> dict[str, tuple]:  # name -> centre and half axes, cm
+    "Left and right atrium, which fill while the ventricles contract, with walls of 3 mm."
+    A, B, grow = a["left_atrium"], a["right_atrium"], 1 + 0.13 * c
+    left, right = (0.2, -0.9, -2.2 * A - 0.2), (-1.65 * a["radius"], -0.2, -2.1 * B - 0.1)
+    la = (2.1 * A * grow, 1.9 * A * grow, 2.3 * A * grow)
+    ra = (1.9 * B * grow, 2.0 * B * grow, 2.2 * B * grow)
+    walls = {"la wall": (left, tuple(v + 0.3 for v in la)), "ra wall": (right, tuple(v + 0.3 for v in ra))}
+    return {"la": (left, la), "ra": (right, ra)} | walls
+
+# %% ../../nbs/echo/01_phantom.ipynb #62343a14
 def chambers(
     m: Tensor,  # points at rest [..., 3]
     a: dict[str, float],  # the patient
     c: Tensor,  # contraction
 ) -> dict[str, Tensor]:  # name -> distance, below 1 inside
     "Cavities, and the same with their walls."
-    L, r, w, k = a["length"], a["radius"], a["wall"], 1 - a["thickening"] * c
-    R, A, B, grow = a["right"], a["left_atrium"], a["right_atrium"], 1 + 0.13 * c
-    right, left, other = (-1.4 * r * R, 1.3, 0.25 * L), (0.2, -0.9, -2.2 * A - 0.2), (-1.65 * r, -0.2, -2.1 * B - 0.1)
-    shapes = {
-        "lv": ((0, 0, 0.3 * L), (r * k, r * k, 0.7 * L * k)),
-        "lv wall": ((0, 0, 0.3 * L), (r + w, r + w, 0.7 * L + w)),
-        "rv": (right, (2.2 * R * k, 3.1 * R * k, 0.52 * L * R)),
-        "rv wall": (right, (2.2 * R + 0.45, 3.1 * R + 0.45, 0.52 * L * R + 0.45)),
-        "la": (left, (2.1 * A * grow, 1.9 * A * grow, 2.3 * A * grow)),
-        "la wall": (left, (2.1 * A * grow + 0.3, 1.9 * A * grow + 0.3, 2.3 * A * grow + 0.3)),
-        "ra": (other, (1.9 * B * grow, 2.0 * B * grow, 2.2 * B * grow)),
-        "ra wall": (other, (1.9 * B * grow + 0.3, 2.0 * B * grow + 0.3, 2.2 * B * grow + 0.3)),
-    }
-    return {k: ellipsoid(m, *s) for k, s in shapes.items()}
+    return {k: ellipsoid(m, *shape) for k, shape in (ventricles(a, c) | atria(a, c)).items()}
 
 # %% ../../nbs/echo/01_phantom.ipynb #164853f3
 def scatterers(

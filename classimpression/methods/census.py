@@ -6,6 +6,7 @@
 from __future__ import annotations
 import copy, math
 from functools import partial
+from typing import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,11 +19,13 @@ from ..heads import register_head
 from .registry import first_task, method
 from ..models import NETWORKS, Classifier, register_network
 from ..settings import TrainConfig
+from ..tasks import Task
 from ..training import History, teacher_features
 
 # %% auto #0
 __all__ = ['POSES', 'CENTROIDS', 'SIDES', 'READOUTS', 'ring_regions', 'grid_regions', 'pooling_regions', 'rotate_flip',
-           'crop_box', 'Census', 'census_of', 'jittered', 'affordable_rank', 'regression', 'SketchedLDA', 'census']
+           'crop_box', 'Census', 'census_of', 'jittered', 'affordable_rank', 'regression', 'SketchedLDA',
+           'first_census', 'check_options', 'census']
 
 # %% ../../nbs/methods/08_census.ipynb #51c659f9
 def ring_regions(
@@ -45,16 +48,13 @@ def grid_regions(
     return torch.stack([F.adaptive_avg_pool2d(e.view(1, n, n), parts).flatten() for e in torch.eye(n * n)], 1)
 
 # %% ../../nbs/methods/08_census.ipynb #20f5460b
+# quarter turns, and mirrored or not
 POSES = {
     "rings": ((0, False), (1, False), (0, True), (2, True)),
     "grid": ((0, False),),
     "quadrants": ((0, False),),
-}  # quarter turns, and mirrored or not
-CENTROIDS = {
-    "rings": 200,
-    "grid": 66,
-    "quadrants": 150,
-}  # per scale: about 600 codes of each, whatever the number of pooling_regions
+}
+CENTROIDS = {"rings": 200, "grid": 66, "quadrants": 150}  # per size of patch: about 600 codes of each in every layout
 SIDES = (6, 8)  # of patches, pixels
 
 
@@ -62,7 +62,7 @@ def pooling_regions(
     layout: str,  # "rings", "grid" or "quadrants"
     n: int,  # positions per side
     fine: bool,  # for colours rather than codes?
-) -> Tensor:  # [pooling_regions, n * n]
+) -> Tensor:  # [regions, n * n]
     "Where codes and colours are averaged."
     if layout == "rings":
         return ring_regions(n, (3 / 14, 6 / 14, 9 / 14, 12 / 14) if fine else (5 / 14, 9 / 14))
@@ -89,7 +89,7 @@ def crop_box(
 
 # %% ../../nbs/methods/08_census.ipynb #d338d3ed
 class Census(nn.Module):
-    "Patch codes and colours averaged over pooling_regions and poses, beside the features of a network."
+    "Patch codes and colours averaged over pooling regions and poses, beside the features of a network."
 
     def __init__(
         self,
@@ -100,23 +100,20 @@ class Census(nn.Module):
         super().__init__()
         self.net, self.layout = net, layout
         self.patches = nn.ModuleList(PatchFeatures(channels, CENTROIDS[layout], side) for side in SIDES)
-        self.n_features = (
-            len(SIDES) * CENTROIDS[layout] * len(pooling_regions(layout, 23, False))
-            + channels * len(pooling_regions(layout, 28, True))
-            + net.n_features
-        )
+        codes = len(SIDES) * CENTROIDS[layout] * len(pooling_regions(layout, 23, False))
+        self.n_features = codes + channels * len(pooling_regions(layout, 28, True)) + net.n_features
         self.register_buffer("box", torch.zeros(4, dtype=torch.int64))
         self.register_buffer("centre", torch.zeros(self.n_features))
         self.register_buffer("scale", torch.ones(self.n_features))
 
     def cut(self, x: Tensor) -> Tensor:
-        "Images without their crop_box."
+        "Images without their margins."
         top, bottom, left, right = self.box.tolist()
         return x[..., top:bottom, left:right] if bottom else x
 
     @torch.no_grad()
     def learn(self, x: Tensor, g: torch.Generator, patches: int = 50_000, rounds: int = 20) -> None:
-        "Find crop_box, patches and scale from images x, uint8 [N, C, H, W], of the first task."
+        "Find margins, patches and scale from images x, uint8 [N, C, H, W], of the first task."
         self.box = crop_box(x).to(x.device)
         for p in self.patches:
             p.learn(self.cut(x), g, patches, rounds)
@@ -130,12 +127,11 @@ class Census(nn.Module):
 
     def in_pose(self, x: Tensor) -> Tensor:
         net, x = self.net.features(x).float(), self.cut(x)
-        codes = [
-            torch.cat([self.counted(p.encode(b)) for b in x.split(32)]) for p in self.patches
-        ]  # few at a time, so that they fit the cache
+        # few at a time, so that they fit the cache
+        codes = [torch.cat([self.counted(p.encode(b)) for b in x.split(32)]) for p in self.patches]
         return torch.cat([*codes, (x.flatten(2) @ self.pooling_regions(x.shape[2], True, x).T).flatten(1), net], 1)
 
-    def counted(self, h: Tensor) -> Tensor:  # codes [N, centroids, n, n] -> [N, pooling_regions * centroids]
+    def counted(self, h: Tensor) -> Tensor:  # codes [N, centroids, n, n] -> [N, regions * centroids]
         h = h.permute(0, 2, 3, 1)
         return (self.pooling_regions(h.shape[2], False, h) @ h.flatten(1, 2)).flatten(1)
 
@@ -169,15 +165,9 @@ def jittered(
     inside = x[..., top:bottom, left:right]
     u = lambda most: ((2 * torch.rand(len(x), generator=g) - 1) * most * amount).to(x.device)
     α, s, γ = u(math.radians(10)), 1 + u(0.1), u(0.25).exp().view(-1, 1, 1, 1)
-    θ = torch.stack([s * α.cos(), -s * α.sin(), u(1 / 7), s * α.sin(), s * α.cos(), u(1 / 7)], 1).view(
-        -1, 2, 3
-    )  # sides are 2 long here
-    moved = F.grid_sample(
-        inside.float() / 255,
-        F.affine_grid(θ, list(inside.shape), align_corners=False),
-        padding_mode="border",
-        align_corners=False,
-    )
+    rows = [s * α.cos(), -s * α.sin(), u(1 / 7), s * α.sin(), s * α.cos(), u(1 / 7)]  # sides are 2 long here
+    at = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(inside.shape), align_corners=False)
+    moved = F.grid_sample(inside.float() / 255, at, padding_mode="border", align_corners=False)
     out = x.clone()
     out[..., top:bottom, left:right] = (moved.clamp(0, 1) ** γ * 255).round().to(torch.uint8)
     return out
@@ -214,9 +204,7 @@ READOUTS = {"discriminant": discriminant, "regression": regression}
 
 @register_head("sketched-lda")
 class SketchedLDA(StatisticalHead):
-    """Linear discriminant or regression, all classes of equal weight; its covariance is carried as low rank plus a
-    multiple of the identity.
-    """
+    "Linear discriminant or regression on means and a covariance of low rank plus a multiple of the identity."
 
     def __init__(
         self,
@@ -280,6 +268,37 @@ class SketchedLDA(StatisticalHead):
         w, b, middle = self.weights()
         return F.linear(f - middle, w, b)
 
+# %% ../../nbs/methods/08_census.ipynb #3c5fc24c
+def first_census(
+    task: Task,  # the first
+    cfg: TrainConfig,  # settings of the training
+    layout: str,  # "rings", "grid" or "quadrants"
+    head: Callable[[int], SketchedLDA],  # number of features -> a head that knows no class yet
+    n_patches: int = 50_000,  # patches that the centroids are found from
+    rounds: int = 20,  # of k-means
+) -> tuple[Classifier, History]:
+    "The shared network with patches and an empty statistical head."
+    known, history = first_task(task, cfg)
+    x = task.train.to(cfg.device).x
+    net = Census(known.backbone, x.shape[1], layout).to(cfg.device)
+    name = f"census-{layout}-{known.network}"
+    model = Classifier(net, known.head, head(net.n_features), name, known.channels).to(cfg.device).eval()
+    net.learn(x, generator(cfg.seed, "patches"), n_patches, rounds)
+    return model, history
+
+# %% ../../nbs/methods/08_census.ipynb #ba92d0e0
+def check_options(
+    layout: str,
+    readout: str,
+    share: float,
+    jitter: float,
+) -> None:
+    "Raises `ConfigError` for options of Census that make no sense."
+    check(layout in POSES, f"unknown layout {layout!r}; known: {', '.join(POSES)}")
+    check(readout in READOUTS, f"unknown readout {readout!r}; known: {', '.join(READOUTS)}")
+    check_number("share", share, 1e-6, 1)
+    check_number("jitter", jitter, 0, 5)
+
 # %% ../../nbs/methods/08_census.ipynb #b5a7d00d
 @method("census", "Census", tier="M2", own=True)
 def census(
@@ -290,39 +309,20 @@ def census(
     layout: str = "rings",  # "rings": turning an image leaves its class alone; "grid", "quadrants": it does not
     share: float = 0.09,  # of the bytes of the images seen: what means and covariance may take
     shrinkage: float = 3e-3,  # share of the identity in the covariance
-    readout: str = "discriminant",  # what answers: "discriminant" or "regression"
+    readout: str = "discriminant",  # how it classifies: "discriminant" or "regression"
     jitter: float = 0.0,  # statistics over a jittered copy of every image too? 1: by the amounts above; 0: no
     n_patches: int = 50_000,  # patches that the centroids are found from
     rounds: int = 20,  # of k-means
 ) -> tuple[nn.Module, History]:
-    "Discriminant or regression on patch codes over pooling_regions and poses, with a covariance that fits a budget."
-    check(layout in POSES, f"unknown layout {layout!r}; known: {', '.join(POSES)}")
-    check(readout in READOUTS, f"unknown readout {readout!r}; known: {', '.join(READOUTS)}")
-    check_number("share", share, 1e-6, 1)
-    check_number("jitter", jitter, 0, 5)
-    new, history = task.train.to(cfg.device), History()
+    "Discriminant or regression on patch codes over pooling regions, with a covariance that fits a budget."
+    check_options(layout, readout, share, jitter)
+    new, head = task.train.to(cfg.device), partial(SketchedLDA, shrinkage=shrinkage, readout=readout)
     if carry is None:
-        known, history = first_task(task, cfg)
-        net = Census(known.backbone, new.x.shape[1], layout).to(cfg.device)
-        model = (
-            Classifier(
-                net,
-                known.head,
-                SketchedLDA(net.n_features, shrinkage=shrinkage, readout=readout),
-                f"census-{layout}-{known.network}",
-                known.channels,
-            )
-            .to(cfg.device)
-            .eval()
-        )
-        net.learn(new.x, generator(cfg.seed, "patches"), n_patches, rounds)
+        model, history = first_census(task, cfg, layout, head, n_patches, rounds)
     else:
-        model = copy.deepcopy(carry.model).to(cfg.device).eval()
-    budget = share * model.backbone.cut(new.x[:1]).numel()
-    seen = [new.x] + (
-        [jittered(new.x, model.backbone.box, generator(cfg.seed, "jitter", task.idx), jitter)] if jitter else []
-    )
-    model.statistical_head.update(
-        torch.cat([teacher_features(model, x) for x in seen]), new.y.repeat(len(seen)), task.labels, budget, len(seen)
-    )
+        model, history = copy.deepcopy(carry.model).to(cfg.device).eval(), History()
+    box, g = model.backbone.box, generator(cfg.seed, "jitter", task.idx)
+    seen = [new.x, jittered(new.x, box, g, jitter)] if jitter else [new.x]
+    f, budget = torch.cat([teacher_features(model, x) for x in seen]), share * model.backbone.cut(new.x[:1]).numel()
+    model.statistical_head.update(f, new.y.repeat(len(seen)), task.labels, budget, len(seen))
     return model, history

@@ -19,11 +19,14 @@ from ..metrics import paired_interval
 from ..runs.tables import as_dict
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
+
+MAIN_RUNS = "main_table/runs.csv"  # in the folder of reported results
 
 # %% auto #0
-__all__ = ['verdict', 'in_points', 'read_table', 'judge_part', 'judge_whole', 'judge_claims', 'judge_target', 'judge_tier',
-           'judge_targets', 'wanted', 'found_runs', 'inventory']
+__all__ = ['MAIN_RUNS', 'RULES', 'verdict', 'in_points', 'read_table', 'judge_part', 'rivals_of', 'judge_whole', 'judge_claims',
+           'target_name', 'mean_reached', 'share_reached', 'times_reached', 'difference_reached', 'judge_target',
+           'judge_tier', 'judge_targets', 'wanted', 'found_runs', 'planned_runs', 'inventory']
 
 # %% ../../nbs/report/07_claims.ipynb #6ce926cd
 def verdict(
@@ -62,26 +65,25 @@ def judge_part(
     "What the part of the method is worth: whole minus without."
     e = find_experiment(claim["experiment"])
     table, found = read_table(Path(figures) / e.table), []
+    compared = f"{e.base}, against: {claim['without']}"
     for (scenario, profile), _ in table.groupby(["scenario", "profile"]) if table is not None else ():
         rows = variants_of(table, e.name, scenario, profile)
         if not {e.base, claim["without"]} <= set(rows.variant):
             continue
         d = differences(rows, e.base).set_index("variant").loc[claim["without"]]
-        found.append(
-            dict(
-                scenario=scenario,
-                budget=profile,
-                repeats=str(int(d.repeats)),
-                compared=f"{e.base}, against: {claim['without']}",
-                difference=-d.difference,
-                low=-d.high,
-                high=-d.low,
-                figure=f"{e.stem(scenario)}.png",
-            )
-        )
-    return found or [
-        dict(compared=f"{e.base}, against: {claim['without']}", difference=np.nan, low=np.nan, high=np.nan)
-    ]
+        about = dict(scenario=scenario, budget=profile, repeats=str(int(d.repeats)), compared=compared)
+        numbers = dict(difference=-d.difference, low=-d.high, high=-d.low)
+        found.append(about | numbers | dict(figure=f"{e.stem(scenario)}.png"))
+    return found or [dict(compared=compared, difference=np.nan, low=np.nan, high=np.nan)]
+
+# %% ../../nbs/report/07_claims.ipynb #05a7b604
+def rivals_of(
+    method: str,  # name
+    rows: DataFrame,  # of the main table, one scenario and profile, strict
+) -> DataFrame:  # rows of the methods that it is fair to compare with
+    "Other data-free methods that carry no more."
+    rank = rows.groupby("method").tier.agg(lambda t: max(map(TIERS.index, t)))
+    return rows[rows.method.map(rank <= rank[method]) & rows.data_free & (rows.method != method)]
 
 # %% ../../nbs/report/07_claims.ipynb #c9840178
 def judge_whole(
@@ -90,31 +92,19 @@ def judge_whole(
     measure: str = "balanced_accuracy",  # column
 ) -> list[dict]:  # one per scenario; a single one without numbers if there is no table
     "The method minus the best other data-free method that carries no more."
-    table, found, mine = read_table(Path(figures) / "main_table/runs.csv"), [], claim["method"]
+    table, found, mine = read_table(Path(figures) / MAIN_RUNS), [], claim["method"]
     strict = table[table.protocol == "strict"] if table is not None else None
     for (scenario, profile), rows in strict.groupby(["scenario", "profile"]) if strict is not None else ():
-        if mine not in set(rows.method):
-            continue
-        rank = rows.groupby("method").tier.agg(lambda t: max(map(TIERS.index, t)))
-        rivals = rows[rows.method.map(rank <= rank[mine]) & rows.data_free & (rows.method != mine)]
-        if rivals.empty:
+        if mine not in set(rows.method) or (rivals := rivals_of(mine, rows)).empty:
             continue
         best = rivals.groupby("method")[measure].mean().idxmax()
         both = rows.pivot_table(index=["seed", "class_order"], columns="method", values=measure)[[mine, best]].dropna()
         mean, low, high = paired_interval(both[mine], both[best]) if len(both) else (np.nan,) * 3
-        ends = (low, high) if len(both) > 1 else (np.nan, np.nan)
-        found.append(
-            dict(
-                scenario=scenario,
-                budget=profile,
-                repeats=str(len(both)),
-                compared=f"{title_of(mine)}, against: {title_of(best)} (best of {rivals.method.nunique()})",
-                difference=mean,
-                low=ends[0],
-                high=ends[1],
-                figure=f"main_table/{scenario}_curves.png",
-            )
-        )
+        low, high = (low, high) if len(both) > 1 else (np.nan, np.nan)
+        compared = f"{title_of(mine)}, against: {title_of(best)} (best of {rivals.method.nunique()})"
+        about = dict(scenario=scenario, budget=profile, repeats=str(len(both)), compared=compared)
+        numbers = dict(difference=mean, low=low, high=high)
+        found.append(about | numbers | dict(figure=f"main_table/{scenario}_curves.png"))
     return found or [dict(compared=title_of(mine), difference=np.nan, low=np.nan, high=np.nan)]
 
 # %% ../../nbs/report/07_claims.ipynb #815e7d6d
@@ -128,79 +118,78 @@ def judge_claims(
     for c in read_json(package_folder() / "assets" / "claims.json"):
         for found in (judge_part if "without" in c else judge_whole)(c, figures):
             numbers = [found.pop(k) for k in ("difference", "low", "high")]
-            rows.append(
-                dict(claim=c["claim"], experiment=c["experiment"])
-                | found
-                | {"in favour, points": in_points(*numbers), "verdict": verdict(*numbers)}
-            )
-    order = [
-        "claim",
-        "experiment",
-        "scenario",
-        "budget",
-        "repeats",
-        "compared",
-        "in favour, points",
-        "verdict",
-        "figure",
-    ]
-    return pd.DataFrame(rows).reindex(columns=order).fillna("")
+            said = {"in favour, points": in_points(*numbers), "verdict": verdict(*numbers)}
+            rows.append(dict(claim=c["claim"], experiment=c["experiment"]) | found | said)
+    order = ["claim", "experiment", "scenario", "budget", "repeats", "compared"]
+    return pd.DataFrame(rows).reindex(columns=[*order, "in favour, points", "verdict", "figure"]).fillna("")
 
 # %% ../../nbs/report/07_claims.ipynb #b4e2d1ef
+def target_name(
+    target: dict,  # as in assets/targets.json
+) -> str:
+    "A target in words."
+    name, other = f"{title_of(target['method'])}: {target['measure'].replace('_', ' ')}", target.get("against")
+    if "at_most_times" in target:
+        return f"{name} at most {target['at_most_times']:g} times those of {title_of(other)}"
+    if "at_least_share" in target:
+        return f"{name} at least {100 * target['at_least_share']:g} % of that of {title_of(other)}"
+    if other:
+        return f"{name} more than {target['more_than']:g} points above {title_of(other)}"
+    return f"{name} at least {target['at_least']:g} %"
+
+# %% ../../nbs/report/07_claims.ipynb #14f6067f
+def mean_reached(mine: Series, bound: float) -> dict:
+    "Is the mean at least the bound?"
+    values = ", ".join(f"{v:.1f}" for v in mine)
+    verdict = "reached" if mine.mean() >= bound else f"missed by {bound - mine.mean():.2g}"
+    return dict(reached=f"{mine.mean():.1f} ({values})", verdict=verdict)
+
+# %% ../../nbs/report/07_claims.ipynb #a6258cb4
+def share_reached(mine: Series, other: Series, share: float) -> dict:
+    "Is the mean at least this share of the other's?"
+    part = mine.mean() / other.mean()
+    return dict(reached=f"{100 * part:.1f} %", verdict="reached" if part >= share else "missed")
+
+# %% ../../nbs/report/07_claims.ipynb #3c79f598
+def times_reached(mine: Series, other: Series, times: float) -> dict:
+    "Is a cost at most so many times the other's, in every repeat?"
+    worst = (mine / other).max()
+    return dict(reached=f"{worst:.2f} times at most", verdict="reached" if worst <= times else "missed")
+
+# %% ../../nbs/report/07_claims.ipynb #460b3baa
+def difference_reached(mine: Series, other: Series, bound: float) -> dict:
+    "Does the 95 % interval of the paired difference lie above the bound?"
+    mean, low, high = paired_interval(mine, other)
+    if len(mine) == 1:
+        return dict(reached=f"{mean:+.1f}", verdict="one repeat only")
+    verdict = "reached" if low > bound else "missed" if high < bound else "not shown"
+    return dict(reached=in_points(mean, low, high), verdict=verdict)
+
+# %% ../../nbs/report/07_claims.ipynb #38ab7c3c
+RULES = {"at_least_share": share_reached, "at_most_times": times_reached, "more_than": difference_reached}
+
+
 def judge_target(
     target: dict,  # as in assets/targets.json: method, scenario, measure, and what is wanted of it
     rows: DataFrame,  # of the main table, strict, of the scenario at the reported budget
 ) -> dict:  # target, reached, repeats, verdict
     "One target against the main table."
-    m, k = target["method"], target["measure"]
+    m, other = target["method"], target.get("against")
     if "not_applicable" in target:
-        return dict(
-            target=f"{title_of(m)}: {target['not_applicable'].partition(':')[0]}",
-            scenario=target["scenario"],
-            repeats=0,
-            reached=target["not_applicable"].partition(": ")[2],
-            verdict="not applicable",
-        )
+        name, _, why = target["not_applicable"].partition(": ")
+        row = dict(target=f"{title_of(m)}: {name}", scenario=target["scenario"], repeats=0)
+        return row | dict(reached=why, verdict="not applicable")
     if "at_most_tier" in target:
         return judge_tier(target, rows)
-    wide = rows.pivot_table(index=["seed", "class_order"], columns="method", values=k)
-    other, times, share, bound = (target.get(x) for x in ("against", "at_most_times", "at_least_share", "more_than"))
-    bound = target.get("at_least", bound)
-    name = f"{title_of(m)}: {k.replace('_', ' ')} " + (
-        f"at most {times:g} times those of {title_of(other)}"
-        if times
-        else f"at least {100 * share:g} % of that of {title_of(other)}"
-        if share
-        else f"more than {bound:g} points above {title_of(other)}"
-        if other
-        else f"at least {bound:g} %"
-    )
+    wide = rows.pivot_table(index=["seed", "class_order"], columns="method", values=target["measure"])
     have = wide[[m, *([other] if other else [])]].dropna() if {m, other or m} <= set(wide) else wide.iloc[:0]
-    row = dict(target=name, scenario=target["scenario"], repeats=len(have))
+    row = dict(target=target_name(target), scenario=target["scenario"], repeats=len(have))
     if have.empty:
         return row | dict(reached="", verdict="missing")
     if not other:
-        return row | dict(
-            reached=f"{have[m].mean():.1f} ({', '.join(f'{v:.1f}' for v in have[m])})",
-            verdict="reached" if have[m].mean() >= bound else f"missed by {bound - have[m].mean():.2g}",
-        )
-    if share:
-        return row | dict(
-            reached=f"{100 * (part := have[m].mean() / have[other].mean()):.1f} %",
-            verdict="reached" if part >= share else "missed",
-        )
-    if times:
-        return row | dict(
-            reached=f"{(worst := (have[m] / have[other]).max()):.2f} times at most",
-            verdict="reached" if worst <= times else "missed",
-        )
-    mean, low, high = paired_interval(have[m], have[other])
-    if len(have) == 1:
-        return row | dict(reached=f"{mean:+.1f}", verdict="one pair only")
-    return row | dict(
-        reached=in_points(mean, low, high),
-        verdict="reached" if low > bound else "missed" if high < bound else "not shown",
-    )
+        return row | mean_reached(have[m], target["at_least"])
+    rule, bound = next((r, target[k]) for k, r in RULES.items() if k in target)
+    return row | rule(have[m], have[other], bound)
 
 # %% ../../nbs/report/07_claims.ipynb #d72148c1
 def judge_tier(
@@ -208,18 +197,13 @@ def judge_tier(
     rows: DataFrame,  # of the main table
 ) -> dict:
     "Does every run of a method carry what a tier allows, and no more?"
-    mine = rows[rows.method == target["method"]]
-    row = dict(
-        target=f"{title_of(target['method'])}: tier {target['at_most_tier']} or lower in every run",
-        scenario=target["scenario"],
-        repeats=len(mine),
-    )
+    mine, most = rows[rows.method == target["method"]], target["at_most_tier"]
+    name = f"{title_of(target['method'])}: tier {most} or lower in every run"
+    row = dict(target=name, scenario=target["scenario"], repeats=len(mine))
     if mine.empty:
         return row | dict(reached="", verdict="missing")
     worst = max(mine.tier, key=TIERS.index)
-    return row | dict(
-        reached=worst, verdict="reached" if TIERS.index(worst) <= TIERS.index(target["at_most_tier"]) else "missed"
-    )
+    return row | dict(reached=worst, verdict="reached" if TIERS.index(worst) <= TIERS.index(most) else "missed")
 
 # %% ../../nbs/report/07_claims.ipynb #34d71f26
 def judge_targets(
@@ -229,21 +213,12 @@ def judge_targets(
     "Every target with what was measured and the verdict."
     import pandas as pd
 
-    table = read_table(Path(figures) / "main_table/runs.csv")
-    table = (
-        pd.DataFrame(columns=["seed", "class_order", "method", "scenario", "protocol", "profile", "balanced_accuracy"])
-        if table is None
-        else table
-    )
+    targets, table = read_json(package_folder() / "assets" / "targets.json"), read_table(Path(figures) / MAIN_RUNS)
+    columns = ["seed", "class_order", "method", "scenario", "protocol", "profile", "balanced_accuracy"]
+    table = pd.DataFrame(columns=columns) if table is None else table
     strict = better_budget(table[table.protocol == "strict"], profile)
-    targets = read_json(package_folder() / "assets" / "targets.json")
-    empty = {t["measure"]: float("nan") for t in targets}
-    found = [
-        judge_target(
-            t, strict[strict.scenario == t["scenario"]].assign(**{k: v for k, v in empty.items() if k not in strict})
-        )
-        for t in targets
-    ]
+    strict = strict.assign(**{t["measure"]: np.nan for t in targets if t["measure"] not in strict})
+    found = [judge_target(t, strict[strict.scenario == t["scenario"]]) for t in targets]
     return pd.DataFrame(found)[["target", "scenario", "reached", "verdict", "repeats"]]
 
 # %% ../../nbs/report/07_claims.ipynb #d62e2bc2
@@ -274,65 +249,44 @@ def found_runs(
     figures: Path,  # folder of reported results
     e: Experiment,  # the experiment
     entry: dict[str, Any],  # of `wanted`
-) -> (
-    set[tuple[str, str, int]] | None
-):  # method, variant and seed of every finished run; None where an executed notebook is all that is left
-    "The runs that a table, or the list of runs beside a notebook, holds."
-    name, there = e.table or ("main_table/runs.csv" if e.name in ("main_table", "published") else ""), set()
+) -> set[tuple[str, str, int]] | None:  # method, variant, seed; None if an executed notebook is all that is left
+    "The finished runs that a table, or the list of runs beside a notebook, holds."
+    name = e.table or (MAIN_RUNS if e.name in ("main_table", "published") else "")
     if name:
-        t = read_table(figures / name)
-        if t is None:
-            return there
-        t = t[
-            (t.scenario == entry["scenario"])
-            & (t.profile == entry["budget"])
-            & ((t.experiment == e.name) & t.variant.isin(entry["variants"]) if e.table else True)
-        ]
+        if (t := read_table(figures / name)) is None:
+            return set()
+        mine = (t.experiment == e.name) & t.variant.isin(entry["variants"]) if e.table else True
+        t = t[(t.scenario == entry["scenario"]) & (t.profile == entry["budget"]) & mine]
         return set(zip(t.method, t.variant if e.table else [""] * len(t), t.seed))
     path = figures / f"{e.stem(entry['scenario'])}_runs.json"
     if not path.exists():
         return None
     return {(r["method"], "", r["seed"]) for r in map(as_dict, read_json(path)) if r["profile"] == entry["budget"]}
 
+# %% ../../nbs/report/07_claims.ipynb #f9a6897f
+def planned_runs(
+    e: Experiment,  # the experiment
+    entry: dict[str, Any],  # of `wanted`
+) -> set[tuple[str, str, int]]:  # method, variant, seed
+    "The runs that an entry of the plan asks for."
+    methods = {v: e.variants[v].get("methods", entry["methods"]) for v in entry["variants"]}
+    return {(m, v if e.table else "", s) for v, ms in methods.items() for m in ms for s in entry["seeds"]}
+
 # %% ../../nbs/report/07_claims.ipynb #ec99b813
 def inventory(
     figures: str | Path = "figures",  # folder of reported results
     profile: str = "standard",  # of the plan
 ) -> DataFrame:  # experiment, scenario, budget, counted, planned, found, missing
-    """What the plan asks for and what is there, run by run; for experiments that store no list of runs, whether the
-    notebook was executed.
-    """
+    "What the plan asks for and what is there: runs, or, where no runs are listed, executed notebooks."
     import pandas as pd
 
     figures, rows = Path(figures), []
     for e in experiments().values():
-        if e.name == "report":
-            continue  # the page on which this table stands
-        for w in wanted(e, profile):
-            there = found_runs(figures, e, w)
-            plan = {
-                (m, v if e.table else "", s)
-                for v in w["variants"]
-                for m in e.variants[v].get("methods", w["methods"])
-                for s in w["seeds"]
-            }
+        for w in wanted(e, profile) if e.name != "report" else ():  # the page on which this table stands
+            there, plan, counted = found_runs(figures, e, w), planned_runs(e, w), "runs"
             if there is None:
-                there, plan, counted = (
-                    {"notebook"} if (figures / f"{e.stem(w['scenario'])}.ipynb").exists() else set(),
-                    {"notebook"},
-                    "notebooks",
-                )
-            else:
-                counted = "runs"
-            rows.append(
-                {
-                    "experiment": e.name,
-                    "scenario": w["scenario"] or "",
-                    "budget": w["budget"],
-                    "counted": counted,
-                    "planned": len(plan),
-                    "found": len(there),
-                    "missing": len(plan - there),
-                }
-            )
+                there = {"notebook"} if (figures / f"{e.stem(w['scenario'])}.ipynb").exists() else set()
+                plan, counted = {"notebook"}, "notebooks"
+            about = dict(experiment=e.name, scenario=w["scenario"] or "", budget=w["budget"], counted=counted)
+            rows.append(about | dict(planned=len(plan), found=len(there), missing=len(plan - there)))
     return pd.DataFrame(rows)

@@ -7,16 +7,17 @@ from __future__ import annotations
 import re, shutil, time
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from typing import Callable
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from ..carryover import TIERS, Carryover, ExemplarCarryover, allowed_tier, choose_exemplars, hand_over
 from ..carryover import load_carryover, n_bytes, refuse_few, save_carryover, take_exemplars
 from .configs import RunConfig, profile, profile_config, setting_types, synthesis_settings
 from .configs import training_settings
 from ..core.errors import check
 from ..core.files import read_json, write_json
+from ..core.machine import progress
 from ..core.provenance import cached, environment, modules_digest, price_of_cached, tensor_digest
 from ..core.provenance import used_modules
 from ..core.seeding import seeded
@@ -27,24 +28,53 @@ from ..methods.registry import Method, find_method, sort_options
 from ..metrics import summarise, task_summary
 from ..models import rebuild
 from ..scenarios import Scenario, make_scenario
-from ..synthesis import Impressions, synthesize
-from ..training import evaluate, teacher_features
+from ..synthesis import Impressions, gather, make_groups, model_to_invert, split_groups
+from ..tasks import Task
+from ..training import History, evaluate, teacher_features
 
-_all_ = [
-    "RunConfig",
-    "RunResult",
-    "profile",
-    "profile_config",
-    "run_folder",
-    "setting_types",
-]  # one address for the user
+# one address for the user
+_all_ = ["RunConfig", "RunResult", "profile", "profile_config", "run_folder", "setting_types"]
 
 # %% auto #0
-__all__ = ['prepare', 'owner', 'memory_mb', 'reset_peak', 'Stopwatch', 'make_impressions', 'with_exemplars', 'run_task', 'run',
-           'clear', 'all_tasks', 'collect', 'RunConfig', 'RunResult', 'profile', 'profile_config', 'run_folder',
-           'setting_types']
+__all__ = ['find_scenario', 'check_run', 'prepare', 'owner', 'memory_mb', 'reset_peak', 'Stopwatch', 'impressions_key',
+           'resumed_synthesis', 'add_seconds', 'make_impressions', 'with_exemplars', 'received', 'new_exemplars',
+           'train_task', 'carried_facts', 'store_task', 'run_task', 'run', 'clear', 'all_tasks', 'collect', 'RunConfig',
+           'RunResult', 'profile', 'profile_config', 'run_folder', 'setting_types']
 
 # %% ../../nbs/runs/03_runner.ipynb #7fe00ab8
+def find_scenario(
+    cfg: RunConfig,  # settings
+    data: Scenario | None = None,  # a scenario of your own, named as in the settings
+) -> Scenario:  # its test images are validation images if the settings say so
+    "The data of a run. Raises `ConfigError` if your own have another name, order or sizes than the settings."
+    if data is None:
+        scenario = make_scenario(cfg.scenario, class_order=cfg.class_order, sizes=cfg.sizes, root=cfg.root)
+    else:
+        same = cfg.class_order in (None, data.class_order) and cfg.sizes in (None, data.sizes)
+        asked = f"the settings ask for scenario {cfg.scenario!r}, the data are {data!r}"
+        check(data.name == cfg.scenario and same, f"{asked}; give both the same name, order and sizes")
+        scenario = data.again()
+    return scenario.on_validation() if cfg.eval_split == "val" else scenario
+
+# %% ../../nbs/runs/03_runner.ipynb #4224c95b
+def check_run(
+    cfg: RunConfig,  # settings
+    scenario: Scenario,  # the data
+    method: Method,  # what is to be run
+) -> None:
+    "Raises for whatever would stop the run half way."
+    for t in range(1, len(scenario.sizes)):
+        training_settings(cfg, t, scenario.sizes), synthesis_settings(cfg, t)
+    if method.impressions and cfg.margin_weight:
+        fewest = min(scenario.sizes[1:], default=cfg.margin_k)
+        check(cfg.margin_k <= fewest, f"margin_k is {cfg.margin_k}, but a task brings only {fewest} new classes")
+    if method.summarises:
+        for task in scenario.tasks:
+            refuse_few(task.train, task.labels, cfg.k_min, task.class_names)
+    there = cfg.device == "cpu" or torch.cuda.is_available()
+    check(there, f"device {cfg.device!r} is not available on this machine; use device='cpu'")
+
+# %% ../../nbs/runs/03_runner.ipynb #ec11742b
 def prepare(
     cfg: RunConfig,  # settings
     data: Scenario | None = None,  # a scenario of your own, named as in the settings
@@ -52,45 +82,18 @@ def prepare(
 ) -> tuple[Scenario, Method, Path]:
     "Load the data and check everything that can be checked before work."
     method, folder = find_method(cfg.method), run_folder(cfg)
-    if data is None:
-        scenario = make_scenario(cfg.scenario, class_order=cfg.class_order, sizes=cfg.sizes, root=cfg.root)
-    else:
-        check(
-            data.name == cfg.scenario
-            and cfg.class_order in (None, data.class_order)
-            and cfg.sizes in (None, data.sizes),
-            f"the settings ask for scenario {cfg.scenario!r}, the data are {data!r}; give both the same name, order "
-            f"and sizes",
-        )
-        scenario = data.again()
-    if cfg.eval_split == "val":
-        scenario = scenario.on_validation()
-    for t in range(1, len(scenario.sizes)):
-        training_settings(cfg, t, scenario.sizes), synthesis_settings(cfg, t)
-    if method.impressions and cfg.margin_weight:
-        check(
-            cfg.margin_k <= min(scenario.sizes[1:], default=cfg.margin_k),
-            f"margin_k is {cfg.margin_k}, but a task brings only {min(scenario.sizes[1:], default=0)} new classes",
-        )
-    if method.summarises:
-        for task in scenario.tasks:
-            refuse_few(task.train, task.labels, cfg.k_min, task.class_names)
-    check(
-        cfg.device == "cpu" or torch.cuda.is_available(),
-        f"device {cfg.device!r} is not available on this machine; use device='cpu'",
-    )
+    scenario = find_scenario(cfg, data)
+    check_run(cfg, scenario, method)
     if (folder / "settings.json").exists() and not fresh:
         check_settings(folder, owner(cfg, scenario))
     return scenario, method, folder
 
 # %% ../../nbs/runs/03_runner.ipynb #579233b2
 def owner(
-    cfg: RunConfig,
-    scenario: Scenario,
+    cfg: RunConfig,  # settings
+    scenario: Scenario,  # the data
 ) -> dict:
-    """What a run's folder belongs to: the settings, and the images in their order, which data of your own may have
-    without being named for it.
-    """
+    "What a run's folder belongs to: the settings, and the images in their order, whatever they are called."
     return dict(
         asdict(cfg),
         checksum=scenario.checksum,
@@ -136,52 +139,26 @@ class Stopwatch:
     def __exit__(self, *_):
         self.seconds[self.stage] = round(time.perf_counter() - self.start, 3)
 
-    def spare(self, stage: str, seconds: dict[str, float]) -> None:
+    def add_shared(self, stage: str, price: dict[str, float]) -> None:
         "Add what a stage would have cost without the work of others."
-        if seconds:
-            self.seconds[stage] = round(self.seconds[stage] + seconds["seconds"], 3)
-            self.cpu -= seconds["cpu_seconds"]
+        if price:
+            self.seconds[stage] = round(self.seconds[stage] + price["seconds"], 3)
+            self.cpu -= price["cpu_seconds"]
 
     def facts(self) -> dict:
         peak = None if self.base is None else round(memory_mb(peak=True) - self.base, 1)
         stages = {"synthesis": 0.0, "training": 0.0, "evaluation": 0.0} | self.seconds
         return dict(seconds=stages, cpu_seconds=round(time.process_time() - self.cpu, 3), peak_memory_mb=peak)
 
-# %% ../../nbs/runs/03_runner.ipynb #7bd78862
-def make_impressions(
+# %% ../../nbs/runs/03_runner.ipynb #b318a313
+def impressions_key(
     cfg: RunConfig,  # settings of the run
     carry: Carryover,  # model and means to invert
     t: int,  # task about to be learned
-    folder: Path,  # the run's folder
-    cache: str | None,  # folder of what runs share
-) -> tuple[Impressions, dict[str, float]]:  # impressions, and the seconds that another run has cached_seconds
-    """Impressions before a task: read if this run has made them already, else synthesised and stored; a synthesis that
-    was interrupted goes on after its last finished group.
-    """
-    path, settings, cached_seconds = (
-        folder / f"task{t + 1}" / "impressions.safetensors",
-        synthesis_settings(cfg, t),
-        dict(seconds=0.0, cpu_seconds=0.0),
-    )
-    parts, price = path.with_name("groups"), path.with_name("synthesis.json")
-    if path.exists():
-        return Impressions.load(path), read_json(price) if price.exists() else {}
-    start = time.perf_counter(), time.process_time()
-
-    def keep(i: int, make: Callable) -> dict[str, Tensor]:
-        tensors, facts = cached(parts, f"group{i + 1}", key | dict(group=i), lambda: (make(), {}))
-        for k, s in price_of_cached(facts).items():
-            cached_seconds[k] += s
-        return tensors
-
-    def made() -> tuple[dict[str, Tensor], dict]:
-        new = synthesize(
-            carry, settings, cfg.seed, t, snapshots=tuple(cfg.snapshots or ()), device=cfg.device, keep=keep
-        )
-        return new.tensors(), dict(settings=new.settings, earlier=dict(cached_seconds))
-
-    key = dict(
-        settings=asdict(settings),
+) -> dict:
+    "Everything that can change the impressions."
+    return dict(
+        settings=asdict(synthesis_settings(cfg, t)),
         seed=cfg.seed,
         task=t,
         snapshots=list(cfg.snapshots or ()),
@@ -191,17 +168,59 @@ def make_impressions(
         means=tensor_digest(carry.means),
         code=modules_digest(*used_modules("synthesis")),
     )
-    tensors, facts = cached(cache if t == 1 else None, "impressions", key, made)
-    cached_seconds = {
-        k: s + price_of_cached(facts).get(k, 0.0) for k, s in facts["earlier"].items()
-    }  # whoever made which group, and when
-    now = dict(seconds=time.perf_counter() - start[0], cpu_seconds=time.process_time() - start[1])
-    write_json(
-        price, {k: round(s + now[k], 3) for k, s in cached_seconds.items()}
-    )  # for a run that is killed before the task's row is written
-    (new := Impressions.of(tensors, facts["settings"])).save(path)
+
+# %% ../../nbs/runs/03_runner.ipynb #96a951fa
+def resumed_synthesis(
+    cfg: RunConfig,  # settings of the run
+    carry: Carryover,  # model and means to invert
+    t: int,  # task about to be learned
+    parts: Path,  # folder of finished groups
+    key: dict,  # of `impressions_key`
+) -> tuple[dict[str, Tensor], dict]:  # the impressions' tensors; settings, and seconds that earlier starts spent
+    "Synthesise the groups that are not stored yet."
+    settings, snapshots = synthesis_settings(cfg, t), tuple(cfg.snapshots or ())
+    model, done, earlier = model_to_invert(carry, settings, cfg.device), [], dict(seconds=0.0, cpu_seconds=0.0)
+    bar = progress(split_groups(settings.groups, None, cfg.device), f"synthesis before task {t + 1}")
+    for groups in bar:
+        make = partial(make_groups, model, carry, settings, groups, cfg.seed, t, snapshots, cfg.device)
+        own = key | dict(group=groups.start)
+        tensors, facts = cached(parts, f"group{groups.start + 1}", own, lambda make=make: (make().tensors(), {}))
+        done.append(Impressions.of(tensors, {}))
+        earlier = add_seconds(earlier, price_of_cached(facts))
+    made = gather(done, settings, cfg.seed, t)
+    return made.tensors(), dict(settings=made.settings, earlier=earlier)
+
+# %% ../../nbs/runs/03_runner.ipynb #cc7dcf0d
+def add_seconds(
+    a: dict[str, float],  # seconds and cpu_seconds
+    b: dict[str, float],  # more of them, or none
+) -> dict[str, float]:
+    "Their sum."
+    return {k: s + b.get(k, 0.0) for k, s in a.items()}
+
+# %% ../../nbs/runs/03_runner.ipynb #7bd78862
+def make_impressions(
+    cfg: RunConfig,  # settings of the run
+    carry: Carryover,  # model and means to invert
+    t: int,  # task about to be learned
+    folder: Path,  # of this task, in the run's folder
+    cache: str | None,  # folder of what runs share
+) -> tuple[Impressions, dict[str, float]]:  # impressions, and what it would have cost to make the shared part here
+    "Impressions before a task: read if this run has made them already, else synthesised and stored."
+    path, price, parts = folder / "impressions.safetensors", folder / "synthesis.json", folder / "groups"
+    if path.exists():
+        return Impressions.load(path), read_json(price) if price.exists() else {}
+    wall, cpu, key = time.perf_counter(), time.process_time(), impressions_key(cfg, carry, t)
+    make = lambda: resumed_synthesis(cfg, carry, t, parts, key)
+    tensors, facts = cached(cache if t == 1 else None, "impressions", key, make)
+    shared = add_seconds(facts["earlier"], price_of_cached(facts))  # whoever made which group, and when
+    here = dict(seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu)
+    # for a run that is killed before the task's row is written
+    write_json(price, {k: round(s, 3) for k, s in add_seconds(shared, here).items()})
+    made = Impressions.of(tensors, facts["settings"])
+    made.save(path)
     shutil.rmtree(parts, ignore_errors=True)
-    return new, cached_seconds
+    return made, shared
 
 # %% ../../nbs/runs/03_runner.ipynb #6a472288
 def with_exemplars(
@@ -211,9 +230,86 @@ def with_exemplars(
 ) -> ExemplarCarryover:
     "The carryover of a reference method, with the real images that it kept."
     chosen = {int(k): v for row in rows for k, v in row["exemplars"].items()}
-    return ExemplarCarryover(
-        carry.model, carry.n_classes, carry.means, carry.extra, take_exemplars(old, chosen) if chosen else old
-    )
+    kept = take_exemplars(old, chosen) if chosen else old
+    return ExemplarCarryover(carry.model, carry.n_classes, carry.means, carry.extra, kept)
+
+# %% ../../nbs/runs/03_runner.ipynb #40bb8196
+def received(
+    cfg: RunConfig,  # settings of the run
+    scenario: Scenario,  # where the data come from
+    method: Method,  # what is run
+    carry: Carryover | None,  # what came from the task before
+    t: int,  # task, 0-based
+    folder: Path,  # the run's folder
+) -> Carryover | None:
+    "What the method gets: the carryover, and old images if it is a reference method that keeps some."
+    if carry is None or (cfg.exemplars or method.exemplars) == 0:
+        return carry
+    return with_exemplars(carry, scenario.joint(t - 1, reference=True), finished_tasks(folder, t, rows_only=True)[0])
+
+# %% ../../nbs/runs/03_runner.ipynb #172a47dd
+def new_exemplars(
+    cfg: RunConfig,  # settings of the run
+    method: Method,  # what is run
+    model: nn.Module,  # after the task
+    task: Task,  # whose images are chosen
+) -> dict[int, list[int]]:  # rows by class; empty for methods that keep no images
+    "Images of the task that a reference method keeps."
+    if not (per_class := cfg.exemplars or method.exemplars):
+        return {}
+    f = teacher_features(model, task.train.x.to(cfg.device)) if method.herding else None
+    return choose_exemplars(task.train, task.labels, per_class, cfg.seed, f)
+
+# %% ../../nbs/runs/03_runner.ipynb #b8b681da
+def train_task(
+    cfg: RunConfig,  # settings of the run
+    scenario: Scenario,  # where the data come from
+    method: Method,  # what is run
+    carry: Carryover | None,  # what came from the task before
+    task: Task,  # open for training
+    folder: Path,  # of this task, in the run's folder
+    watch: Stopwatch,  # times the stages
+) -> tuple[nn.Module, History, int]:  # the model, its history, number of impressions
+    "Synthesis, if the method wants impressions, and training."
+    settings, impressions = training_settings(cfg, task.idx, scenario.sizes), None
+    if carry is not None and method.impressions:
+        with watch("synthesis"):
+            impressions, price = make_impressions(cfg, carry, task.idx, folder, settings.cache)
+        watch.add_shared("synthesis", price)
+    with watch("training"):
+        model, history = method.fit(carry, task, impressions, settings, **sort_options(method, cfg.options)[1])
+    watch.add_shared("training", history.cached_seconds)
+    return model, history, len(impressions) if impressions else 0
+
+# %% ../../nbs/runs/03_runner.ipynb #fafac010
+def carried_facts(
+    cfg: RunConfig,  # settings of the run
+    scenario: Scenario,  # where the data come from
+    method: Method,  # what is run
+    carry: Carryover | None,  # what came from the task before
+    following: Carryover,  # what goes to the next
+    t: int,  # task, 0-based
+) -> dict:  # carried_bytes, carried_images, tier
+    "What a task used and hands on, in bytes, real images and the tier of privacy that follows."
+    held = scenario.carried_images(cfg.pool, cfg.selection, t)  # old validation images that the protocol keeps at hand
+    images, size = (carry.images if carry else 0) + held, following.bytes + held * scenario.image_bytes
+    if isinstance(carry, ExemplarCarryover):
+        size += n_bytes([carry.exemplars.x, carry.exemplars.y])
+    reference = images or method.tier == "reference"
+    tier = "reference" if reference else allowed_tier(following, scenario.n_train_seen_bytes(t))
+    return dict(carried_bytes=size, carried_images=images, tier=tier)
+
+# %% ../../nbs/runs/03_runner.ipynb #bb67ce1d
+def store_task(
+    folder: Path,  # of this task, in the run's folder
+    following: Carryover,  # what goes to the next task
+    row: dict,  # its numbers
+    meta: dict,  # what the model is, and which run made it
+) -> Carryover:  # as it is read back
+    "Write the carryover, then the row that makes the task count as finished."
+    path = save_carryover(folder / "carry.safetensors", following, meta)
+    write_json(folder / "row.json", row)
+    return load_carryover(path, rebuild)[0]
 
 # %% ../../nbs/runs/03_runner.ipynb #17659a40
 def run_task(
@@ -226,53 +322,25 @@ def run_task(
     base: float | None = None,  # memory before the run, megabytes
 ) -> Carryover:  # for the next task
     "Learn one task, evaluate it, and write down both."
-    watch, settings, impressions = Stopwatch(base), training_settings(cfg, t, scenario.sizes), None
-    per_class, kept = cfg.exemplars or method.exemplars, {}
-    if per_class != 0 and carry is not None:
-        carry = with_exemplars(
-            carry, scenario.joint(t - 1, reference=True), finished_tasks(folder, t, rows_only=True)[0]
-        )
+    watch, here, carry = Stopwatch(base), folder / f"task{t + 1}", received(cfg, scenario, method, carry, t, folder)
     with scenario.training(t, cfg.pool, cfg.selection, cfg.seed) as task, seeded(cfg.seed, "method", cfg.method, t):
-        if carry is not None and method.impressions:
-            with watch("synthesis"):
-                impressions, saved = make_impressions(cfg, carry, t, folder, settings.cache)
-            watch.spare("synthesis", saved)
-        with watch("training"):
-            model, history = method.fit(carry, task, impressions, settings, **sort_options(method, cfg.options)[1])
-        watch.spare("training", history.cached_seconds)
-        if per_class:
-            f = teacher_features(model, task.train.x.to(cfg.device)) if method.herding else None
-            kept = choose_exemplars(task.train, task.labels, per_class, cfg.seed, f)
-        following = hand_over(
-            model.cpu(), task, carry, method.means, history.extra, cfg.k_min if method.summarises else 1
-        )
+        model, history, n_impressions = train_task(cfg, scenario, method, carry, task, here, watch)
+        exemplars, k_min = new_exemplars(cfg, method, model, task), cfg.k_min if method.summarises else 1
+        following = hand_over(model.cpu(), task, carry, method.means, history.extra, k_min)
     with watch("evaluation"):
         conf = evaluate(model.to(cfg.device), scenario.test(t), task.n_seen, cfg.device)
-    held = scenario.carried_images(
-        cfg.pool, cfg.selection, t
-    )  # validation images of old classes, if the protocol keeps them at hand
-    n_real, kept_bytes = (carry.images if carry else 0) + held, following.bytes + held * scenario.image_bytes
-    if isinstance(carry, ExemplarCarryover):
-        kept_bytes += n_bytes([carry.exemplars.x, carry.exemplars.y])
     row = dict(
         task=t + 1,
         classes=task.classes,
         **task_summary(conf, scenario.sizes[: t + 1]),
         **watch.facts(),
-        carried_bytes=kept_bytes,
-        carried_images=n_real,
-        tier="reference"
-        if n_real or method.tier == "reference"
-        else allowed_tier(following, scenario.n_train_seen_bytes(t)),
-        exemplars=kept,
-        impressions=len(impressions) if impressions else 0,
+        **carried_facts(cfg, scenario, method, carry, following, t),
+        exemplars=exemplars,
+        impressions=n_impressions,
         history=history.facts(),
         cached_seconds=history.cached_seconds,
     )
-    meta = dict(model.spec, settings=folder.name, task=t + 1)
-    path = save_carryover(folder / f"task{t + 1}" / "carry.safetensors", following, meta)
-    write_json(folder / f"task{t + 1}" / "row.json", row)
-    return load_carryover(path, rebuild)[0]
+    return store_task(here, following, row, dict(model.spec, settings=folder.name, task=t + 1))
 
 # %% ../../nbs/runs/03_runner.ipynb #aca527d4
 def run(
@@ -281,9 +349,7 @@ def run(
     fresh: bool = False,  # throw away an earlier run of the same settings?
     alone: bool = False,  # does this process do nothing else? Only then its peak memory says something
 ) -> RunResult:
-    """Run a method through a scenario, or read the result if it has been run already; an interrupted run goes on after
-    its last finished task.
-    """
+    "Run a method through a scenario; what is finished, a task or the whole run, is read and not made again."
     base = reset_peak() if alone else None
     scenario, method, folder = prepare(cfg, data, fresh)
     if not fresh and (done := finished_run(cfg, scenario.checksum)):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Candidates', 'draw_candidates', 'within_class', 'roc_area', 'true_positives', 'success', 'own_moments', 'whitened',
-           'ratio', 'mean_attack', 'covariance_attack', 'ssim', 'nearest_attack', 'confidence_attack']
+           'ratio', 'mean_attack', 'log_distance', 'covariance_attack', 'ssim', 'nearest_attack', 'confidence_attack']
 
 # %% ../../nbs/studies/07_attacks.ipynb #79279c4f
 @dataclass(frozen=True)
@@ -185,6 +185,16 @@ def mean_attack(
     )
 
 # %% ../../nbs/studies/07_attacks.ipynb #cc09ab04
+def log_distance(
+    f: Tensor,  # vectors [N, D]
+    middle: Tensor,  # what each is compared with [N, D]
+    root: Tensor,  # lower triangular root of the covariance [D, D]
+) -> Tensor:  # [N] float64
+    "Logarithm of the squared Mahalanobis distance."
+    z = torch.linalg.solve_triangular(root, (f.double() - middle).T, upper=False)
+    return z.square().sum(0).clamp(min=1e-30).log()
+
+# %% ../../nbs/studies/07_attacks.ipynb #ee853007
 def covariance_attack(
     f: Tensor,  # vectors of the candidates [N, D]
     y: Tensor,  # their classes [N]
@@ -194,27 +204,16 @@ def covariance_attack(
     own: tuple[Tensor, Tensor] | None = None,  # from `own_moments`; None: every image is held to be equally ordinary
     little: float = 1e-6,  # share of the identity, so that the covariance can be inverted
 ) -> Tensor:  # [N] float64
-    """Minus the logarithm of the squared Mahalanobis distance under the published moments, relative to the attacker's
-    own.
-    """
-    at = torch.searchsorted(torch.tensor(classes), y)
-    lift = lambda c: c + little * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype)
-    check(
-        cov.dim() == 2 or len(cov) == len(means),
-        f"{len(cov)} covariances for {len(means)} means; publish one for all classes, or one for each",
-        DataError,
-    )
-    distance = lambda m, l, i: (
-        torch.linalg.solve_triangular(l, (f[i].double() - m.double()[at[i]]).T, upper=False)
-        .square()
-        .sum(0)
-        .clamp(min=1e-30)
-        .log()
-    )
+    "Minus the logarithm of the distance under the published moments, relative to the attacker's own."
+    at, shared = torch.searchsorted(torch.tensor(classes), y), cov.dim() == 2
+    said = f"{len(cov)} covariances for {len(means)} means; publish one for all classes, or one for each"
+    check(shared or len(cov) == len(means), said, DataError)
     there, everyone = torch.zeros(len(f), dtype=torch.float64), torch.ones(len(f), dtype=torch.bool)
-    for i, c in [(everyone, cov)] if cov.dim() == 2 else [(at == k, c) for k, c in enumerate(cov)]:
-        there[i] = distance(means, factor(lift(c.double())), i)
-    return (0.0 if own is None else distance(*own, everyone)) - there
+    for i, c in [(everyone, cov)] if shared else [(at == k, c) for k, c in enumerate(cov)]:
+        c = c.double()
+        root = factor(c + little * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype))
+        there[i] = log_distance(f[i], means.double()[at[i]], root)
+    return (0.0 if own is None else log_distance(f, own[0].double()[at], own[1])) - there
 
 # %% ../../nbs/studies/07_attacks.ipynb #3fc9ff0b
 def ssim(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable, Iterable, Iterator
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from ..methods.census import Census
 from ..core.seeding import generator
 from ..data import Split
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 # %% auto #0
-__all__ = ['OURS', 'SHOWN', 'Step', 'codes_of', 'validation_of', 'drift_steps', 'study_readouts', 'against', 'readout_summary',
-           'plot_readouts', 'readout_reading', 'study_drift', 'drift_summary', 'plot_drift', 'drift_reading']
+__all__ = ['OURS', 'SHOWN', 'Step', 'codes_of', 'validation_of', 'run_census', 'probe', 'drift_steps', 'study_readouts',
+           'against', 'readout_summary', 'plot_readouts', 'readout_reading', 'study_drift', 'drift_summary',
+           'plot_drift', 'drift_reading']
 
 # %% ../../nbs/studies/02_drift_study.ipynb #31aa0001
 @dataclass(frozen=True)
@@ -58,6 +59,30 @@ def validation_of(data: Scenario) -> Split:
     return Split(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]))
 
 # %% ../../nbs/studies/02_drift_study.ipynb #11998855
+def run_census(
+    result: RunResult,  # finished run of Class Impression
+    data: Scenario,  # its data
+    first: Tensor,  # images of the first task, uint8 [N, C, H, W]
+    layout: str = "rings",  # of Census
+) -> Census:
+    "Patch codes as Census would have learned them in this run."
+    census = Census(NETWORKS[result.carry(0).model.network](data.channels), data.channels, layout).eval()
+    census.learn(first, generator(result.data["seed"], "patches"))
+    return census
+
+# %% ../../nbs/studies/02_drift_study.ipynb #7817a211
+def probe(
+    before: nn.Module,  # network before the task
+    after: nn.Module,  # and after it
+    x: Tensor,  # images [N, C, H, W]
+    y: Tensor,  # labels [N]
+    codes: Tensor,  # of these images [N, E]
+) -> Probe:
+    "Images as both networks see them."
+    old = teacher_features(before, x)
+    return Probe(x, y, codes, old, teacher_features(after, x) - old)
+
+# %% ../../nbs/studies/02_drift_study.ipynb #8468a41a
 def drift_steps(
     result: RunResult,  # finished run of Class Impression
     data: Scenario,  # its data, opened afresh
@@ -65,36 +90,24 @@ def drift_steps(
     per_class: int = 500,  # training images per class that are looked at
 ) -> Iterator[Step]:
     "The tasks of a run, one after the other."
-    seed, joint = result.data["seed"], data.joint(len(data.sizes) - 1, reference=True)
-    census = Census(NETWORKS[result.carry(0).model.network](data.channels), data.channels, layout).eval()
-    census.learn(joint.where(range(data.sizes[0])).x, generator(seed, "patches"))
+    joint, val = data.joint(len(data.sizes) - 1, reference=True), validation_of(data)
+    census = run_census(result, data, joint.where(range(data.sizes[0])).x, layout)
     few = torch.cat([(joint.y == k).nonzero().flatten()[:per_class] for k in range(data.n_classes)])
-    x, y, val, ends, before, was = joint.x[few], joint.y[few], validation_of(data), 0, None, None
+    x, y = joint.x[few], joint.y[few]
     codes, val_codes = codes_of(census, x), codes_of(census, val.x)
+    ends, before, was = 0, None, None
     for t, size in enumerate(data.sizes):
-        new, ends, net = range(ends, ends + size), ends + size, result.carry(t).model.eval()
-        z, seen, hand = teacher_features(net, x), val.y < ends, None
+        new, ends, net, hand = range(ends, ends + size), ends + size, result.carry(t).model.eval(), None
         if before is not None:
             i, made = (y >= new.start) & (y < new.stop), result.impressions(t)
-            old = teacher_features(before, x[i]), teacher_features(before, made.x)
-            hand = AtHand(
-                Probe(x[i], y[i], codes[i], old[0], z[i] - old[0]),
-                Probe(made.x, made.y, codes_of(census, made.x), old[1], teacher_features(net, made.x) - old[1]),
-                before,
-                net,
-            )
-        truth, own = (Moments.of(torch.cat([codes, z], 1), y, r) for r in (range(ends), new))
-        yield Step(
-            seed,
-            t + 1,
-            codes.shape[1],
-            was,
-            truth,
-            own,
-            hand,
-            torch.cat([val_codes[seen], teacher_features(net, val.x[seen])], 1),
-            val.y[seen],
-        )
+            made_codes = codes_of(census, made.x)
+            real = probe(before, net, x[i], y[i], codes[i])
+            hand = AtHand(real, probe(before, net, made.x, made.y, made_codes), before, net)
+        seen, vectors = val.y < ends, torch.cat([codes, teacher_features(net, x)], 1)
+        truth, own = (Moments.of(vectors, y, r) for r in (range(ends), new))
+        val_vectors = torch.cat([val_codes[seen], teacher_features(net, val.x[seen])], 1)
+        n_codes = codes.shape[1]
+        yield Step(result.data["seed"], t + 1, n_codes, was, truth, own, hand, val_vectors, val.y[seen])
         before, was = net, truth
 
 # %% ../../nbs/studies/02_drift_study.ipynb #03ff1c45

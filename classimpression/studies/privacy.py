@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Published', 'pixels', 'published', 'distance_likeness', 'impression_attacks', 'audit_run', 'traced',
-           'nearer_to_training', 'mean_areas', 'overfitted', 'controls', 'placebos']
+           'nearer_to_training', 'mean_areas', 'overfitted', 'controls', 'not_asked', 'within_covariance', 'placebos']
 
 # %% ../../nbs/studies/08_privacy.ipynb #0ff45594
 @dataclass(frozen=True)
@@ -316,6 +316,26 @@ def controls(
     ]
 
 # %% ../../nbs/studies/08_privacy.ipynb #9acebo02
+def not_asked(
+    train: Split,  # training images
+    c: Candidates,  # drawn from these and unseen ones
+) -> Split:
+    "Training images that are not among the candidates. Raises `DataError` if a class has none."
+    asked = {x.numpy().tobytes() for x in c.x[c.member]}
+    rest = train.take([i for i, x in enumerate(train.x) if x.numpy().tobytes() not in asked])
+    lost = sorted(set(c.classes) - set(rest.y.unique().tolist()))
+    said = f"the classes {lost} have no training images beside those that are asked about; ask about fewer"
+    check(not lost, said, DataError)
+    return rest
+
+# %% ../../nbs/studies/08_privacy.ipynb #1a8da08c
+def within_covariance(
+    parts: list[Tensor],  # vectors of each class [n, D] float64
+) -> Tensor:  # [D, D]
+    "Covariance around the means of the classes."
+    return sum((p - p.mean(0)).T @ (p - p.mean(0)) for p in parts) / sum(map(len, parts))
+
+# %% ../../nbs/studies/08_privacy.ipynb #5afa8540
 def placebos(
     train: Split,  # training images
     c: Candidates,  # drawn from these and unseen ones
@@ -324,25 +344,16 @@ def placebos(
     most: int = 2000,  # dimensions up to which a covariance is tried
 ) -> list[dict]:  # space, published, images, then what `success` gives
     "Attacks on means and covariances over training images that are not among the candidates."
-    asked, rows = {x.numpy().tobytes() for x in c.x[c.member]}, []
-    rest = train.take([i for i, x in enumerate(train.x) if x.numpy().tobytes() not in asked])
-    lost = sorted(set(c.classes) - set(rest.y.unique().tolist()))
-    check(
-        not lost,
-        f"the classes {lost} have no training images beside those that are asked about; ask about fewer",
-        DataError,
-    )
+    rest, rows = not_asked(train, c), []
     for name, vectors in spaces.items():
-        f, own, g = vectors(c.x), own_moments(vectors(c.own.x), c.own.y, c.classes), vectors(rest.x).double()
-        parts = [g[rest.y == k] for k in c.classes]
+        f, own = vectors(c.x), own_moments(vectors(c.own.x), c.own.y, c.classes)
+        z = vectors(rest.x).double()
+        parts = [z[rest.y == k] for k in c.classes]
         means, n = torch.stack([p.mean(0) for p in parts]), torch.tensor([len(p) for p in parts])
         scores = {"means": mean_attack(f, c.y, means, c.classes, own, n)}
         if f.shape[1] <= most:
-            scores["covariance"] = covariance_attack(
-                f, c.y, means, sum((p - p.mean(0)).T @ (p - p.mean(0)) for p in parts) / len(g), c.classes, own
-            )
-        rows += [
-            dict(space=name, published=what, images=len(rest)) | success(within_class(s, c.y), c.member, draws)
-            for what, s in scores.items()
-        ]
+            scores["covariance"] = covariance_attack(f, c.y, means, within_covariance(parts), c.classes, own)
+        for what, s in scores.items():
+            found = success(within_class(s, c.y), c.member, draws)
+            rows.append(dict(space=name, published=what, images=len(rest)) | found)
     return rows
