@@ -15,6 +15,7 @@ from .core.files import load_tensors, save_tensors
 from .core.seeding import generator
 from .data import Split, mean_of
 from .models import frozen_copy
+from .tasks import Task
 
 # %% auto #0
 __all__ = ['TIERS', 'refuse_few', 'class_means', 'Extra', 'n_bytes', 'Carryover', 'ExemplarCarryover', 'herd', 'choose_exemplars',
@@ -31,13 +32,9 @@ def refuse_few(
     check_number("k_min", k_min, 1, integer=True)
     n = split.sources(max(labels) + 1).tolist()
     few = {name: n[k] for k, name in zip(labels, names or labels, strict=True) if n[k] < k_min}
-    check(
-        not few,
-        f"too few training images (patients, where they are known) behind what is carried about a class: {few}; "
-        f"means and other statistics over fewer than {k_min} would nearly show a patient. "
-        "Collect more, or lower k_min if you accept that",
-        DataError,
-    )
+    said = f"too few training images (patients, where they are known) behind what is carried about a class: {few}"
+    why = f"means and other statistics over fewer than {k_min} would nearly show a patient"
+    check(not few, f"{said}; {why}. Collect more, or lower k_min if you accept that", DataError)
 
 # %% ../nbs/06_carryover.ipynb #06af17d1
 def class_means(
@@ -91,22 +88,16 @@ class Carryover:
 
     @property
     def tier(self) -> str:
-        answers = getattr(
-            getattr(self.model, "statistical_head", None), "tier", "M0"
-        )  # heads made of statistics say what they hold
-        return max(
-            ["M0" if self.means is None else "M1", answers, *(e.tier for e in self.extra.values())], key=TIERS.index
-        )
+        head = getattr(self.model, "statistical_head", None)  # says what it holds
+        means = "M0" if self.means is None else "M1"
+        return max([means, getattr(head, "tier", "M0"), *(e.tier for e in self.extra.values())], key=TIERS.index)
 
     @property
     def statistics(self) -> int:
-        statistical_head = getattr(self.model, "statistical_head", None)
-        return n_bytes(
-            [
-                *(statistical_head.state_dict().values() if statistical_head is not None else []),
-                *(e.value for e in self.extra.values()),
-            ]
-        )
+        "Bytes of a statistical head and of `extra`."
+        head = getattr(self.model, "statistical_head", None)
+        own = [] if head is None else head.state_dict().values()
+        return n_bytes([*own, *(e.value for e in self.extra.values())])
 
 # %% ../nbs/06_carryover.ipynb #4df23db9
 @dataclass(frozen=True)
@@ -159,10 +150,8 @@ def choose_exemplars(
         return {k: list(range(n[k])) for k in labels}
     if features is not None:
         return {k: herd(features[split.y == k], per_class) for k in labels}
-    return {
-        k: torch.randperm(n[k], generator=generator(seed, "exemplars", int(k)))[:per_class].sort().values.tolist()
-        for k in labels
-    }
+    order = lambda k: torch.randperm(n[k], generator=generator(seed, "exemplars", int(k)))
+    return {k: order(k)[:per_class].sort().values.tolist() for k in labels}
 
 # %% ../nbs/06_carryover.ipynb #a39e7119
 def take_exemplars(
@@ -175,15 +164,13 @@ def take_exemplars(
 # %% ../nbs/06_carryover.ipynb #88052e82
 def hand_over(
     model: nn.Module,  # model after the task
-    task,  # the `Task` that has just been learned
+    task: Task,  # that has just been learned
     carry: Carryover | None,  # what came from the task before; None after the first
     means: bool = True,  # carry class means?
     extra: dict[str, Extra] | None = None,  # what the method carries beyond them
     k_min: int = 10,  # fewest images, or patients where they are known, behind a statistic of a class
 ) -> Carryover:
-    """Pack what survives `task`. Raises `DataError` if more than the model is carried about a class with fewer than
-    `k_min` images.
-    """
+    "Pack what survives `task`. Raises `DataError` for statistics of a class with fewer than `k_min` images."
     kept = None
     if means:
         check(carry is None or carry.means is not None, "the earlier tasks' class means are missing", StateError)

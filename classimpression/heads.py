@@ -12,7 +12,8 @@ from .core.errors import check, check_number
 from .core.seeding import seeded
 
 # %% auto #0
-__all__ = ['HEADS', 'register_head', 'CosineHead', 'LinearHead', 'cosines', 'grow', 'imprint', 'as_linear', 'make_head']
+__all__ = ['HEADS', 'register_head', 'uniform', 'GrowingHead', 'CosineHead', 'LinearHead', 'cosines', 'grow', 'imprint',
+           'as_linear', 'make_head']
 
 # %% ../nbs/04_heads.ipynb #69914204
 HEADS: dict[str, type[nn.Module]] = {}
@@ -24,92 +25,27 @@ def register_head(
     "Decorator for a module that maps features [N, D] to scores [N, K] and names its structure in `spec`."
 
     def register(cls: type[nn.Module]) -> type[nn.Module]:
-        check(
-            HEADS.setdefault(kind, cls).__qualname__ == cls.__qualname__,
-            f"a head named {kind!r} exists already; choose another name",
-        )
+        same = HEADS.setdefault(kind, cls).__qualname__ == cls.__qualname__
+        check(same, f"a head named {kind!r} exists already; choose another name")
         return cls
 
     return register
 
+# %% ../nbs/04_heads.ipynb #a43d08cd
+def uniform(
+    n: int,  # rows
+    n_features: int,  # D, which sets the scale
+    vector: bool = False,  # one number per row instead of D?
+) -> Tensor:  # [n, D] or [n]
+    "Random start of weights."
+    return torch.empty(*((n,) if vector else (n, n_features))).uniform_(-1, 1) / n_features**0.5
+
 # %% ../nbs/04_heads.ipynb #caba3cc2
-@register_head("cosine")
-class CosineHead(nn.Module):
-    "Cosine-normalised classifier with one learned scale (paper, section on CN-CE; LUCIR eq. 2)."
+class GrowingHead(nn.Module):
+    "Class weights in one block per task."
 
-    def __init__(
-        self,
-        n_features: int,  # length of a feature vector
-        sizes: list[int],  # classes per block, one block per task
-    ):
-        super().__init__()
-        self.n_features = n_features
-        self.blocks = nn.ParameterList(
-            nn.Parameter(torch.empty(n, n_features).uniform_(-1, 1) / n_features**0.5) for n in sizes
-        )
-        self.sigma = nn.Parameter(torch.ones(()))
-
-    def block(self, n: int) -> list[tuple[nn.ParameterList, Tensor]]:
-        "Where the weights of `n` more classes go, and their random start."
-        return [(self.blocks, torch.empty(n, self.n_features).uniform_(-1, 1) / self.n_features**0.5)]
-
-    @property
-    def spec(self) -> dict:
-        return dict(kind="cosine", n_features=self.n_features, sizes=self.sizes)
-
-    @property
-    def sizes(self) -> list[int]:
-        return [len(b) for b in self.blocks]
-
-    @property
-    def n_classes(self) -> int:
-        return sum(self.sizes)
-
-    @property
-    def weight(self) -> Tensor:
-        return torch.cat(list(self.blocks))  # [K, D]
-
-    def scores(self, f: Tensor) -> Tensor:
-        """Cosine of every feature vector [N, D] with every class weight: [N, K] in [-1, 1], in 32 bits even under
-        autocast.
-        """
-        with torch.autocast(f.device.type, enabled=False):
-            f = F.normalize(f.float(), dim=1)
-            return torch.cat([f @ F.normalize(b, dim=1).T for b in self.blocks], 1)
-
-    def forward(self, f: Tensor) -> Tensor:
-        return self.sigma * self.scores(f)
-
-# %% ../nbs/04_heads.ipynb #0bdbbf62
-@register_head("linear")
-class LinearHead(nn.Module):
-    "Linear classifier in blocks, one per task."
-
-    def __init__(
-        self,
-        n_features: int,  # length of a feature vector
-        sizes: list[int],  # classes per block, one block per task
-        bias: bool = True,  # with an offset per class?
-        copies: int = 1,  # logits per class, the first of which answers
-    ):
-        super().__init__()
-        self.n_features, self.bias, self.copies = n_features, bias, copies
-        self.blocks, self.offsets = nn.ParameterList(), nn.ParameterList()
-        for n in sizes:
-            for blocks, fresh in self.block(n):
-                blocks.append(nn.Parameter(fresh))
-
-    def block(self, n: int) -> list[tuple[nn.ParameterList, Tensor]]:
-        "Where the weights of `n` more classes go, and their random start."
-        draw = lambda *shape: torch.empty(*shape).uniform_(-1, 1) / self.n_features**0.5
-        return [
-            (self.blocks, draw(n * self.copies, self.n_features)),
-            *([(self.offsets, draw(n * self.copies))] if self.bias else []),
-        ]
-
-    @property
-    def spec(self) -> dict:
-        return dict(kind="linear", n_features=self.n_features, sizes=self.sizes, bias=self.bias, copies=self.copies)
+    blocks: nn.ParameterList  # one per task, [classes * copies, D]
+    copies = 1  # rows per class
 
     @property
     def sizes(self) -> list[int]:
@@ -122,6 +58,65 @@ class LinearHead(nn.Module):
     @property
     def weight(self) -> Tensor:
         return torch.cat(list(self.blocks))  # [K*copies, D]
+
+# %% ../nbs/04_heads.ipynb #e059432f
+@register_head("cosine")
+class CosineHead(GrowingHead):
+    "Cosine-normalised classifier with one learned scale (paper, section on CN-CE; LUCIR eq. 2)."
+
+    def __init__(
+        self,
+        n_features: int,  # length of a feature vector
+        sizes: list[int],  # classes per block, one block per task
+    ):
+        super().__init__()
+        self.n_features, self.blocks = n_features, nn.ParameterList(nn.Parameter(uniform(n, n_features)) for n in sizes)
+        self.sigma = nn.Parameter(torch.ones(()))
+
+    def block(self, n: int) -> list[tuple[nn.ParameterList, Tensor]]:
+        "Where the weights of `n` more classes go, and their random start."
+        return [(self.blocks, uniform(n, self.n_features))]
+
+    @property
+    def spec(self) -> dict:
+        return dict(kind="cosine", n_features=self.n_features, sizes=self.sizes)
+
+    def scores(self, f: Tensor) -> Tensor:
+        "Cosines of features [N, D] with all class weights: [N, K] in [-1, 1], in 32 bits even under autocast."
+        with torch.autocast(f.device.type, enabled=False):
+            f = F.normalize(f.float(), dim=1)
+            return torch.cat([f @ F.normalize(b, dim=1).T for b in self.blocks], 1)
+
+    def forward(self, f: Tensor) -> Tensor:
+        return self.sigma * self.scores(f)
+
+# %% ../nbs/04_heads.ipynb #0bdbbf62
+@register_head("linear")
+class LinearHead(GrowingHead):
+    "Linear classifier in blocks, one per task."
+
+    def __init__(
+        self,
+        n_features: int,  # length of a feature vector
+        sizes: list[int],  # classes per block, one block per task
+        bias: bool = True,  # with an offset per class?
+        copies: int = 1,  # logits per class, the first of which is its score
+    ):
+        super().__init__()
+        self.n_features, self.bias, self.copies = n_features, bias, copies
+        self.blocks, self.offsets = nn.ParameterList(), nn.ParameterList()
+        for n in sizes:
+            for blocks, fresh in self.block(n):
+                blocks.append(nn.Parameter(fresh))
+
+    def block(self, n: int) -> list[tuple[nn.ParameterList, Tensor]]:
+        "Where the weights of `n` more classes go, and their random start."
+        rows = [(self.blocks, uniform(n * self.copies, self.n_features))]
+        return [*rows, (self.offsets, uniform(n * self.copies, self.n_features, vector=True))] if self.bias else rows
+
+    @property
+    def spec(self) -> dict:
+        return dict(kind="linear", n_features=self.n_features, sizes=self.sizes, bias=self.bias, copies=self.copies)
 
     def scores(self, f: Tensor) -> Tensor:
         "All logits of feature vectors [N, D], copies side by side: [N, K*copies], in 32 bits even under autocast."
@@ -137,9 +132,7 @@ def cosines(
     head: CosineHead | LinearHead,
     f: Tensor,  # features [N, D]
 ) -> Tensor:  # [N, K] in [-1, 1], in 32 bits
-    """Cosine of every feature vector with every class weight; of a linear head too, whose lengths and offsets are left
-    out.
-    """
+    "Cosine of every feature vector with every class weight; a linear head's lengths and offsets are left out."
     if isinstance(head, CosineHead):
         return head.scores(f)
     with torch.autocast(f.device.type, enabled=False):
@@ -185,8 +178,8 @@ def as_linear(
     f: Tensor,  # features of its images [N, D]
     bias: bool = True,  # with offsets, which start at 0?
 ) -> LinearHead:
-    "The linear head that gives the same answers."
-    check(head.sigma > 0, f"the head's scale is {float(head.sigma):.3g}; only a positive one keeps the answers")
+    "The linear head that predicts the same classes."
+    check(head.sigma > 0, f"the head's scale is {float(head.sigma):.3g}; only a positive one keeps the order of scores")
     with seeded(0, "head"):
         linear = LinearHead(head.n_features, head.sizes, bias).to(head.sigma.device)
     length = f.float().norm(dim=1).mean().clamp(min=1e-12)

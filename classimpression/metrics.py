@@ -19,47 +19,34 @@ __all__ = ['confusion_matrix', 'check_confusion', 'class_recalls', 'accuracy', '
 # %% ../nbs/09_metrics.ipynb #aa08eab1
 def confusion_matrix(
     y: Any,  # true labels, [N] whole numbers in 0..n_classes-1
-    pred: Any,  # the model's answers, [N]
+    pred: Any,  # predicted labels, [N]
     n_classes: int,  # classes seen so far
-) -> np.ndarray:  # int64 [K, K]; row: true class, column: answer
-    "Count every pair of true class and answer."
+) -> np.ndarray:  # int64 [K, K]; row: true class, column: predicted class
+    "Count every pair of true and predicted class."
     check_number("n_classes", n_classes, 1, integer=True)
     y, pred = np.asarray(y), np.asarray(pred)
-    check(
-        y.ndim == 1 and y.shape == pred.shape,
-        f"labels {y.shape} and answers {pred.shape} must be one per image",
-        DataError,
-    )
-    for name, a in (("label", y), ("answer", pred)):
-        check(
-            a.size == 0 or np.issubdtype(a.dtype, np.integer),
-            f"every {name} must be a whole number, not {a.dtype}",
-            DataError,
-        )
-        check(
-            a.size == 0 or (a.min() >= 0 and a.max() < n_classes),
-            f"every {name} must lie in 0..{n_classes - 1}",
-            DataError,
-        )
-    repeats = y.astype(np.int64) * n_classes + pred.astype(np.int64)
-    return np.bincount(repeats, minlength=n_classes**2).reshape(n_classes, n_classes)
+    fits = y.ndim == 1 and y.shape == pred.shape
+    check(fits, f"labels {y.shape} and predictions {pred.shape} must be one per image", DataError)
+    for name, a in (("label", y), ("prediction", pred)):
+        whole = a.size == 0 or np.issubdtype(a.dtype, np.integer)
+        check(whole, f"every {name} must be a whole number, not {a.dtype}", DataError)
+        known = a.size == 0 or (a.min() >= 0 and a.max() < n_classes)
+        check(known, f"every {name} must lie in 0..{n_classes - 1}", DataError)
+    cell = y.astype(np.int64) * n_classes + pred.astype(np.int64)
+    return np.bincount(cell, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 # %% ../nbs/09_metrics.ipynb #5f0a4091
-def check_confusion(conf: Any) -> np.ndarray:
+def check_confusion(
+    conf: Any,  # confusion matrix, [K, K]
+) -> np.ndarray:
     "The matrix as an array. Raises `DataError` unless it is square, not negative, and has a test image of every class."
     conf = np.asarray(conf)
-    check(
-        conf.ndim == 2 and conf.shape[0] == conf.shape[1] > 0,
-        f"a confusion matrix is square, not of shape {conf.shape}",
-        DataError,
-    )
+    square = conf.ndim == 2 and conf.shape[0] == conf.shape[1] > 0
+    check(square, f"a confusion matrix is square, not of shape {conf.shape}", DataError)
     check((conf >= 0).all(), "a confusion matrix holds counts; this one holds a negative number or NaN", DataError)
     empty = np.flatnonzero(conf.sum(1) == 0).tolist()
-    check(
-        not empty,
-        f"classes {empty} have no test image, so their recall is undefined; test on the classes seen so far only",
-        DataError,
-    )
+    said = f"classes {empty} have no test image, so their recall is undefined"
+    check(not empty, f"{said}; test on the classes seen so far only", DataError)
     return conf
 
 # %% ../nbs/09_metrics.ipynb #a6bf595b
@@ -102,11 +89,8 @@ def wilson_interval(
     check_number("level", level, 0, 1)
     check(0 < level < 1, f"level must lie between 0 and 1, not {level!r}")
     h, n = np.asarray(hits, dtype=float), np.asarray(n, dtype=float)
-    check(
-        ((n >= 1) & (h >= 0) & (h <= n)).all(),
-        "an interval needs at least one image, and no more hits than images",
-        DataError,
-    )
+    possible = ((n >= 1) & (h >= 0) & (h <= n)).all()
+    check(possible, "an interval needs at least one image, and no more hits than images", DataError)
     z2, p = NormalDist().inv_cdf((1 + level) / 2) ** 2, h / n
     middle, half = p + z2 / (2 * n), np.sqrt(z2 * (p * (1 - p) + z2 / (4 * n)) / n)
     low, high = (100 * np.clip((middle + sign * half) / (1 + z2 / n), 0, 1) for sign in (-1, 1))
@@ -121,10 +105,8 @@ def task_accuracies(
     conf, sizes = check_confusion(conf), list(sizes)
     for s in sizes:
         check_number("the size of a task", s, 1, integer=True)
-    check(
-        sum(sizes) == len(conf),
-        f"tasks of {sizes} classes need a confusion matrix of {sum(sizes)} classes, not {len(conf)}",
-    )
+    needs = f"tasks of {sizes} classes need a confusion matrix of {sum(sizes)} classes, not {len(conf)}"
+    check(sum(sizes) == len(conf), needs)
     first = np.cumsum([0, *sizes[:-1]])  # first class of each task
     return 100 * np.add.reduceat(conf.diagonal(), first) / np.add.reduceat(conf.sum(1), first)
 
@@ -134,11 +116,8 @@ def accuracy_matrix(
 ) -> np.ndarray:  # [T, T], NaN above the diagonal, where a task was not yet seen
     "Stack rows of growing length."
     lengths = [len(r) for r in rows]
-    check(
-        rows and lengths == list(range(1, len(rows) + 1)),
-        f"rows must hold 1, 2, ... accuracies, not {lengths}",
-        DataError,
-    )
+    grows = rows and lengths == list(range(1, len(rows) + 1))
+    check(grows, f"rows must hold 1, 2, ... accuracies, not {lengths}", DataError)
     matrix = np.full((len(rows), len(rows)), np.nan)
     for t, row in enumerate(rows):
         matrix[t, : t + 1] = row
@@ -150,11 +129,8 @@ def final_accuracy(
 ) -> float:  # per cent
     "Accuracy after the last task."
     values = np.asarray(cumulative, dtype=float)
-    check(
-        values.ndim == 1 and values.size > 0 and np.isfinite(values).all(),
-        "cumulative must hold one finite accuracy per task",
-        DataError,
-    )
+    there = values.ndim == 1 and values.size > 0 and np.isfinite(values).all()
+    check(there, "cumulative must hold one finite accuracy per task", DataError)
     return float(values[-1])
 
 # %% ../nbs/09_metrics.ipynb #af8e1973
@@ -166,19 +142,15 @@ def average_incremental_accuracy(
     return float(np.mean(cumulative))
 
 # %% ../nbs/09_metrics.ipynb #5a2c2a67
-def check_matrix(matrix: Any) -> np.ndarray:
-    """The matrix as an array. Raises `DataError` unless it is square and complete up to the diagonal; what stands
-    above is ignored.
-    """
+def check_matrix(
+    matrix: Any,  # accuracy matrix, [T, T]
+) -> np.ndarray:
+    "The matrix as an array. Raises `DataError` unless it is square and complete up to the diagonal."
     a = np.asarray(matrix, dtype=float)
-    check(
-        a.ndim == 2 and a.shape[0] == a.shape[1] > 0, f"an accuracy matrix is square, not of shape {a.shape}", DataError
-    )
-    check(
-        np.isfinite(a[np.tril_indices(len(a))]).all(),
-        "the accuracy matrix has gaps; has every task been evaluated after every task?",
-        DataError,
-    )
+    square = a.ndim == 2 and a.shape[0] == a.shape[1] > 0
+    check(square, f"an accuracy matrix is square, not of shape {a.shape}", DataError)
+    complete = np.isfinite(a[np.tril_indices(len(a))]).all()
+    check(complete, "the accuracy matrix has gaps; has every task been evaluated after every task?", DataError)
     return a
 
 # %% ../nbs/09_metrics.ipynb #b309a20d
@@ -225,9 +197,8 @@ def summarise(
     sizes: Sequence[int],  # number of classes of each task
 ) -> dict[str, float]:  # per cent, or percentage points
     "All measures of a task sequence; the balanced accuracy and the worst class are those after the last task."
-    check(
-        len(confs) == len(sizes) > 0, f"{len(sizes)} tasks need as many confusion matrices, not {len(confs)}", DataError
-    )
+    said = f"{len(sizes)} tasks need as many confusion matrices, not {len(confs)}"
+    check(len(confs) == len(sizes) > 0, said, DataError)
     tasks = [task_summary(c, sizes[: t + 1]) for t, c in enumerate(confs)]
     cumulative, matrix = [t["accuracy"] for t in tasks], accuracy_matrix([t["row"] for t in tasks])
     return dict(
@@ -247,9 +218,8 @@ def student_quantile(
     "Quantile of Student's t distribution, by bisection, to about 1e-6 of its value."
     check(0.5 <= p < 1, f"p must lie in [0.5, 1), not {p!r}")
     check_number("df", df, 1, integer=True)
-    angle = lambda t: np.linspace(
-        0, math.atan(t / math.sqrt(df)), 4001
-    )  # t = sqrt(df) tan(angle): the density becomes cos^(df-1)
+    # t = sqrt(df) tan(angle): the density becomes cos^(df-1)
+    angle = lambda t: np.linspace(0, math.atan(t / math.sqrt(df)), 4001)
     scale = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
     area = getattr(np, "trapezoid", None) or np.trapz  # its name before NumPy 2
     above = lambda t: scale * area(np.cos(angle(t)) ** (df - 1), angle(t))
@@ -261,20 +231,18 @@ def student_quantile(
 
 # %% ../nbs/09_metrics.ipynb #ab21fd5d
 def paired_interval(
-    a: Sequence[float],  # measure of one method, per pair of seed and class order
+    a: Sequence[float],  # measure of one method, one number per repeat
     b: Sequence[float],  # of the other, on the same repeats
     level: float = 0.95,  # share of intervals that hold the true difference, between 0 and 1
-) -> tuple[float, float, float]:  # mean of a - b, lower and upper end; the ends are infinite for one pair
+) -> tuple[float, float, float]:  # mean of a - b, lower and upper end; the ends are infinite for one repeat
     "t-interval of a paired difference."
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    check(
-        a.shape == b.shape and a.ndim == 1 and len(a) > 0,
-        f"paired values must come in equal numbers, not {a.shape} and {b.shape}",
-        DataError,
-    )
+    paired = a.shape == b.shape and a.ndim == 1 and len(a) > 0
+    check(paired, f"paired values must come in equal numbers, not {a.shape} and {b.shape}", DataError)
     check(0 < level < 1, f"level must lie between 0 and 1, not {level!r}")
-    d = a - b
-    half = student_quantile((1 + level) / 2, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d)) if len(d) > 1 else math.inf
+    d, half = a - b, math.inf
+    if len(d) > 1:
+        half = student_quantile((1 + level) / 2, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d))
     return float(d.mean()), float(d.mean() - half), float(d.mean() + half)
 
 # %% ../nbs/09_metrics.ipynb #2174ec3d
@@ -287,11 +255,8 @@ def bootstrap_interval(
     seed: int = 0,  # keys them
 ) -> tuple[float, float, float]:  # difference in balanced accuracy, lower and upper end, percentage points
     "Percentile interval of the difference of two balanced accuracies over test images."
-    d, y, rng = (
-        np.asarray(hits_a, dtype=float) - np.asarray(hits_b, dtype=float),
-        np.asarray(y),
-        np.random.default_rng(seed),
-    )
+    d, y = np.asarray(hits_a, dtype=float) - np.asarray(hits_b, dtype=float), np.asarray(y)
+    rng = np.random.default_rng(seed)
     check(d.shape == y.shape and d.ndim == 1 and len(d) > 0, "hits and labels must be one per image", DataError)
     groups = [d[y == k] for k in np.unique(y)]
     found = np.mean([rng.choice(g, (draws, len(g))).mean(1) for g in groups], axis=0)

@@ -35,12 +35,9 @@ class Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(n_out)
         self.conv2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(n_out)
+        narrow = nn.Conv2d(n_in, n_out, 1, stride, bias=False)
         same = stride == 1 and n_in == n_out
-        self.shortcut = (
-            nn.Identity()
-            if same
-            else nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
-        )
+        self.shortcut = nn.Identity() if same else nn.Sequential(narrow, nn.BatchNorm2d(n_out))
         self.last_relu = last_relu
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,9 +56,7 @@ def pool_map(
 
 # %% ../nbs/05_models.ipynb #2ddb2845
 class SmallNet(nn.Module):
-    """The published network for 32x32 images: stem of stride 2, blocks of 16, 32, 64 channels, 256 features. Images in
-    [0, 1].
-    """
+    "The published network for 32x32 images: stem of stride 2, blocks of 16, 32, 64 channels, 256 features."
 
     n_features = 256
 
@@ -77,9 +72,7 @@ class SmallNet(nn.Module):
 
 # %% ../nbs/05_models.ipynb #057185bc
 class LargeNet(nn.Module):
-    """The published network for 224x224 echo frames: four stages of two blocks, 16 to 128 channels, 128 features
-    without a final ReLU.
-    """
+    "The published network for 224x224 echo frames: four stages of two blocks, 128 features without a final ReLU."
 
     n_features = 128
 
@@ -87,9 +80,8 @@ class LargeNet(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(channels, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
         widths = [16, 16, 32, 64, 128]
-        self.blocks = nn.Sequential(
-            *[nn.Sequential(Block(i, o, 2), Block(o, o, last_relu=o != 128)) for i, o in zip(widths, widths[1:])]
-        )
+        stage = lambda i, o: nn.Sequential(Block(i, o, 2), Block(o, o, last_relu=o != 128))
+        self.blocks = nn.Sequential(*map(stage, widths, widths[1:]))
 
     def features(self, x: Tensor) -> Tensor:
         return pool_map(self.blocks(self.stem(x)), 1)  # [N,C,H,W] -> [N,128]
@@ -98,28 +90,21 @@ class LargeNet(nn.Module):
 
 # %% ../nbs/05_models.ipynb #c6b39903
 class Classifier(nn.Module):
-    "A backbone with a `features` method, a head that learns, and, for some methods, another one that answers."
+    "A backbone with a `features` method, a head that learns and, for some methods, another one that classifies."
 
     def __init__(
         self,
         backbone: nn.Module,  # images [N, C, H, W] to features [N, D]
         head: nn.Module,  # features to logits [N, K], in training
-        statistical_head: nn.Module | None = None,  # features to scores [N, K]; None: the head answers
+        statistical_head: nn.Module | None = None,  # features to scores [N, K]; None: the head itself classifies
         network: str = "",  # the backbone's name in `NETWORKS`
         channels: int = 3,  # of the images
     ):
         super().__init__()
-        check(
-            callable(getattr(backbone, "features", None)),
-            f"{type(backbone).__name__} needs a method features(x) that returns [N, D]; see `adapt_resnet`",
-        )
-        self.backbone, self.head, self.statistical_head, self.network, self.channels = (
-            backbone,
-            head,
-            statistical_head,
-            network,
-            channels,
-        )
+        needs = f"{type(backbone).__name__} needs a method features(x) that returns [N, D]; see `adapt_resnet`"
+        check(callable(getattr(backbone, "features", None)), needs)
+        self.backbone, self.head, self.statistical_head = backbone, head, statistical_head
+        self.network, self.channels = network, channels
 
     def features(self, x: Tensor) -> Tensor:
         return self.backbone.features(x)  # [N,C,H,W] -> [N,D]
@@ -130,12 +115,8 @@ class Classifier(nn.Module):
     @property
     def spec(self) -> dict:
         "Structure in plain words and numbers, for `rebuild`."
-        return dict(
-            network=self.network,
-            channels=self.channels,
-            head=self.head.spec,
-            statistical_head=self.statistical_head and self.statistical_head.spec,
-        )
+        parts = dict(head=self.head.spec, statistical_head=self.statistical_head and self.statistical_head.spec)
+        return dict(network=self.network, channels=self.channels) | parts
 
 # %% ../nbs/05_models.ipynb #3e698ec8
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {"small": SmallNet, "large": LargeNet}
@@ -146,9 +127,8 @@ def register_network(
     make: Callable[[int], nn.Module],  # channels -> module with `features` and `n_features`
 ) -> None:
     "Make a network of your own known to configurations, runs and the command line."
-    check(
-        name not in NETWORKS or NETWORKS[name] is make, f"a network named {name!r} exists already; choose another name"
-    )
+    free = name not in NETWORKS or NETWORKS[name] is make
+    check(free, f"a network named {name!r} exists already; choose another name")
     NETWORKS[name] = make
 
 # %% ../nbs/05_models.ipynb #5ae66586
@@ -196,9 +176,7 @@ def called_norms(
     network: nn.Module,  # in evaluation mode
     example: Tensor,  # images that it takes
 ) -> list[nn.Module]:
-    """Normalisation layers with running statistics, in the order in which a forward pass calls them. Raises
-    `ConfigError` if one is called twice.
-    """
+    "Normalisation layers in the order in which a forward pass calls them; `ConfigError` if one is called twice."
     seen: list[nn.Module] = []
     handles = [l.register_forward_pre_hook(lambda l, _: seen.append(l)) for l in batch_norms(network)]
     try:
@@ -206,11 +184,8 @@ def called_norms(
     finally:
         for h in handles:
             h.remove()
-    check(
-        len(set(map(id, seen))) == len(seen),
-        f"{type(network).__name__} calls a normalisation layer twice, so its statistics mix two inputs; set "
-        f"bn_weight=0 (and norms=False, if it was adopted)",
-    )
+    said = f"{type(network).__name__} calls a normalisation layer twice, so its statistics mix two inputs"
+    check(len(set(map(id, seen))) == len(seen), f"{said}; set bn_weight=0 (and norms=False, if it was adopted)")
     return seen
 
 # %% ../nbs/05_models.ipynb #d3554db7
@@ -234,17 +209,14 @@ class ResNetFeatures(nn.Module):
 
     def __init__(self, resnet: nn.Module, channels: int = 3):
         super().__init__()
-        check(
-            isinstance(getattr(resnet, "fc", None), nn.Linear) and hasattr(resnet, "conv1"),
-            f"{type(resnet).__name__} is not a torchvision ResNet",
-        )
+        known = isinstance(getattr(resnet, "fc", None), nn.Linear) and hasattr(resnet, "conv1")
+        check(known, f"{type(resnet).__name__} is not a torchvision ResNet")
         self.net, self.n_features = copy.deepcopy(resnet), resnet.fc.in_features
         self.net.fc = nn.Identity()
         if channels == 1:
             first = self.net.conv1
-            self.net.conv1 = nn.Conv2d(
-                1, first.out_channels, first.kernel_size, first.stride, first.padding, bias=False
-            )
+            same = (first.out_channels, first.kernel_size, first.stride, first.padding)
+            self.net.conv1 = nn.Conv2d(1, *same, bias=False)
             self.net.conv1.weight.data = first.weight.data.sum(1, keepdim=True)
 
     def features(self, x: Tensor) -> Tensor:

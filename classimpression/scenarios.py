@@ -24,11 +24,11 @@ from .tasks import POOLS, SELECTIONS, Scenario, Task, from_arrays, from_splits, 
 _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits", "plan"]  # one address for the user
 
 # %% auto #0
-__all__ = ['LYING', 'STANDING', 'IMAGE_ENDINGS', 'SYSTEM', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'SCENARIOS',
-           'CITATION', 'MADE', 'read_image', 'hidden', 'class_folders', 'image_files', 'stacked', 'people',
-           'folder_split', 'said', 'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info', 'data_file',
-           'make_scenario', 'list_data', 'download', 'npz_bytes', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario',
-           'Task', 'from_arrays', 'from_splits', 'plan']
+__all__ = ['LYING', 'STANDING', 'IMAGE_ENDINGS', 'SYSTEM', 'NESTED', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'SCENARIOS',
+           'CITATION', 'MADE', 'read_image', 'hidden', 'class_folders', 'image_files', 'stacked', 'people', 'said',
+           'folder_split', 'nobody_twice', 'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info',
+           'data_file', 'make_scenario', 'list_data', 'download', 'npz_bytes', 'draw_rows', 'make_mini', 'POOLS',
+           'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
 
 # %% ../nbs/03_scenarios.ipynb #e8c6745a
 LYING, STANDING = "lie (wider than high)", "stand (higher than wide)"
@@ -55,26 +55,13 @@ def read_image(
         return np.asarray(im).reshape(im.height, im.width, channels)
 
 # %% ../nbs/03_scenarios.ipynb #2c694ff0
-IMAGE_ENDINGS = {
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".gif",
-    ".jp2",
-}
+IMAGE_ENDINGS = set(".png .jpg .jpeg .jpe .jfif .bmp .tif .tiff .webp .ppm .pgm .pbm .gif .jp2".split())
 SYSTEM = {"__macosx", "thumbs.db", "desktop.ini", "lost+found", "$recycle.bin", "#recycle", "icon\r"}
 
 
-def hidden(name: str) -> bool:
+def hidden(
+    name: str,  # of a file or folder
+) -> bool:
     "Is a file or folder there for a system, and not for people?"
     return name.startswith((".", "@")) or name.lower() in SYSTEM
 
@@ -84,14 +71,10 @@ def class_folders(
 ) -> dict[str, Path]:  # name -> folder, sorted by name
     "The classes; hidden folders are none. Raises `DataError` if the folder is missing or holds a name twice."
     check(folder.is_dir(), f"there is no folder {folder}; an image folder holds train, val and test", DataError)
-    found = [
-        (unicodedata.normalize("NFC", p.name), p) for p in sorted(folder.iterdir()) if p.is_dir() and not hidden(p.name)
-    ]
-    check(
-        len(dict(found)) == len(found),
-        f"{folder} holds a class twice, its accents written in two ways: {[n for n, _ in found]}",
-        DataError,
-    )
+    shown = [p for p in sorted(folder.iterdir()) if p.is_dir() and not hidden(p.name)]
+    found = [(unicodedata.normalize("NFC", p.name), p) for p in shown]
+    said = f"{folder} holds a class twice, its accents written in two ways: {[n for n, _ in found]}"
+    check(len(dict(found)) == len(found), said, DataError)
     return dict(sorted(found))
 
 # %% ../nbs/03_scenarios.ipynb #631c4d83
@@ -126,21 +109,14 @@ def stacked(
 ) -> np.ndarray:  # uint8 [N, H, W, C]
     "Decode images of one size. Raises `DataError` for one that differs, and before the memory would not do."
     first = read_image(files[0], channels, resize, bits, Counter())
-    check(
-        first.size * len(files) <= MAX_BYTES,
-        f"{len(files)} images take more than {MAX_BYTES:,.0f} bytes of memory; pass a smaller resize=...",
-        DataError,
-    )
+    many = f"{len(files)} images take more than {MAX_BYTES:,.0f} bytes of memory; pass a smaller resize=..."
+    check(first.size * len(files) <= MAX_BYTES, many, DataError)
     out = np.empty((len(files), *first.shape), np.uint8)
     for i, p in enumerate(files):
         x = read_image(p, channels, resize, bits, seen)
-        check(
-            x.shape == first.shape,
-            f"{p} has another size than {files[0]}: {x.shape[1]}x{x.shape[0]}, not {first.shape[1]}x{first.shape[0]} "
-            f"pixels; "
-            "pass resize=... for images of different sizes",
-            DataError,
-        )
+        sizes = f"{x.shape[1]}x{x.shape[0]}, not {first.shape[1]}x{first.shape[0]} pixels"
+        said = f"{p} has another size than {files[0]}: {sizes}; pass resize=... for images of different sizes"
+        check(x.shape == first.shape, said, DataError)
         out[i] = x
     return out
 
@@ -150,16 +126,19 @@ def people(
 ) -> list[str]:  # who it is
     "The folder right below the class, for each image. Raises `DataError` for images outside such a folder."
     outside = [p for p, c in files if p.parent == c]
-    check(
-        not outside,
-        f"{len(outside)} of {len(files)} images lie in no patient's folder, the first is "
-        f"{outside[0] if outside else ''}; "
-        "put them into one, or pass patients=False",
-        DataError,
-    )
+    said = f"{len(outside)} of {len(files)} images lie in no patient's folder, the first is {[*outside, ''][0]}"
+    check(not outside, f"{said}; put them into one, or pass patients=False", DataError)
     return [unicodedata.normalize("NFC", p.relative_to(c).parts[0]) for p, c in files]
 
+# %% ../nbs/03_scenarios.ipynb #abc1350f
+def said(seen: Counter) -> str:
+    "Counts in words."
+    return "; ".join(f"{n} {what}" for what, n in sorted(seen.items()) if n)
+
 # %% ../nbs/03_scenarios.ipynb #2e25bda6
+NESTED = "in folders within a class; if these are patients, pass patients=True, so that none is in two splits"
+
+
 def folder_split(
     folder: Path,  # holds one folder per class
     names: list[str],  # class names, in the order of their numbers
@@ -171,29 +150,28 @@ def folder_split(
 ) -> tuple[Split, list[str]]:  # images, and whose they are; nobody's if that is not asked
     "Read one split of an image folder."
     seen, found = Counter() if seen is None else seen, class_folders(folder)
-    check(
-        list(found) == names,
-        f"{folder} holds the classes {list(found)}, but the training folder has {names}",
-        DataError,
-    )
+    other = f"{folder} holds the classes {list(found)}, but the training folder has {names}"
+    check(list(found) == names, other, DataError)
     files = [(p, found[n], c) for c, n in enumerate(names) for p in image_files(found[n], folder, seen)]
     check(files, f"there is no image in {folder}; {said(seen) or 'it is empty'}", DataError)
     nested = sum(p.parent != c for p, c, _ in files)
     if nested and not patients:
-        seen["in folders within a class; if these are patients, pass patients=True, so that none is in two splits"] += (
-            nested
-        )
+        seen[NESTED] += nested
     who = people([f[:2] for f in files]) if patients else []
-    split = as_split(
-        stacked([p for p, _, _ in files], channels, resize, bits, seen), [c for _, _, c in files], layout="NHWC"
-    )
+    x = stacked([p for p, _, _ in files], channels, resize, bits, seen)
+    split = as_split(x, [c for _, _, c in files], layout="NHWC")
     number = {w: i for i, w in enumerate(dict.fromkeys(who))}
     return Split(split.x, split.y, torch.tensor([number[w] for w in who]) if who else None), who
 
-# %% ../nbs/03_scenarios.ipynb #abc1350f
-def said(seen: Counter) -> str:
-    "Counts in words."
-    return "; ".join(f"{n} {what}" for what, n in sorted(seen.items()) if n)
+# %% ../nbs/03_scenarios.ipynb #04c12191
+def nobody_twice(
+    who: dict[str, list[str]],  # split -> whose each image is
+) -> None:
+    "Raises `DataError` if a patient is in two splits."
+    pairs = (("train", "val"), ("train", "test"), ("val", "test"))
+    both = [(n, a, b) for a, b in pairs if (n := len(set(who[a]) & set(who[b])))]
+    where = ", ".join(f"{n} in {a} and {b}" for n, a, b in both)
+    check(not both, f"patients are in two splits: {where}; a patient's images belong together", DataError)
 
 # %% ../nbs/03_scenarios.ipynb #71d2ccf2
 def from_folder(
@@ -208,22 +186,11 @@ def from_folder(
     "Make a scenario from a folder of images. Warns about all that was left out, turned or reduced to 8 bits."
     root = Path(folder).expanduser()
     names = list(class_folders(root / "train"))
-    check(
-        len(names) == total(sizes),
-        f"sizes {list(sizes)} add up to {total(sizes)}, but {root / 'train'} holds {len(names)} classes: {names}",
-    )
+    holds = f"{root / 'train'} holds {len(names)} classes: {names}"
+    check(len(names) == total(sizes), f"sizes {list(sizes)} add up to {total(sizes)}, but {holds}")
     seen = {p: Counter() for p in PARTS}
     made = {p: folder_split(root / p, names, channels, resize, bits, patients, seen[p]) for p in PARTS}
-    both = {
-        (a, b): len(set(made[a][1]) & set(made[b][1]))
-        for a, b in (("train", "val"), ("train", "test"), ("val", "test"))
-    }
-    check(
-        not any(both.values()),
-        f"patients are in two splits: {', '.join(f'{n} in {a} and {b}' for (a, b), n in both.items() if n)}; a "
-        f"patient's images belong together",
-        DataError,
-    )
+    nobody_twice({p: who for p, (_, who) in made.items()})
     mixed = all(sum(s[way] for s in seen.values()) for way in (LYING, STANDING))
     for s in seen.values() if not mixed else ():
         s.update({LYING: -s[LYING], STANDING: -s[STANDING]})
@@ -342,10 +309,8 @@ def scenario_info(
     name: str,  # one of the names in SCENARIOS
 ) -> DatasetInfo:
     "Look up a named scenario."
-    check(
-        isinstance(name, str) and name in SCENARIOS,
-        f"unknown scenario {name!r}; choose from {', '.join([*SCENARIOS, *MADE])}",
-    )
+    known = isinstance(name, str) and name in SCENARIOS
+    check(known, f"unknown scenario {name!r}; choose from {', '.join([*SCENARIOS, *MADE])}")
     return SCENARIOS[name]
 
 # %% ../nbs/03_scenarios.ipynb #95a57bd9
@@ -362,9 +327,8 @@ def data_file(
 def _load(path: Path, stamp: tuple[int, int], name: str, verify: bool) -> tuple[dict[str, Split], str]:
     "Splits and MD5 of a file; `stamp` (time, bytes) makes a changed file a new one."
     info = SCENARIOS[name]
-    return load_medmnist(
-        path, info.md5 if verify else None, info.channels, info.n_classes
-    ), info.md5 if verify else file_md5(path)
+    splits = load_medmnist(path, info.md5 if verify else None, info.channels, info.n_classes)
+    return splits, info.md5 if verify else file_md5(path)
 
 # %% ../nbs/03_scenarios.ipynb #772ed0ad
 def make_scenario(
@@ -375,30 +339,18 @@ def make_scenario(
     size: int | None = None,  # pad to this height and width; None: 32
     verify: bool = True,  # False: take a file with another MD5 (its own MD5 is what results record)
 ) -> Scenario:
-    """Make a named scenario. Raises `ConfigError` for an unknown name or an impossible plan, `DataError` for a file
-    that is missing or wrong.
-    """
+    "Make a named scenario. Raises `ConfigError` for the name or plan, `DataError` for a missing or wrong file."
     if isinstance(name, str) and name in MADE:
         return MADE[name](name, class_order, sizes, root, size, verify)
     info = scenario_info(name)
     order, sizes = plan(info.n_classes, class_order, info.sizes if sizes is None else sizes)
     path = data_file(name, root)
-    check(
-        path.is_file(),
-        f"there is no file {path}; give the right folder, or run `classimpression data download {name}`",
-        DataError,
-    )
+    advice = f"give the right folder, or run `classimpression data download {name}`"
+    check(path.is_file(), f"there is no file {path}; {advice}", DataError)
     stat = path.stat()
     splits, md5 = _load(path, (stat.st_mtime_ns, stat.st_size), name, verify)
-    return from_splits(
-        *splits.values(),
-        sizes=sizes,
-        class_order=order,
-        name=name,
-        class_names=info.class_names,
-        size=32 if size is None else size,
-        checksum=md5,
-    )
+    about = dict(name=name, class_names=info.class_names, size=32 if size is None else size, checksum=md5)
+    return from_splits(*splits.values(), sizes=sizes, class_order=order, **about)
 
 # %% ../nbs/03_scenarios.ipynb #8593b3b5
 def list_data(
@@ -427,9 +379,7 @@ def download(
     name: str,  # one of the names in SCENARIOS
     root: str | Path | None = None,  # data folder; None: the environment variable
 ) -> Path:  # the file, checked
-    """Fetch a scenario's file with the `medmnist` package, unless it is there already. An earlier file is replaced
-    only by a right one.
-    """
+    "Fetch a scenario's file with the `medmnist` package; an earlier file is replaced only by a right one."
     info, path = scenario_info(name), data_file(name, root)
     if path.is_file() and file_md5(path) == info.md5:
         return path
@@ -444,14 +394,10 @@ def download(
             try:
                 dataset(split="val", root=tmp, download=True)
             except Exception as e:
-                raise DataError(
-                    f"cannot download {info.file}: {e}. Fetch it by hand and put it into {path.parent}"
-                ) from e
-            check(
-                file_md5(Path(tmp) / info.file) == info.md5,
-                f"the downloaded {info.file} is damaged (wrong MD5); try again",
-                DataError,
-            )
+                advice = f"Fetch it by hand and put it into {path.parent}"
+                raise DataError(f"cannot download {info.file}: {e}. {advice}") from e
+            right = file_md5(Path(tmp) / info.file) == info.md5
+            check(right, f"the downloaded {info.file} is damaged (wrong MD5); try again", DataError)
             os.replace(Path(tmp) / info.file, path)
     except OSError as e:
         raise StateError(f"cannot write to {path.parent}: {e.strerror or e}") from e
@@ -470,6 +416,17 @@ def npz_bytes(
             z.writestr(zipfile.ZipInfo(f"{key}.npy", (1980, 1, 1, 0, 0, 0)), npy.getvalue(), zipfile.ZIP_DEFLATED, 9)
     return out.getvalue()
 
+# %% ../nbs/03_scenarios.ipynb #19d6ad69
+def draw_rows(
+    y: np.ndarray,  # labels [N]
+    n: int,  # rows to draw of each class
+    *key,  # (seed, purpose, split)
+) -> np.ndarray:  # sorted
+    "The same number of rows of every class, without replacement."
+    draw = lambda c, m: torch.randperm(m, generator=generator(*key, c))[:n].numpy()
+    at = [np.flatnonzero(y == c) for c in np.unique(y)]
+    return np.sort(np.concatenate([rows[draw(c, len(rows))] for c, rows in zip(np.unique(y), at)]))
+
 # %% ../nbs/03_scenarios.ipynb #274144c7
 def make_mini(
     source: str | Path,  # MedMNIST's bloodmnist.npz
@@ -484,13 +441,7 @@ def make_mini(
         y = full[f"{part}_labels"].ravel()
         few = [int(c) for c in np.unique(y) if (y == c).sum() < n]
         check(not few, f"the {part} split of {source} has fewer than {n} images of the classes {few}", DataError)
-        rows = [
-            np.flatnonzero(y == c)[
-                torch.randperm(int((y == c).sum()), generator=generator(seed, "subset", part, c))[:n].numpy()
-            ]
-            for c in np.unique(y)
-        ]
-        drawn[part] = np.sort(np.concatenate(rows))
+        drawn[part] = draw_rows(y, n, seed, "subset", part)
         kept |= {f"{part}_{k}": full[f"{part}_{k}"][drawn[part]] for k in ("images", "labels")}
     path = write_bytes(out, npz_bytes(kept))
     facts = dict(

@@ -10,7 +10,8 @@ from .core.errors import check, check_number
 from .tasks import POOLS, SELECTIONS
 
 # %% auto #0
-__all__ = ['SCHEDULES', 'PUBLISHED', 'TrainConfig', 'check_training', 'published_training', 'plateau_rate', 'epoch_rate']
+__all__ = ['SCHEDULES', 'CHOICES', 'RANGES', 'PUBLISHED', 'TrainConfig', 'check_training', 'published_training', 'plateau_rate',
+           'epoch_rate']
 
 # %% ../nbs/10_settings.ipynb #3ce0f591
 SCHEDULES = ("cosine", "paper", "as_published", "constant")
@@ -37,7 +38,7 @@ class TrainConfig:
     head: str = "cosine"  # "cosine"; or "linear", with bias, to see what the normalisation is worth
     freeze_old: bool = True  # keep the old classes' weight vectors fixed?
     distillation: float = 5.0  # base weight of the feature distillation
-    classes_per_task: int | None = None  # classes_per_task classes per task in its weight; None: this task's
+    classes_per_task: int | None = None  # in the weight of the distillation; None: this task's number of classes
     margin_weight: float = 1.0  # weight of the margin loss
     margin: float = 0.3  # its margin
     margin_k: int = 1  # its number of new classes
@@ -55,42 +56,51 @@ class TrainConfig:
         check_training(self)
 
 # %% ../nbs/10_settings.ipynb #d49c8605
-def check_training(cfg: TrainConfig) -> None:
+CHOICES = dict(
+    pool=tuple(POOLS),
+    selection=tuple(SELECTIONS),
+    schedule=SCHEDULES,
+    idc_classes=("all", "pool"),
+    optimizer=("sgd", "adam"),
+    head=("cosine", "linear"),
+    dtype=("float32", "bfloat16"),
+)
+
+# %% ../nbs/10_settings.ipynb #d8918cff
+RANGES = dict(
+    epochs=(1, float("inf"), True),
+    batch_size=(1, float("inf"), True),
+    margin_k=(1, float("inf"), True),
+    seed=(0, float("inf"), True),
+    augment_shift=(0, float("inf"), True),
+    weight_decay=(0, float("inf"), False),
+    distillation=(0, float("inf"), False),
+    margin_weight=(0, float("inf"), False),
+    idc_weight=(0, float("inf"), False),
+    lr=(1e-12, float("inf"), False),
+    momentum=(0, 0.999999, False),
+    synthetic_share=(0, 0.99, False),
+    margin=(0, 2, False),
+    rho=(0, 1, False),
+    tau=(1e-6, float("inf"), False),
+)
+
+# %% ../nbs/10_settings.ipynb #618fc4d5
+def check_training(
+    cfg: TrainConfig,  # settings to check
+) -> None:
     "Raise `ConfigError` for an impossible value or combination."
-    choices = dict(
-        pool=POOLS,
-        selection=SELECTIONS,
-        schedule=SCHEDULES,
-        idc_classes=("all", "pool"),
-        optimizer=("sgd", "adam"),
-        head=("cosine", "linear"),
-        dtype=("float32", "bfloat16"),
-    )
-    for name, allowed in choices.items():
+    for name, allowed in CHOICES.items():
         check(getattr(cfg, name) in allowed, f"{name} must be one of {', '.join(allowed)}; not {getattr(cfg, name)!r}")
-    for name in ("epochs", "batch_size", "margin_k"):
-        check_number(name, getattr(cfg, name), 1, integer=True)
-    for name in ("weight_decay", "distillation", "margin_weight", "idc_weight"):
-        check_number(name, getattr(cfg, name), 0)
-    check_number("seed", cfg.seed, 0, integer=True)
-    check_number("augment_shift", cfg.augment_shift, 0, integer=True)
-    check_number("lr", cfg.lr, 1e-12)
-    check_number("momentum", cfg.momentum, 0, 0.999999)
-    check_number("synthetic_share", cfg.synthetic_share, 0, 0.99)
-    check_number("margin", cfg.margin, 0, 2)
-    check_number("rho", cfg.rho, 0, 1)
-    check_number("tau", cfg.tau, 1e-6)
+    for name, (low, high, whole) in RANGES.items():
+        check_number(name, getattr(cfg, name), low, high, integer=whole)
     if cfg.classes_per_task is not None:
         check_number("classes_per_task", cfg.classes_per_task, 1, integer=True)
-    check(
-        cfg.schedule != "paper" or cfg.selection != "last",
-        "schedule 'paper' waits for a plateau of the validation accuracy; say which images it may "
-        "see with selection (e.g. new-val), or take schedule 'cosine' or 'as_published'",
-    )
-    check(
-        cfg.pool != "none" or cfg.idc_weight == 0,
-        "the intra-domain loss needs an unlabelled pool; choose one, or set idc_weight=0",
-    )
+    blind = "schedule 'paper' waits for a plateau of the validation accuracy; say which images it may see with"
+    other = f"{blind} selection (e.g. new-val), or take schedule 'cosine' or 'as_published'"
+    check(cfg.schedule != "paper" or cfg.selection != "last", other)
+    needs = "the intra-domain loss needs an unlabelled pool; choose one, or set idc_weight=0"
+    check(cfg.pool != "none" or cfg.idc_weight == 0, needs)
 
 # %% ../nbs/10_settings.ipynb #9837bbd3
 # before tasks 2, 3, 4: share of the batch in the centroids, temperature;
@@ -102,7 +112,7 @@ PUBLISHED = {
     "tissue": dict(rho=(0.99, 0.99, 0.9), tau=(1.0, 5.0, 5.0)),
 }
 
-
+# %% ../nbs/10_settings.ipynb #475da41f
 def published_training(
     scenario: str,  # name of the scenario; "blood-mini" uses the values of "blood"
     task: int,  # index of the task about to be learned, 1 for the second
