@@ -55,8 +55,8 @@ class BuildWithNotebooks(build_py):
 
 extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")}
 extras["dev"] = sorted(
-    {need for name, needs in extras.items() if name != "avalanche" for need in needs}
-)  # Avalanche brings a lot: an environment of its own
+    {need for name, needs in extras.items() if name not in ("avalanche", "mlflow", "tensorboard") for need in needs}
+)  # Avalanche and the trackers bring a lot: an environment of their own
 
 setup(
     name=cfg["lib_name"],

@@ -49,7 +49,7 @@ class TrainConfig:
     augment_shift: int = 0  # random shifts of training images, pixels; the paper uses none on MedMNIST
     augment_flip: bool = False  # random flips of training images
     dtype: str = "float32"  # of forward and backward passes: "float32" or "bfloat16"
-    device: str = "cpu"  # where to compute
+    device: str = "cpu"  # where to compute; profiles and the command line take a GPU if there is one
     cache: str | None = None  # folder that keeps first tasks and generated images for other runs; None: nothing is kept
 
     def __post_init__(self):

@@ -11,6 +11,7 @@ from typing import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 from .carryover import Carryover
+from .core.callbacks import tell
 from .core.errors import StateError, check
 from .core.machine import keep_freed_memory, progress
 from .core.seeding import generator, seeded
@@ -272,6 +273,7 @@ def train(
             h.lr.append(epoch_rate(cfg, epoch, h.val))
             sgd.param_groups[0]["lr"] = h.lr[-1]
             h.add(train_epoch(model, batches_of(epoch), terms_of(epoch), weights, sgd, cfg.dtype))
+            tell("on_epoch", task.idx, epoch, cfg.epochs, {"lr": h.lr[-1]} | {k: v[-1] for k, v in h.terms.items()})
             if cfg.selection == "last":
                 continue
             h.val.append(accuracy(model, task.selection, cfg.device))

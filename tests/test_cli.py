@@ -35,7 +35,7 @@ def call(capsys, *argv: str) -> tuple[int, str, str]:
         (["reproduce", "--scenario", "blood", "--root", "/nonexistent"], "/nonexistent"),
         (["run", "--method", "magic"], "magic"),
         (["run", "--method", "joint", "--epochs", "-3"], "epochs"),
-        (["run", "--method", "joint", "--epochs", "many"], "epochs"),
+        (["run", "--method", "joint", "--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
         (["data", "download", "bloot"], "bloot"),
         (["bench", "--rounds", "0"], "rounds"),
         (["bench", "--threads", "0"], "threads"),
@@ -50,9 +50,9 @@ def test_mistakes_are_refused_before_any_work(capsys, tmp_path, monkeypatch, arg
 
 
 def test_unknown_options_are_refused(capsys):
-    for argv in (["reproduce", "--sedes", "1"], ["run", "--epoch-s", "1"], ["reprodcue"], []):
+    for argv in (["reproduce", "--sedes", "1"], ["run", "--epoch-s", "1"], ["run", "--epoch", "1"], ["reprodcue"], []):
         code, _, err = call(capsys, *argv)
-        assert code == 2 and "usage:" in err
+        assert code == 2 and err.startswith("classimpression") and "--help" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("option", ["--out", "--figures"])
@@ -64,20 +64,124 @@ def test_unwritable_output_is_refused_before_any_work(capsys, tmp_path, monkeypa
     assert not list(tmp_path.rglob("*.ipynb")) and not list(tmp_path.rglob("result.json"))
 
 
-@pytest.mark.parametrize("command", ["reproduce", "run", "tune", "verify", "data", "bench", "info"])
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
 def test_help_has_an_example(capsys, command):
     code, out, _ = call(capsys, command, "--help")
     assert code == 0 and f"example: classimpression {command}" in " ".join(out.split())
 
 
+def test_help_needs_no_torch_and_shows_types_choices_and_defaults():
+    code = (
+        "import sys; from classimpression.cli import parser; p = parser()\n"
+        "try: p.parse_args(['run', '--help'])\n"
+        "except SystemExit: sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 0, done.stderr
+    for shown in ("--epochs INT passes", "{cosine,paper,as_published,constant}", "learning rate of Adam [0.05]"):
+        assert shown in said
+    assert "--mask" not in said and "where to compute" in said and "[auto]" in said
+
+
+def test_every_list_names_what_the_other_commands_take(capsys):
+    firsts = dict(methods="class-impression", scenarios="blood-mini", experiments="foundation", profiles="first")
+    for what, name in firsts.items():
+        code, out, _ = call(capsys, "list", what)
+        names = [line.split()[0] for line in out.splitlines()]
+        assert code == 0 and names[0] == name and len(names) == len(set(names)) > 4
+    assert "small" not in names and "folder:PATH" in call(capsys, "list", "scenarios")[1]
+
+
+def test_profiles_of_plans_are_profiles_of_settings():
+    from classimpression.runs.experiments import experiments
+    from classimpression.runs.configs import profile
+
+    planned = {p for e in experiments().values() for p in e.profiles}
+    budgets = {d.get("budget", p) for e in experiments().values() for p, ds in e.profiles.items() for d in ds}
+    assert planned | budgets <= set(cli.profiles())
+    assert all(profile(p)["about"] and "all" in profile(p) for p in cli.profiles())
+
+
+def test_settings_of_a_run_are_accepted_back(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("method: slda\nprofile: smoke\nclass_order: [7, 6, 5, 4, 3, 2, 1, 0]\n")
+    code, out, err = call(capsys, "run", "--config", "run.yaml", "--seed", "2")
+    assert code == 0, err
+    folder = out.splitlines()[-1]
+    settings = json.loads(Path(folder, "settings.json").read_text())
+    assert (settings["method"], settings["seed"], settings["class_order"][0]) == ("slda", 2, 7)
+    for name in ("settings.json", "result.json"):
+        again = call(capsys, "run", "--config", f"{folder}/{name}")
+        assert again[0] == 0 and again[1] == out, "the same run, read again"
+
+
+def test_a_folder_of_images_is_a_scenario(tmp_path, monkeypatch, capsys):
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 12), ("val", 2), ("test", 4)):
+        for k in range(4):
+            (folder := tmp_path / "cells" / part / f"kind{k}").mkdir(parents=True)
+            for i in range(n):
+                x = rng.integers(0, 40, (32, 32, 3)) + 60 * np.array([k == 1, k == 2, k == 3])
+                Image.fromarray(x.astype("uint8")).save(folder / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(
+        capsys, "run", "--scenario", f"folder:{tmp_path}/cells", "--profile", "smoke", "--method", "slda"
+    )
+    assert code == 0, err
+    result = json.loads(Path(out.splitlines()[-1], "result.json").read_text())
+    assert result["scenario"]["sizes"] == [2, 2] and str(tmp_path) not in json.dumps(result)
+    assert result["metrics"]["final_accuracy"] == 100.0
+    code, out, err = call(capsys, "reproduce", "foundation", "--scenario", f"folder:{tmp_path}/cells", "--plan")
+    assert code == 0 and "3 runs,    0 finished" in out and "foundation/folder:cells" in out, err
+
+
 def test_info_is_json_without_names(capsys):
     code, out, _ = call(capsys, "info")
     facts = json.loads(out)
+    assert code == 0 and facts["torch"] and {"foundation", "main_table", "report"} <= set(facts["experiments"])
+    assert str(Path.home()) not in out
+    assert facts["number_type"]["reported"] == "float32" and len(facts["number_type"]["why"]) > 20
+
+
+@pytest.mark.parametrize("error, code", [(KeyboardInterrupt, 130), (cli.Terminated, 143)])
+def test_whoever_stops_a_command_is_told_in_one_line(capsys, monkeypatch, error, code):
+    def stop(args):
+        raise error("stopped: 3 of 9 runs, 14 of 31 tasks are finished; the same command goes on from there")
+
+    monkeypatch.setitem(cli.COMMANDS, "info", (lambda p: None, stop, "text", "info"))
+    done, out, err = call(capsys, "info")
+    assert done == code and err.strip().count("\n") == 0 and "14 of 31 tasks" in err and not out
+
+
+@pytest.mark.slow
+def test_sigterm_stops_everything_and_says_what_is_finished(tmp_path):
+    import os
+    import signal
+    import time
+
+    from classimpression.core.provenance import package_folder
+
+    env = os.environ | dict(PYTHONPATH=str(package_folder().parent), OMP_NUM_THREADS="1", TQDM_DISABLE="1")
+    argv = ["reproduce", "foundation", "--profile", "smoke", "--jobs", "1"]
+    command = [sys.executable, "-m", "classimpression", *argv]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen(command, cwd=tmp_path, env=env, **pipes)
+    end = time.time() + 300
+    while not list(tmp_path.rglob("task1/row.json")) and p.poll() is None and time.time() < end:
+        time.sleep(0.1)
+    p.send_signal(signal.SIGTERM)
+    out, err = p.communicate(timeout=60)
+    assert p.returncode == 143, err
+    said = [line for line in err.splitlines() if line]
+    assert len(said) == 1 and "tasks are finished; the same command goes on from there" in said[0]
     assert (
-        code == 0
-        and facts["torch"]
-        and {"foundation", "main_table", "report"} <= set(facts["experiments"])
-        and str(Path.home()) not in out
+        "semaphore" not in err
+        and "about" in out
+        and 'http-equiv="refresh"' in next(tmp_path.rglob("report.html")).read_text()
     )
 
 

@@ -570,7 +570,7 @@ def test_profiles_are_known_and_valid():
         quick["synthesis_lr"],
         quick["synthesis_warmup"],
     )
-    for name in ("smoke", "quick", "small", "standard", "paper"):
+    for name in ("first", "smoke", "quick", "standard", "paper"):
         assert "all" in profile(name)
         for m in METHODS:
             assert profile_config(name, m).profile == name

@@ -129,7 +129,7 @@ class IncrementalClassifier:
     def __init__(
         self,
         method: str = "class-impression",  # registered method
-        profile: str = "quick",  # budget: smoke, quick, small, standard or paper
+        profile: str = "quick",  # budget: first, smoke, quick, standard or paper
         layout: str = "NCHW",  # order of the images' axes: NCHW, NHWC or NHW (grey)
         random_state: int = 0,  # seed of everything drawn
         settings: dict | None = None,  # fields of `RunConfig` that differ, such as dict(epochs=3, options=dict(...))

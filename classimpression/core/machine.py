@@ -4,13 +4,18 @@
 
 # %% ../../nbs/core/05_machine.ipynb #95590bdd
 from __future__ import annotations
-import ctypes, os, platform, sys, warnings
+import ctypes, os, platform, re, sys, time, warnings
 from functools import lru_cache
+from pathlib import Path
 from typing import Iterable
 import torch
+from torch import nn
+from .errors import ClassImpressionError
+from .files import read_json, write_json
 
 # %% auto #0
-__all__ = ['keep_freed_memory', 'compiler_works', 'progress']
+__all__ = ['SIXTEEN_BITS', 'keep_freed_memory', 'compiler_works', 'best_device', 'step_seconds', 'processor', 'bfloat16_gain',
+           'number_type', 'usable_jobs', 'progress']
 
 # %% ../../nbs/core/05_machine.ipynb #fbb85ae9
 @lru_cache(maxsize=1)
@@ -38,6 +43,94 @@ def compiler_works(
         )
         return False
     return True
+
+# %% ../../nbs/core/05_machine.ipynb #22b660cb
+def best_device() -> str:
+    "\"cuda\" where torch finds a GPU, else \"cpu\"."
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def step_seconds(
+    dtype: str = "float32",  # of the passes
+    device: str = "cpu",  # where to compute
+    steps: int = 8,  # how many are measured, after one that is not
+) -> float:  # processor seconds of one; on a GPU seconds of the clock
+    "A training step of three convolutions on 40 images of 32 pixels."
+    with torch.random.fork_rng():
+        net = nn.Sequential(*(nn.Conv2d(c, 32, 3, padding=1) for c in (3, 32, 32))).to(device)
+        x = torch.rand(40, 3, 32, 32, device=device)
+    clock = time.process_time if device == "cpu" else time.perf_counter
+
+    def step() -> float:
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = net(x).float().square().mean()
+        loss.backward()
+        return float(loss.detach())
+
+    step()
+    start = clock()
+    for _ in range(steps):
+        step()
+    return (clock() - start) / steps
+
+# %% ../../nbs/core/05_machine.ipynb #453cdec5
+SIXTEEN_BITS = {"avx512_bf16", "amx_bf16"}  # what processors that compute in 16 bits say of themselves
+
+
+def processor() -> tuple[str, set[str]]:
+    "Name and abilities of the processor, as far as the system tells."
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    found = [re.search(rf"{name}\s*:\s*(.+)", text) for name in ("model name", "flags")]
+    name, flags = (m[1] if m else "" for m in found)
+    return name or platform.processor() or platform.machine(), set(flags.split())
+
+
+def bfloat16_gain(
+    device: str = "cpu",  # where to compute
+    cache: str | Path | None = None,  # folder of the measurement; None: the user's cache folder
+) -> float:  # how many times as fast a step is
+    "Measured once for a processor or card and a version of torch."
+    name = processor()[0] if device == "cpu" else torch.cuda.get_device_name(device)
+    folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "classimpression"
+    path, key = Path(folder) / "bfloat16.json", f"{name}, torch {torch.__version__}"
+    try:
+        known = read_json(path) if path.exists() else {}
+        if key not in known:
+            known[key] = round(step_seconds("float32", device) / step_seconds("bfloat16", device), 2)
+            write_json(path, known)
+        return known[key]
+    except (ClassImpressionError, OSError):  # a folder that cannot be written: measured again next time
+        return round(step_seconds("float32", device) / step_seconds("bfloat16", device), 2)
+
+# %% ../../nbs/core/05_machine.ipynb #a128d3c9
+def number_type(
+    device: str = "cpu",  # where to compute
+    cache: str | Path | None = None,  # folder of the measurement
+) -> tuple[str, str]:  # "float32" or "bfloat16", and why
+    "What `dtype=\"auto\"` means on this machine."
+    if device == "cpu" and not SIXTEEN_BITS & processor()[1]:
+        return (
+            "float32",
+            "this processor has neither AVX-512 BF16 nor AMX: it would emulate 16 bits, several times slower",
+        )
+    gain = bfloat16_gain(device, cache)
+    said = f"a training step in bfloat16 takes 1/{gain} of the time in float32 here (measured once)"
+    return ("bfloat16" if gain >= 1.2 else "float32"), said
+
+# %% ../../nbs/core/05_machine.ipynb #83b3558e
+def usable_jobs(
+    cores: int | None = None,  # that this process may use; None: asked
+    memory: float | None = None,  # gigabytes that are free; None: asked
+) -> int:  # at least 1
+    "How many runs at a time suit this machine."
+    if cores is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    info = Path("/proc/meminfo")
+    if memory is None:
+        found = re.search(r"MemAvailable:\s+(\d+)", info.read_text()) if info.exists() else None
+        memory = int(found[1]) / 1e6 if found else 8.0
+    return max(1, min(cores if cores <= 2 else cores - 1, int(memory / 1.2)))
 
 # %% ../../nbs/core/05_machine.ipynb #a6eff5ce
 def progress(

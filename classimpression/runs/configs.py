@@ -14,9 +14,11 @@ from ..methods import analytic, census, drift, generated, prototypes, regularise
 from ..methods import rehearsal  # noqa: F401  they register themselves
 from ..core.errors import ConfigError, check, check_number
 from ..core.files import read_json
+from ..core.machine import best_device, number_type
 from ..core.provenance import package_folder
 from ..methods.registry import find_method, sort_options
 from ..models import NETWORKS
+from ..scenarios import placed
 from ..settings import TrainConfig, check_training, published_training
 from ..synthesis import SynthesisConfig, published_synthesis
 
@@ -60,6 +62,7 @@ class RunConfig(TrainConfig):
     scenario: str = "blood-mini"  # named scenario
     class_order: list[int] | None = None  # original classes in order of arrival; None: the published order
     sizes: list[int] | None = None  # classes per task; None: the published sizes
+    until: int | None = None  # last task that is learned, from 1; None: all of them
     eval_split: str = "test"  # images that results are measured on: "test", or "val" while hyper-parameters are chosen
     profile: str = "custom"  # name of the budget, a label in results
     first_epochs: int | None = None  # epochs of the first task; None: as `epochs`
@@ -116,7 +119,7 @@ class RunConfig(TrainConfig):
             "eval_split='val' measures on validation images, so training must not see them: pool new-train or none, "
             "selection last",
         )
-        for name in ("first_epochs", "threads", "k_min", "exemplars"):
+        for name in ("first_epochs", "threads", "k_min", "exemplars", "until"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), 1, integer=True)
         try:
@@ -212,7 +215,7 @@ def synthesis_settings(
 
 # %% ../../nbs/runs/01_configs.ipynb #4467a78d
 def profile(
-    name: str,  # smoke, quick, small, standard or paper
+    name: str,  # first, smoke, quick, standard, paper, or a budget such as ablation
 ) -> dict[
     str, dict
 ]:  # "all" and per method: settings; "scenarios": the same for some scenarios, in place of the others
@@ -240,12 +243,18 @@ def profile_config(
 ) -> RunConfig:
     "Settings of a method under a profile."
     find_method(method)
-    scenario = settings.get("scenario", RunConfig.scenario)
+    settings["scenario"], root = placed(settings.get("scenario", RunConfig.scenario), settings.get("root"))
+    settings |= ({"root": str(root)} if root else {}) | {"device": settings.get("device") or "auto"}
+    scenario = settings["scenario"]
     p, chosen = profile(name), tuned_choice(method, scenario) if tuned else {}
     own = p.get("scenarios", {}).get(scenario, {})
     parts = [part for source in (p, own) for part in (source.get("all", {}), source.get(method, {}))]
     given = {k: v for part in [*parts, settings] for k, v in part.items()}
     options = {k: v for part in [chosen, *parts, settings] for k, v in (part.get("options") or {}).items()}
+    if given["device"] == "auto":
+        given["device"] = best_device()
+    if given.get("dtype") == "auto":
+        given["dtype"] = number_type(given["device"])[0]
     return RunConfig.of(**given | {"method": method, "profile": name, "options": options or None})
 
 # %% ../../nbs/runs/01_configs.ipynb #fa46c418

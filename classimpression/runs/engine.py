@@ -4,22 +4,24 @@
 
 # %% ../../nbs/runs/04_engine.ipynb #257f09df
 from __future__ import annotations
-import json, os, queue, select, signal, socket, subprocess, sys, tempfile, threading
+import json, os, queue, select, signal, socket, subprocess, sys, tempfile, threading, time
 from collections import deque
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 from ..core import errors, provenance
 from ..core.errors import ClassImpressionError, ConfigError, StateError, check, check_number
+from ..core.files import read_json
 from .run_store import RunResult, finished_run, run_folder
 from .runner import RunConfig, run
 from ..scenarios import make_scenario
 
 # %% auto #0
 __all__ = ['fresh_environment', 'run_apart', 'ask_python', 'child', 'serve', 'forked', 'ask_server', 'fork_server', 'at_once',
-           'in_processes', 'in_workers', 'run_all', 'known_data', 'seen_here', 'read_runs', 'raise_failures', 'outcome']
+           'in_processes', 'in_workers', 'task_count', 'Progress', 'duration', 'watched', 'bar', 'run_all',
+           'known_data', 'seen_here', 'read_runs', 'raise_failures', 'outcome']
 
 # %% ../../nbs/runs/04_engine.ipynb #9f5715fe
 def fresh_environment() -> dict[str, str]:
@@ -97,17 +99,23 @@ def child(
 def serve(
     address: str,  # path of the socket
 ) -> None:
-    "Fork a process for every connection until the standard input ends."
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended processes leave nothing behind
+    "Fork a process for every connection until the standard input ends; then none of them goes on."
+    running: set[int] = set()
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
         listening.listen()
         print("ready", flush=True)
-        while sys.stdin not in select.select([listening, sys.stdin], [], [])[0]:
-            talk, _ = listening.accept()
-            if os.fork() == 0:
-                forked(listening, talk)
-            talk.close()
+        while sys.stdin not in (ready := select.select([listening, sys.stdin], [], [], 1.0)[0]):
+            running -= {pid for pid in running if os.waitpid(pid, os.WNOHANG)[0]}
+            if listening in ready:
+                talk, _ = listening.accept()
+                if (pid := os.fork()) == 0:
+                    forked(listening, talk)
+                running.add(pid)
+                talk.close()
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)  # does nothing to one that has ended
+        os.waitpid(pid, 0)  # so that its processor time counts as this command's
 
 # %% ../../nbs/runs/04_engine.ipynb #520ea186
 def forked(
@@ -116,7 +124,6 @@ def forked(
 ) -> None:  # it does not return
     "What a forked process does first: its first line names the file for what it prints besides its answer."
     listening.close()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     asked = talk.makefile("r")
     said = os.open(asked.readline().strip(), os.O_WRONLY | os.O_CREAT, 0o600)
     for stream in (1, 2):
@@ -153,7 +160,7 @@ def fork_server() -> Iterator[str]:
             try:
                 yield address if p.stdout.readline() else ""
             finally:
-                os.killpg(p.pid, signal.SIGKILL)  # and all that it forked
+                p.stdin.close()  # it ends what it forked, and itself
 
 # %% ../../nbs/runs/04_engine.ipynb #c1ae4cdd
 def at_once(
@@ -218,12 +225,135 @@ def in_workers(
         for end in as_completed(waiting):
             done(waiting[end], end.result)
 
+# %% ../../nbs/runs/04_engine.ipynb #d12854af
+def task_count(
+    cfg: RunConfig,  # settings of a run
+) -> int:  # 1 where the data cannot be opened here
+    "How many tasks a run learns."
+    try:
+        return cfg.until or len(cfg.sizes or make_scenario(cfg.scenario, root=cfg.root).sizes)
+    except ClassImpressionError:
+        return 1
+
+
+@dataclass
+class Progress:
+    "How far some runs are, from what they have left on the disk."
+
+    runs: list[RunConfig]  # which
+    expected: dict[Path, float] = field(default_factory=dict)  # folder of a run -> seconds; missing: as the others
+    jobs: int = 1  # runs at a time
+
+    def __post_init__(self):
+        self.tasks = {run_folder(c): (c, task_count(c)) for c in self.runs}
+        known = [self.expected[f] for f in self.tasks if f in self.expected]
+        usual = sum(known) / len(known) if known else 60.0
+        self.price = {f: self.expected.get(f, usual) / n for f, (_, n) in self.tasks.items()}
+        self.start, self.before = time.time(), self.done()
+
+    def rows(self) -> dict[Path, RunConfig]:
+        "Files of finished tasks."
+        return {p: c for f, (c, _) in self.tasks.items() for p in sorted(f.glob("task*/row.json"))}
+
+    def done(self) -> float:
+        "Seconds of expected work that are finished."
+        return sum(self.price[p.parent.parent] for p in self.rows())
+
+    def left(self) -> float:
+        "Seconds of the clock, by expectation at first and by experience after a minute."
+        done, spent = self.done(), time.time() - self.start
+        rest = sum(self.price[f] * n for f, (_, n) in self.tasks.items()) - done
+        seen = (done - self.before) / spent if spent and done > self.before else self.jobs
+        share = min(1.0, spent / 60)
+        return max(rest, 0.0) / (share * seen + (1 - share) * self.jobs)
+
+    def __str__(self) -> str:
+        rows, n = len(self.rows()), sum(n for _, n in self.tasks.values())
+        return f"{rows} of {n} tasks"
+
+# %% ../../nbs/runs/04_engine.ipynb #ce5274aa
+def duration(
+    seconds: float,  # of the clock
+) -> str:
+    "For people."
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+@contextmanager
+def watched(
+    progress: Progress,  # of the runs that somebody makes
+    tell: Callable[[str], None] = print,  # told about every task that is finished
+    show: Callable[[str], None] = lambda state: None,  # told how far things are, at the start and after every task
+    every: float = 1.0,  # seconds between looks
+) -> Iterator[None]:
+    "Tell about every task that is finished while the block runs."
+    seen, ended = set(progress.rows()), threading.Event()
+
+    def look() -> None:
+        for p, c in progress.rows().items():
+            if p not in seen:
+                seen.add(p)
+                row = read_json(p)
+                state = f"{progress}, about {duration(progress.left())} left"
+                took = sum(row["seconds"].values())
+                tell(f"  {c.method}, seed {c.seed}: task {row['task']}, {row['accuracy']:.1f} %, {took:.0f} s; {state}")
+                show(state)
+
+    def watch() -> None:
+        while not ended.wait(every):
+            look()
+
+    show(f"{progress}, about {duration(progress.left())} left")
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        look()
+
+# %% ../../nbs/runs/04_engine.ipynb #80ec3dad
+@contextmanager
+def bar(
+    progress: Progress,  # of the runs that somebody makes
+    tell: Callable[[str], None],  # told about tasks and runs
+    show: Callable[[str], None],  # told how far things are
+) -> Iterator[Callable[[str], None]]:  # what to tell with, above the bar
+    "Lines for a log file; a bar with the time left below them in a terminal, and in place of them in a notebook."
+    from tqdm.auto import tqdm
+
+    notebook, terminal = "ipykernel" in sys.modules, sys.stderr.isatty()
+    off = os.environ.get("TQDM_DISABLE") or not (notebook or terminal)
+    total = sum(n for _, n in progress.tasks.values())
+    with tqdm(total=total, disable=bool(off), leave=False, bar_format="{desc} {bar} {postfix}", desc="tasks") as line:
+
+        def state(text: str) -> None:
+            line.n, line.postfix = len(progress.rows()), text
+            line.refresh()
+            show(text)
+
+        def above(text: str) -> None:
+            line.clear()
+            tell(text)
+
+        with watched(progress, (lambda s: None) if notebook else above, state):
+            yield above
+
 # %% ../../nbs/runs/04_engine.ipynb #74f594ec
 def run_all(
     configs: list[RunConfig],  # what to run; the same run may be asked for twice
     jobs: int = 1,  # processes at a time; 0: all in this process, one after the other; -1: none, only read
     tell: Callable[[str], None] = print,  # told about every end of a run
     scheduler: str = "",  # address of a Dask scheduler instead; its workers see the same disk
+    expected: dict[Path, float] | None = None,  # folder of a run -> seconds; the longest starts first
+    show: Callable[[str], None] = lambda state: None,  # told how far things are
 ) -> tuple[
     list[RunResult], dict[str, str]
 ]:  # finished runs in the given order; folder of a failed run -> what went wrong
@@ -241,14 +371,15 @@ def run_all(
             said = f"{RunResult.load(seen_here(cfg, get())).metrics['final_accuracy']:.2f} % after the last task"
         except Exception as e:  # whatever a run raised, the others go on; it is reported at the end
             failed[str(run_folder(cfg))] = said = f"{type(e).__name__}: {e}"
-        tell(f"  {n}/{len(todo)} {cfg.method}, {cfg.scenario}, seed {cfg.seed}: {said}")
+        told(f"  {n}/{len(todo)} {cfg.method}, {cfg.scenario}, seed {cfg.seed}: {said}")
 
+    told = tell
     if jobs < 0 and not scheduler:
         failed |= {str(run_folder(c)): "made from other data" if finished_run(c) else "not finished" for c in todo}
-    elif todo and scheduler:
-        in_workers(todo, scheduler, done)
-    elif todo and jobs:
-        in_processes(todo, jobs, done)
+    elif todo and (scheduler or jobs):
+        longest = sorted(todo, key=lambda c: -(expected or {}).get(run_folder(c), 0.0))
+        with bar(Progress(todo, expected or {}, max(jobs, 1)), tell, show) as told:
+            in_workers(longest, scheduler, done) if scheduler else in_processes(longest, jobs, done)
     else:
         for c in todo:
             done(c, lambda c=c: str(run(c).folder))

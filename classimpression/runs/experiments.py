@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Iterable
+import torch
 from .configs import RunConfig, profile_config, reported_repeats
 from ..core.errors import check
 from ..core.files import read_json, write_bytes
+from ..core.machine import step_seconds
 from ..core.provenance import package_folder
 from .run_store import finished_run, run_folder
 from ..methods.registry import registered
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Experiment', 'experiments', 'find_experiment', 'entries', 'planned', 'plan_runs', 'measured_seconds', 'write_costs',
-           'estimate']
+           'keep_costs', 'expected_seconds', 'clock_seconds', 'machine_factor', 'estimate']
 
 # %% ../../nbs/runs/07_experiments.ipynb #c2d8585b
 @dataclass(frozen=True)
@@ -76,10 +78,9 @@ def entries(
     named = [d for d in listed if scenario in (None, d.get("scenario"))]
     if named or profile in e.profiles and not scenario:
         return named
-    return [
-        (listed[0] if listed else dict(methods=e.methods, budget=profile, variants=list(e.variants)))
-        | dict(scenario=scenario or "blood-mini", repeats=[0])
-    ]
+    usual = next((d["scenario"] for ds in e.profiles.values() for d in ds if "scenario" in d), "blood-mini")
+    base = listed[0] if listed else dict(methods=e.methods, budget=profile, variants=list(e.variants))
+    return [base | dict(scenario=scenario or usual) | ({} if "seeds" in base else dict(repeats=[0]))]
 
 # %% ../../nbs/runs/07_experiments.ipynb #2f301da9
 def planned(
@@ -134,7 +135,8 @@ def plan_runs(
 # %% ../../nbs/runs/07_experiments.ipynb #7685c363
 def measured_seconds(
     out: str | Path,  # folder of runs
-) -> dict[str, float]:  # "scenario budget method" -> seconds
+    committed: bool = True,  # with those that come with the package?
+) -> dict[str, float]:  # "scenario budget method", or the fingerprint of a run's settings -> seconds
     "Median duration of finished runs: of this folder, else as committed with the package."
     found: dict[str, list[float]] = {}
     for path in Path(out).glob("*/*/result.json"):
@@ -142,11 +144,13 @@ def measured_seconds(
             r = json.loads(path.read_text())
         except (OSError, ValueError):
             continue  # a damaged result is reported when it is asked for
-        found.setdefault(f"{path.parent.parent.name} {r['profile']} {r['method']}", []).append(
-            sum(t.get("cpu_seconds", sum(t["seconds"].values())) for t in r["tasks"])
-        )
+        spent = sum(t.get("cpu_seconds", sum(t["seconds"].values())) for t in r["tasks"])
+        settings = path.parent.name.rsplit("-", 2)[1] if path.parent.name.count("-") > 1 else ""
+        for key in (f"{path.parent.parent.name} {r['profile']} {r['method']}", settings):
+            found.setdefault(key, []).append(spent)
     known = package_folder() / "assets" / "costs.json"
-    return (read_json(known) if known.exists() else {}) | {k: round(median(v), 1) for k, v in found.items()}
+    earlier = read_json(known) if committed and known.exists() else {}
+    return earlier | {k: round(median(v), 1) for k, v in found.items()}
 
 # %% ../../nbs/runs/07_experiments.ipynb #ddfbf2ab
 def write_costs(
@@ -162,6 +166,52 @@ def write_costs(
     write_bytes(path, (json.dumps(all_, indent=1) + "\n").encode())
     return all_
 
+# %% ../../nbs/runs/07_experiments.ipynb #0e4122b4
+def keep_costs(
+    out: str | Path = "runs",  # folder of runs that this machine made, idle
+    path: str | Path | None = None,  # None: the package's own file
+) -> dict[str, float]:  # what the file holds now
+    "Keep what the runs in a folder took, and how fast this machine is."
+    path = Path(path or package_folder() / "assets" / "costs.json")
+    named = {k: s for k, s in measured_seconds(out, committed=False).items() if " " in k}
+    all_ = (read_json(path) if path.exists() else {}) | named | {"step": round(1000 * step_seconds(), 2)}
+    write_bytes(path, (json.dumps(dict(sorted(all_.items())), indent=1) + "\n").encode())
+    return all_
+
+# %% ../../nbs/runs/07_experiments.ipynb #d1ecf170
+def expected_seconds(
+    cfg: RunConfig,  # settings of a run
+    seconds: dict[str, float],  # from `measured_seconds`
+) -> float | None:  # None: nobody has measured it
+    "What a run of these settings took, else what runs of its method, budget and scenario took."
+    settings = run_folder(cfg).name.rsplit("-", 2)[1]
+    return seconds.get(settings, seconds.get(f"{cfg.scenario} {cfg.profile} {cfg.method}"))
+
+
+def clock_seconds(
+    costs: Iterable[float],  # processor seconds of each run
+    jobs: int,  # runs at a time
+) -> float:
+    "How long runs take together, the longest started first."
+    ends = [0.0] * max(jobs, 1)
+    for c in sorted(costs, reverse=True):
+        ends[ends.index(min(ends))] += c
+    return max(ends)
+
+# %% ../../nbs/runs/07_experiments.ipynb #cd430af2
+def machine_factor(
+    seconds: dict[str, float],  # from `measured_seconds`
+) -> float:  # 2.0: this machine takes twice the processor time
+    "How this machine compares with the one that the committed costs come from."
+    if "step" not in seconds:
+        return 1.0
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return round(1000 * step_seconds() / seconds["step"], 2)
+    finally:
+        torch.set_num_threads(threads)
+
 # %% ../../nbs/runs/07_experiments.ipynb #cb3fca15
 def estimate(
     configs: Iterable[RunConfig],  # runs of one or several experiments
@@ -170,10 +220,6 @@ def estimate(
     "How much work is left; the same run counts once."
     todo = list({run_folder(c): c for c in configs}.values())
     left = [c for c in todo if not finished_run(c)]
-    cost = [seconds.get(f"{c.scenario} {c.profile} {c.method}") for c in left]
-    return dict(
-        runs=len(todo),
-        finished=len(todo) - len(left),
-        seconds=sum(s for s in cost if s is not None),
-        unknown=cost.count(None),
-    )
+    cost = [expected_seconds(c, seconds) for c in left]
+    known = sum(s for s in cost if s is not None)
+    return dict(runs=len(todo), finished=len(todo) - len(left), seconds=known, unknown=cost.count(None))

@@ -9,12 +9,14 @@ from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from typing import Iterable
 import torch
 from torch import Tensor, nn
 from ..carryover import TIERS, Carryover, ExemplarCarryover, allowed_tier, choose_exemplars, hand_over
 from ..carryover import load_carryover, n_bytes, refuse_few, save_carryover, take_exemplars
 from .configs import RunConfig, profile, profile_config, setting_types, synthesis_settings
 from .configs import training_settings
+from ..core.callbacks import Callback, listening, loggers, tell
 from ..core.errors import check
 from ..core.files import read_json, write_json
 from ..core.machine import progress
@@ -63,6 +65,8 @@ def check_run(
     method: Method,  # what is to be run
 ) -> None:
     "Raises for whatever would stop the run half way."
+    n = len(scenario.sizes)
+    check(not cfg.until or cfg.until <= n, f"until is {cfg.until}, but {cfg.scenario} has {n} tasks")
     for t in range(1, len(scenario.sizes)):
         training_settings(cfg, t, scenario.sizes), synthesis_settings(cfg, t)
     if method.impressions and cfg.margin_weight:
@@ -348,13 +352,14 @@ def run(
     data: Scenario | None = None,  # a scenario of your own; None: the one that the settings name
     fresh: bool = False,  # throw away an earlier run of the same settings?
     alone: bool = False,  # does this process do nothing else? Only then its peak memory says something
+    callbacks: Iterable[Callback] = (),  # who is told about epochs and tasks, besides those of the environment variable
 ) -> RunResult:
     "Run a method through a scenario; what is finished, a task or the whole run, is read and not made again."
     base = reset_peak() if alone else None
     scenario, method, folder = prepare(cfg, data, fresh)
     if not fresh and (done := finished_run(cfg, scenario.checksum)):
         return RunResult.load(done)
-    with run_lock(folder):
+    with run_lock(folder), listening(*callbacks, *loggers()):
         if fresh:
             clear(folder)
         if not (folder / "result.json").exists():
@@ -388,11 +393,16 @@ def all_tasks(
         check_settings(folder, owner(cfg, scenario))
         for junk in folder.rglob(".*.tmp"):
             junk.unlink(missing_ok=True)  # what a killed run was writing
-        rows, carry = finished_tasks(folder, len(scenario.tasks))
-        for t in range(len(rows), len(scenario.tasks)):
+        n = cfg.until or len(scenario.tasks)
+        rows, carry = finished_tasks(folder, n)
+        tell("on_run_start", folder.name, asdict(replace(cfg, root=None, out="")))
+        for t in range(len(rows), n):
             carry = run_task(cfg, scenario, method, carry, t, folder, base)
             rows.append(read_json(folder / f"task{t + 1}" / "row.json"))
-        write_json(folder / "result.json", collect(cfg, scenario, method, rows, started, folder.name))
+            tell("on_task_end", rows[-1])
+        result = collect(cfg, scenario, method, rows, started, folder.name)
+        write_json(folder / "result.json", result)
+        tell("on_run_end", result)
     finally:
         torch.set_num_threads(threads)
 
@@ -420,7 +430,7 @@ def collect(
         protocol=protocol_name(cfg),
         seed=cfg.seed,
         tasks=rows,
-        metrics=summarise([r["confusion"] for r in rows], scenario.sizes),
+        metrics=summarise([r["confusion"] for r in rows], scenario.sizes[: len(rows)]),
         environment=environment(cfg.device),
         started=started,
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),

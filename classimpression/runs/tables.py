@@ -289,7 +289,7 @@ def figures_folder(
     profile: str,  # name of the settings' profile
 ) -> Path:
     "Folder for the tables and figures of a profile."
-    kind = {"ablation": "standard", "faithful": "standard", "ablation-quick": "quick"}.get(
+    kind = {"ablation": "standard", "faithful": "standard", "ablation-quick": "quick", "ablation-first": "first"}.get(
         profile, profile
     )  # other budgets, reported in the same place
     return Path(figures) if kind == "standard" else Path(figures) / kind
