@@ -6,6 +6,7 @@
 from __future__ import annotations
 import asyncio, io, math, os, time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..carryover import Carryover
 from ..core.errors import DataError, check
 from ..core.files import read_json
+from ..metrics import task_summary
 from .curves import plot_accuracy
 from .panels import plot_accuracy_matrix, plot_confusion, plot_recalls
 from .plots import image_grid, montage, plot_synthesis_terms, short_name, to_png
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['SLIDERS', 'RESULT_VIEWS', 'Descent', 'widgets_wanted', 'picture', 'with_picture', 'ImpressionExplorer',
-           'explore_impressions', 'load_results', 'pair_name', 'choose_results', 'images_of_cell', 'ResultsBrowser',
-           'browse_results']
+__all__ = ['SLIDERS', 'RESULT_VIEWS', 'OF_CLASSES', 'Descent', 'widgets_wanted', 'picture', 'with_picture', 'ImpressionExplorer',
+           'explore_impressions', 'with_recalls', 'stored_runs', 'load_results', 'repeat_name', 'choose_results',
+           'images_of_cell', 'ResultsBrowser', 'browse_results']
 
 # %% ../../nbs/report/12_explorers.ipynb #fe5f7629
 class Descent:
@@ -291,26 +293,51 @@ def explore_impressions(
     return image_grid(rows)
 
 # %% ../../nbs/report/12_explorers.ipynb #9d583d15
+def with_recalls(
+    r: dict,  # a run as it is stored: confusion matrices, without what follows from them
+) -> dict:
+    "A run with the recall of every class after the last task, and its interval."
+    *earlier, last = r["tasks"]
+    return r | dict(tasks=[*earlier, task_summary(last["confusion"], r["scenario"]["sizes"]) | last])
+
+
+def stored_runs(
+    path: Path,  # <experiment>/<scenario>_runs.json
+) -> list[dict]:  # with their settings, tasks and scenario; empty for another kind of file
+    "Runs of one experiment on one scenario; those of an ablation named after their variants."
+    import pandas as pd
+
+    wanted = {"run_id", "method", "title", "tasks", "scenario", "seed"}
+    data = read_json(path)
+    runs = [
+        with_recalls(r) for r in (data if isinstance(data, list) else []) if isinstance(r, dict) and wanted <= set(r)
+    ]
+    table = path.parent / "runs.csv"
+    frame = pd.read_csv(table) if table.exists() else pd.DataFrame()
+    named = dict(zip(frame.run_id, frame.variant)) if "variant" in frame else {}
+    return [
+        r | {k: f"{r[k]}: {named[r['run_id']]}" for k in ("method", "title")} if r["run_id"] in named else r
+        for r in runs
+    ]
+
+# %% ../../nbs/report/12_explorers.ipynb #9d583d16
 def load_results(
     figures: str | Path = "figures",  # folder of reported results
-) -> list[dict]:  # runs with their settings, tasks and scenario
-    "All runs stored beside the figures, each once. Raises `DataError` if there are none."
-    found: dict[str, dict] = {}
-    for path in sorted(Path(figures).rglob("*_runs.json")):
-        for r in data if isinstance(data := read_json(path), list) else []:
-            if (
-                isinstance(r, dict)
-                and {"run_id", "method", "tasks", "scenario", "seed"} <= set(r)
-                and r.get("profile") == "standard"
-            ):
-                found.setdefault(r["run_id"], r)
+) -> dict[str, list[dict]]:  # experiment and scenario, as `main_table/blood`, to its runs; the main table first
+    "All runs stored beside the figures, file by file. Raises `DataError` if there are none."
+    found = {}
+    paths = sorted(Path(figures).glob("*/*_runs.json"), key=lambda p: (p.parent.name != "main_table", p.as_posix()))
+    for path in paths:
+        runs = stored_runs(path)
+        if len({tuple(r["scenario"]["sizes"]) for r in runs}) == 1:  # one sequence of tasks, or curves say nothing
+            found[path.relative_to(figures).as_posix().removesuffix("_runs.json")] = runs
     check(
         found,
         f"there are no results in {Path(figures).resolve()}; give the folder `figures` of a clone, or run "
         f"`classimpression reproduce` first",
         DataError,
     )
-    return list(found.values())
+    return found
 
 # %% ../../nbs/report/12_explorers.ipynb #de8fc370
 RESULT_VIEWS = {
@@ -319,34 +346,34 @@ RESULT_VIEWS = {
     "confusion": plot_confusion,
     "recalls": plot_recalls,
 }
+OF_CLASSES = ("confusion", "recalls")  # views that need one class order
 
 
-def pair_name(
+def repeat_name(
     r: dict,  # a run
 ) -> str:
-    "Seed and class order of a run, which identify its pair."
-    return f"seed {r['seed']}, classes {' '.join(map(str, r['scenario']['class_order']))}"
+    "Seed and classes of a run in their order, task by task: `seed 0: basophil, eosinophil | erythroblast, ...`"
+    names = iter(r["scenario"]["class_names"])
+    tasks = [", ".join(islice(names, size)) for size in r["scenario"]["sizes"]]
+    return f"seed {r['seed']}: {' | '.join(tasks)}"
 
 # %% ../../nbs/report/12_explorers.ipynb #c5946b2b
 def choose_results(
-    results: list[dict],  # all runs
-    scenario: str,  # their task sequence
-    methods: list[str],  # to keep
-    repeats: list[str],  # to keep, from `pair_name`
+    runs: list[dict],  # of one file
+    methods: list[str],  # to keep, in this order
+    repeats: list[str],  # to keep, from `repeat_name`
 ) -> list[dict]:
-    "The runs that a selection asks for; of runs with the same method and pair the last one."
-    chosen = {
-        (r["method"], pair_name(r)): r
-        for r in results
-        if r["scenario"]["name"] == scenario and r["method"] in methods and pair_name(r) in repeats
-    }
+    "The runs that a selection asks for. Raises `DataError` if there are none, or several for one method and repeat."
+    chosen = [r for r in runs if r["method"] in methods and repeat_name(r) in repeats]
     check(
         chosen,
-        f"no run of {', '.join(methods) or 'no method'} on {scenario} in {len(repeats)} chosen pair(s); choose at "
-        f"least one method and one pair",
+        f"no run of {', '.join(methods) or 'no method'} in {len(repeats)} chosen repeat(s); choose at least one method "
+        f"and one repeat",
         DataError,
     )
-    return [chosen[k] for k in sorted(chosen, key=lambda k: (methods.index(k[0]), k[1]))]
+    keys = [(methods.index(r["method"]), repeat_name(r)) for r in chosen]
+    check(len(set(keys)) == len(keys), "several runs of one method on one repeat in the same file", DataError)
+    return [r for _, r in sorted(zip(keys, chosen), key=lambda pair: pair[0])]
 
 # %% ../../nbs/report/12_explorers.ipynb #4deaf40c
 def images_of_cell(
@@ -379,75 +406,100 @@ class ResultsBrowser:
         figures: str | Path = "figures",  # folder of reported results
         methods: tuple = ("class-impression", "fine-tuning", "joint", "census"),  # shown first, where they are found
     ):
-        import ipywidgets as w
-
-        self.results, self.first, self.quiet = load_results(figures), methods, False
-        wide = dict(layout=w.Layout(width="98%", max_width="420px"), style={"description_width": "80px"})
-        high = dict(wide, layout=w.Layout(width="98%", max_width="420px", height="130px"))
-        self.scenario = w.Dropdown(
-            options=sorted({r["scenario"]["name"] for r in self.results}), description="scenario", **wide
-        )
-        self.methods, self.repeats = (
-            w.SelectMultiple(description="methods", **high),
-            w.SelectMultiple(
-                description="repeats", **dict(wide, layout=w.Layout(width="98%", max_width="420px", height="80px"))
-            ),
-        )
-        self.view = w.Dropdown(options=list(RESULT_VIEWS), description="view", **wide)
-        self.metric = w.Dropdown(
-            options=[
-                ("balanced accuracy", "balanced_accuracy"),
-                ("accuracy", "accuracy"),
-                ("worst class", "worst_class_recall"),
-            ],
-            description="metric",
-            **wide,
-        )
-        self.true, self.answer = w.Dropdown(description="true class", **wide), w.Dropdown(description="answer", **wide)
-        self.plot, self.cell, self.status = w.Image(format="png"), w.Image(format="png"), w.HTML()
-        for image in (self.plot, self.cell):
-            image.layout = w.Layout(max_width="100%", height="auto", object_fit="contain")
-        left = w.VBox(
-            [self.scenario, self.methods, self.repeats, self.view, self.metric, self.true, self.answer],
-            layout=w.Layout(flex="1 1 320px", max_width="440px"),
-        )
-        self.box = w.Box(
-            [left, w.VBox([self.plot, self.status, self.cell], layout=w.Layout(flex="2 1 360px", min_width="0"))],
-            layout=w.Layout(flex_flow="row wrap", width="100%"),
-        )
-        self.scenario.observe(lambda _: self.fill(), "value")
-        for c in (self.methods, self.repeats, self.view, self.metric, self.true, self.answer):
+        self.figures, self.results, self.first = Path(figures), load_results(figures), methods
+        self.quiet, self.before = False, None
+        self.make_controls()
+        self.arrange()
+        self.experiment.observe(lambda _: self.fill(), "value")
+        self.view.observe(lambda _: self.turn(), "value")
+        for c in (self.methods, self.repeats, self.metric, self.true, self.answer):
             c.observe(lambda _: self.draw(), "value")
         self.fill()
 
+    def make_controls(self) -> None:
+        "Menus and lists."
+        import ipywidgets as w
+
+        style = {"description_width": "80px"}
+        wide = dict(layout=w.Layout(width="98%", max_width="420px"), style=style)
+        high = {
+            n: dict(layout=w.Layout(width="98%", max_width="420px", height=f"{n}px"), style=style) for n in (130, 80)
+        }
+        shown = [(k.replace("_", " ").replace("/", ", "), k) for k in self.results]
+        self.experiment = w.Dropdown(options=shown, description="experiment", **wide)
+        self.methods = w.SelectMultiple(description="methods", **high[130])
+        self.repeats = w.SelectMultiple(description="repeats", **high[80])
+        self.view = w.Dropdown(options=list(RESULT_VIEWS), description="view", **wide)
+        measures = {
+            "balanced accuracy": "balanced_accuracy",
+            "accuracy": "accuracy",
+            "worst class": "worst_class_recall",
+        }
+        self.metric = w.Dropdown(options=list(measures.items()), description="metric", **wide)
+        self.true, self.answer = w.Dropdown(description="true class", **wide), w.Dropdown(description="answer", **wide)
+
+    def arrange(self) -> None:
+        "Controls at the left, pictures beside them or, on a narrow screen, below."
+        import ipywidgets as w
+
+        self.plot, self.cell, self.status, self.source = (
+            w.Image(format="png"),
+            w.Image(format="png"),
+            w.HTML(),
+            w.HTML(),
+        )
+        for image in (self.plot, self.cell):
+            image.layout = w.Layout(max_width="100%", height="auto", object_fit="contain")
+        controls = [self.experiment, self.methods, self.repeats, self.view, self.metric, self.true, self.answer]
+        left = w.VBox([*controls, self.source], layout=w.Layout(flex="1 1 320px", max_width="440px"))
+        right = w.VBox([self.plot, self.status, self.cell], layout=w.Layout(flex="2 1 360px", min_width="0"))
+        self.box = w.Box([left, right], layout=w.Layout(flex_flow="row wrap", width="100%"))
+
+    @property
+    def runs(self) -> list[dict]:
+        "Runs of the experiment that is shown."
+        return self.results[self.experiment.value]
+
+    @property
+    def scenario(self) -> str:
+        "Name of the task sequence that is shown."
+        return self.runs[0]["scenario"]["name"]
+
     def fill(self) -> None:
-        "Offer the methods, repeats and classes of the scenario."
-        mine = [r for r in self.results if r["scenario"]["name"] == self.scenario.value]
-        titles, repeats = {r["method"]: r["title"] for r in mine}, sorted({pair_name(r) for r in mine})
-        names = sorted(mine, key=lambda r: r["scenario"]["class_order"])[0]["scenario"]["class_names"]
-        self.quiet = True
+        "Offer the methods, repeats and classes of the experiment, and name its file."
+        titles, repeats = {r["method"]: r["title"] for r in self.runs}, sorted({repeat_name(r) for r in self.runs})
+        names = min(self.runs, key=lambda r: r["scenario"]["class_order"])["scenario"]["class_names"]
+        self.quiet, self.before = True, None
         self.methods.options = [(t, m) for m, t in sorted(titles.items(), key=lambda p: p[1])]
-        self.methods.value = [m for m in self.first if m in titles] or [next(iter(titles))]
+        self.methods.value = [m for m in self.first if m in titles] or list(titles)[:4]
         self.repeats.options, self.repeats.value = repeats, repeats
         for c in (self.true, self.answer):
             c.options, c.value = [(n, k) for k, n in enumerate(names)], 0
+        self.source.value = f"from <code>{self.figures.name}/{self.experiment.value}_runs.json</code>"
+        self.quiet = False
+        self.turn()
+
+    def turn(self) -> None:
+        "A view of classes opens on the first repeat, since others have other class orders; the next one has all again."
+        self.quiet = True
+        if self.view.value in OF_CLASSES and self.before is None:
+            self.before, self.repeats.value = self.repeats.value, self.repeats.options[:1]
+        elif self.view.value not in OF_CLASSES and self.before is not None:
+            self.repeats.value, self.before = self.before, None
         self.quiet = False
         self.draw()
 
     def figure(self) -> Figure:
         "The figure of the present selection. Raises `DataError` for one that cannot be drawn."
-        chosen = choose_results(self.results, self.scenario.value, list(self.methods.value), list(self.repeats.value))
-        return (
-            plot_accuracy(chosen, self.metric.value)
-            if self.view.value == "curves"
-            else RESULT_VIEWS[self.view.value](chosen)
-        )
+        chosen = choose_results(self.runs, list(self.methods.value), list(self.repeats.value))
+        view = RESULT_VIEWS[self.view.value]
+        return view(chosen, self.metric.value) if self.view.value == "curves" else view(chosen)
 
     def draw(self) -> None:
         "Draw the selection; say what is wrong with it where there is no figure."
         if self.quiet:
             return
-        cell = self.view.value in ("confusion", "recalls")
+        cell = self.view.value in OF_CLASSES
         self.metric.disabled, self.true.disabled, self.answer.disabled = self.view.value != "curves", not cell, not cell
         self.status.value, self.cell.value, self.cell.layout.display = "", b"", "none"
         try:
@@ -455,16 +507,18 @@ class ResultsBrowser:
         except DataError as e:
             self.plot.value, self.status.value = b"", str(e)
         self.plot.layout.display = None if self.plot.value else "none"
-        if not self.plot.value:
+        if self.plot.value and cell:
+            self.draw_cell()
+
+    def draw_cell(self) -> None:
+        "The images behind a cell, where the package has them."
+        if not getattr(SCENARIOS.get(f"{self.scenario}-mini"), "embedded", False):
+            said = "no test images of this scenario are in the package, so those behind a cell cannot be shown"
+            self.status.value = said
             return
-        if cell and not getattr(SCENARIOS.get(f"{self.scenario.value}-mini"), "embedded", False):
-            self.status.value = (
-                "no test images of this scenario are in the package, so those behind a cell cannot be shown"
-            )
-        elif cell:
-            x, self.status.value = images_of_cell(self.true.value, self.answer.value, self.scenario.value)
-            if len(x):
-                self.cell.value, self.cell.layout.display = picture(x), None
+        x, self.status.value = images_of_cell(self.true.value, self.answer.value, self.scenario)
+        if len(x):
+            self.cell.value, self.cell.layout.display = picture(x), None
 
     def _repr_mimebundle_(self, **_) -> dict:
         return with_picture(self.box, self.figure)
@@ -476,11 +530,7 @@ def browse_results(
     "Widgets to look into results; a figure of the balanced accuracy where there are none."
     if widgets_wanted():
         return ResultsBrowser(figures)
-    results = load_results(figures)
-    methods = [
-        m for m in ("class-impression", "fine-tuning", "joint", "census") if any(r["method"] == m for r in results)
-    ]
-    scenario = next(r for r in results if r["method"] in methods)["scenario"]["name"]
-    return plot_accuracy(
-        choose_results(results, scenario, methods, sorted({pair_name(r) for r in results})), "balanced_accuracy"
-    )
+    runs = next(iter(load_results(figures).values()))
+    there = {r["method"] for r in runs}
+    methods = [m for m in ("class-impression", "fine-tuning", "joint", "census") if m in there] or sorted(there)[:4]
+    return plot_accuracy(choose_results(runs, methods, sorted({repeat_name(r) for r in runs})), "balanced_accuracy")
