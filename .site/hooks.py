@@ -280,8 +280,12 @@ def on_env(env, config, files):
 
 
 def on_page_content(content, page, config, files):
-    "Prose and the API are searched; code and what it wrote are not."
-    return re.sub(r'<div class="jp-Cell jp-CodeCell', r'<div data-search-exclude class="jp-Cell jp-CodeCell', content)
+    "Prose and the API are searched; cells of code and what they wrote are not."
+    starts = r'(?=<div class="jp-Cell jp-(?:MarkdownCell[^>]*|CodeCell[^">]*")>)'  # code has a second one inside
+    head, *cells = re.split(starts, content)
+    code = '<div class="jp-Cell jp-CodeCell'
+    wrapped = [f"<section data-search-exclude>{c}</section>" if c.startswith(code) else c for c in cells[:-1]]
+    return "".join([head, *wrapped, *cells[-1:]])  # the last one is followed by the ends of what holds them all
 
 
 def on_post_page(output, page, config):
@@ -292,12 +296,14 @@ def on_post_page(output, page, config):
     output = re.sub(f"<link(?:{away}{rel}|{rel}{away})[^>]*>", "", output)
 
     def in_a_file(found):
+        if len(found[1]) < 20_000:
+            return found[0]
         name = f"assets/{hashlib.md5(found[1].encode()).hexdigest()[:10]}.css"
         (Path(config.site_dir) / "assets").mkdir(parents=True, exist_ok=True)
         (Path(config.site_dir) / name).write_text(found[1])
         return f'<link rel="stylesheet" href="{os.path.relpath(name, os.path.dirname(page.url) or ".")}">'
 
-    return re.sub(r'<style type="text/css">(.{20000,}?)</style>', in_a_file, output, flags=re.S)
+    return re.sub(r'<style type="text/css">(.*?)</style>', in_a_file, output, flags=re.S)
 
 
 def on_post_build(config):

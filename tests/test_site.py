@@ -83,7 +83,11 @@ def words(page: Path) -> str:
 @pytest.mark.xdist_group("site")
 def test_home_and_menu(site):
     home = (site / "index.html").read_text()
-    assert "pip install" in home and "github.com/classimpression" in home and 'id="__palette_1"' in home
+    assert (
+        "pip install -c constraints.txt" in words(site / "index.html")
+        and "github.com/classimpression" in home
+        and 'id="__palette_1"' in home
+    )
     assert "md-footer__link--next" in home and "md-footer__link--prev" in (site / "tour.html").read_text()
     assert 'data-md-component="source"' not in home, "the theme would ask the repository's host for stars"
     menu = words(site / "results.html")
