@@ -158,9 +158,13 @@ def experiment_list(
     "Every experiment with its question and its executed notebooks, in Markdown."
     lines = ["| experiment | question | executed |", "| --- | --- | --- |"]
     for e in experiments().values():
-        own = sorted((Path(figures) / e.folder).glob(f"*{'_' + e.name if e.notebook else ''}.ipynb"))
-        mine = [p for p in own if e.notebook or not p.stem.endswith("_at_once")]
-        links = ", ".join(f"[{p.stem}]({p.relative_to(figures).as_posix()})" for p in mine)
+        ending = f"_{e.name}" if e.notebook else ""
+        found = (Path(figures) / e.folder).glob("*.ipynb")
+        names = sorted(
+            {p.name.partition(".")[0] for p in found if ".failed." not in p.name}
+        )  # one that runs will be there
+        mine = [n for n in names if n.endswith(ending) and (ending or not n.endswith("_at_once"))]
+        links = ", ".join(f"[{n}]({e.folder}/{n}.ipynb)" for n in mine)
         lines.append(f"| {e.title} | {e.question} | {links or '–'} |")
     return "\n".join(lines)
 
