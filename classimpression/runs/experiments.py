@@ -144,7 +144,8 @@ def measured_seconds(
             r = json.loads(path.read_text())
         except (OSError, ValueError):
             continue  # a damaged result is reported when it is asked for
-        spent = sum(t.get("cpu_seconds", sum(t["seconds"].values())) for t in r["tasks"])
+        shared = lambda t: t.get("cached_seconds", {}).get("cpu_seconds", 0.0)  # made once, by another run
+        spent = sum(t.get("cpu_seconds", sum(t["seconds"].values())) - shared(t) for t in r["tasks"])
         settings = path.parent.name.rsplit("-", 2)[1] if path.parent.name.count("-") > 1 else ""
         for key in (f"{path.parent.parent.name} {r['profile']} {r['method']}", settings):
             found.setdefault(key, []).append(spent)
