@@ -66,6 +66,12 @@ def test_dicom_as_scanners_write_it(tmp_path, frames):
         read_series(tmp_path / "c.dcm", Limits(max_seconds=4))
 
 
+def test_jpeg_lossless_with_its_decoder(tmp_path, frames):
+    pytest.importorskip("gdcm", reason="the extra `dicom` is not installed")
+    dicom(tmp_path / "a.dcm", frames, files.LOSSLESS, [files.jpeg_lossless(f) for f in frames])
+    assert np.array_equal(read_series(tmp_path / "a.dcm"), frames)
+
+
 def test_a_video_that_was_cut_off_is_refused(tmp_path, frames):
     for name, codec in (("a.avi", "mjpeg"), ("a.mp4", "libx264")):
         whole = video(tmp_path / name, np.concatenate([frames] * 6), codec).read_bytes()

@@ -66,7 +66,8 @@ def read_table(
     text = rest if first.strip().lower().startswith("sep=") else text  # Excel's way to say it
     head = {s: [c.strip().strip('"').lower() for c in text.split("\n", 1)[0].split(s)] for s in ",;\t|"}
     s = next((s for s in head if set(need) <= set(head[s])), max(head, key=lambda s: len(head[s])))
-    rows, names = split_rows(text, s, path.name), head[s]
+    rows = split_rows(text, s, path.name)
+    names = [c.strip().lower() for c in rows[0]]
     missing = [c for c in need if c not in names]
     check(not missing, f"{path.name} lacks the columns {missing}; it needs {', '.join(need)}", DataError)
     twice = [c for c in need if names.count(c) > 1]

@@ -39,7 +39,8 @@ ODD = {
     "spaces around view and patient": "path,view,patient\na.npy, AP2 ,  1 \n",
     "a view in small letters": "path,view,patient\na.npy,ap2,1\n",
     "further columns": "age,path,view,patient,x\n9,a.npy,AP2,1,y\n",
-    "1.0 for 1": "path,view,patient\na.npy,AP2,1\n",
+    "a comma in the name of a column": '"path",view,patient,"age, in years"\na.npy,AP2,1,9\n',
+    "a separator within quotes": 'path;view;patient;"note; long"\na.npy;AP2;1;"x; y"\n',
 }
 
 
