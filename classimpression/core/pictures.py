@@ -155,13 +155,11 @@ def unknown(
 ) -> str:
     "Why it cannot be read, as far as its first bytes tell."
     kind = looks_like(path)
-    if "TIFF" in kind:
-        return (
-            f"it is a {kind} of a kind that Pillow does not read, such as 16 bits per colour or floats in several "
-            f"channels; convert it to PNG"
-        )
+    if kind.endswith("picture"):
+        why = "of a kind that Pillow does not read (12 bits, floats in several channels), or damaged"
+        return f"it is a {kind} {why}; convert it to PNG"
     return (
-        f"it is a{'n' * (kind[0] in 'aeiouAEIOH')} {kind}"
+        (f"it is a{'n' * (kind[0] in 'aeiouAEIOH')} {kind}")
         if kind
-        else "it is no picture, or damaged in its first bytes"
+        else "it is no picture, or damaged at its beginning"
     )

@@ -16,12 +16,13 @@ from ..core.pictures import DEEP, NOT_SQUARE, TURNED, looks_like, numbers, opene
 from ..data import as_bytes
 
 # %% auto #0
-__all__ = ['COLOUR_SHARE', 'COLOUR_GAP', 'DEFLATED', 'WINDOW', 'AXES', 'READERS', 'KINDS', 'Limits', 'to_grey', 'Reading',
-           'unpacked', 'needs', 'dicom_seconds', 'dicom_shape', 'deflated_limit', 'dicom_header', 'dicom_meta',
-           'coded_size', 'pixel_bytes', 'compressed', 'dicom_frames', 'check_pixels', 'window_facts', 'windowed',
-           'voi_ends', 'read_dicom', 'brightness', 'looked_up', 'dicom_video', 'gather_frames', 'riff_whole',
-           'hidden_frames', 'quarter_turns', 'video_frames', 'codec_word', 'read_video', 'timed_frames', 'read_picture',
-           'read_mask', 'read_nifti', 'read_numpy', 'mat_bytes', 'read_matlab', 'ending_of', 'why_unreadable',
+__all__ = ['COLOUR_SHARE', 'COLOUR_GAP', 'DEFLATED', 'JPEG_EXTENDED', 'WINDOW', 'AXES', 'MAT_STORED', 'MAT_CLASSES', 'READERS',
+           'KINDS', 'Limits', 'to_grey', 'Reading', 'unpacked', 'needs', 'dicom_seconds', 'dicom_shape',
+           'deflated_limit', 'dicom_header', 'dicom_meta', 'coded_size', 'pixel_bytes', 'compressed', 'dicom_frames',
+           'check_pixels', 'window_facts', 'windowed', 'voi_ends', 'stored_numbers', 'read_dicom', 'brightness',
+           'looked_up', 'dicom_video', 'gather_frames', 'riff_whole', 'hidden_frames', 'quarter_turns', 'video_frames',
+           'codec_word', 'read_video', 'timed_frames', 'read_picture', 'read_mask', 'read_nifti', 'read_numpy',
+           'mat_bytes', 'mat_elements', 'mat_variable', 'read_matlab', 'mat_numbers', 'ending_of', 'why_unreadable',
            'read_series']
 
 # %% ../../nbs/echo/02_readers.ipynb #e926bd24
@@ -132,7 +133,7 @@ class Reading:
         check(x.size, "it holds no frames", DataError)
         if x.dtype == np.uint8:
             return x
-        self.seen[DEEP] += 1
+        self.seen[DEEP] += declared != 8
         return as_bytes(x, self.bits, declared)
 
 # %% ../../nbs/echo/02_readers.ipynb #b38f404b
@@ -315,6 +316,9 @@ def dicom_frames(
     return len(encaps.parse_basic_offsets(ds.PixelData)) or starts or int(len(parts) == 1)
 
 # %% ../../nbs/echo/02_readers.ipynb #f47964ac
+JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"  # 8 bits for Pillow, 12 for GDCM
+
+
 def check_pixels(
     ds: Any,  # a pydicom data set whose NumberOfFrames is right
 ) -> None:
@@ -355,7 +359,8 @@ def check_pixels(
     check(len(coded) >= T, f"it declares {T} frames and holds {len(coded)}: it was cut off; copy it again", DataError)
     odd = next((c for c in coded if c not in (None, size)), None)
     check(odd is None, f"a compressed frame has {list(odd or [])} pixels, its header says {list(size)}", DataError)
-    return "pillow" if "pillow" in decoder.available_plugins else ""
+    pillow = "pillow" in decoder.available_plugins and (uid != JPEG_EXTENDED or int(ds.BitsAllocated) == 8)
+    return "pillow" if pillow else ""
 
 # %% ../../nbs/echo/02_readers.ipynb #2ca987a1
 WINDOW = "DICOM window applied"
@@ -444,6 +449,25 @@ def voi_ends(
         return np.array([0.0, 2.0 ** int(facts.VOILUTSequence[0].LUTDescriptor[2]) - 1])
     return pixels.apply_voi_lut(np.array([-1e9, 1e9]), facts)
 
+# %% ../../nbs/echo/02_readers.ipynb #e36965aa
+def stored_numbers(
+    ds: Any,  # a pydicom data set
+    plugin: str,  # of pydicom that decodes; "": any
+) -> np.ndarray:
+    "The pixels as they are stored. Raises `DataError` that names how they are compressed."
+    try:
+        return needs("pydicom.pixels").pixel_array(ds, decoding_plugin=plugin)
+    except (ClassImpressionError, MemoryError):
+        raise
+    except Exception as e:  # plugins raise what their libraries do
+        if not compressed(ds):
+            raise
+        raise DataError(
+            f"its compressed frames ({ds.file_meta.TransferSyntaxUID.name}) cannot be decoded ({type(e).__name__}): "
+            f"damaged, or of "
+            "a kind that needs GDCM: pip install 'classimpression[dicom]'"
+        ) from None
+
 # %% ../../nbs/echo/02_readers.ipynb #ed120585
 def read_dicom(
     path: Path,
@@ -486,8 +510,7 @@ def read_dicom(
         DataError,
     )
     plugin = check_pixels(ds)
-    x = needs("pydicom.pixels").pixel_array(ds, decoding_plugin=plugin)
-    return brightness(x.reshape(T, H, W, C), ds, how)
+    return brightness(stored_numbers(ds, plugin).reshape(T, H, W, C), ds, how)
 
 # %% ../../nbs/echo/02_readers.ipynb #8055136f
 def brightness(
@@ -566,7 +589,7 @@ def riff_whole(
         f.seek(at)
         word, n = struct.unpack("<4sI", f.read(8))
         if word not in (b"RIFF", b"JUNK"):
-            return at > 0  # what stands behind the last chunk is no part of it
+            return at > 8  # what stands behind the last chunk is no part of it; a size of 0 tells nothing
         at += 8 + n + n % 2
     return 0 < at <= size + 1
 
@@ -757,6 +780,42 @@ def mat_bytes(
     return total
 
 # %% ../../nbs/echo/02_readers.ipynb #372ced28
+MAT_STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+MAT_CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
+
+
+def mat_elements(
+    data: memoryview,  # of a MATLAB file: some elements, one behind the other
+    order: str,  # "<" or ">"
+) -> Iterator[tuple[int, memoryview]]:  # type, content
+    "Cut a stretch of a MATLAB file into its elements. Raises `DataError` for one that is longer than the stretch."
+    at = 0
+    while at + 8 <= len(data):
+        kind, n = struct.unpack_from(order + "II", data, at)
+        start, end = at + 8, at + 8 + n
+        if kind >> 16:  # four bytes at most, in the tag itself
+            kind, n, start, end = kind & 0xFFFF, kind >> 16, at + 4, at + 4 + (kind >> 16)
+        check(end <= len(data), "a part of it is longer than the file: damaged or cut off; copy it again", DataError)
+        yield kind, data[start:end]
+        at = max(end if kind == 15 else end + -end % 8, at + 8)
+
+# %% ../../nbs/echo/02_readers.ipynb #3ab9b6ef
+def mat_variable(
+    path: Path,  # MATLAB file of version 5 whose size has been judged
+    name: bytes,
+) -> tuple[str, list[tuple[int, memoryview]]]:  # order of bytes, parts of the variable
+    "Find a variable. Raises `DataError` if there is none of that name."
+    data = memoryview(path.read_bytes())
+    order = "<" if bytes(data[126:128]) == b"IM" else ">"
+    for kind, content in mat_elements(data[128:], order):
+        if kind == 15:
+            kind, content = next(mat_elements(memoryview(zlib.decompress(content)), order))
+        parts = list(mat_elements(content, order)) if kind == 14 else []
+        if len(parts) > 3 and bytes(parts[2][1]) == name:
+            return order, parts
+    raise DataError(f"it has no struct {name.decode()}")
+
+# %% ../../nbs/echo/02_readers.ipynb #db52a89a
 def read_matlab(path: Path, how: Reading) -> np.ndarray:  # uint8 [T, H, W]
     "Patient.DicomImage, [H, W, T], of a MATLAB file of version 5 to 7."
     most = how.limits.max_bytes + 2**20
@@ -764,22 +823,31 @@ def read_matlab(path: Path, how: Reading) -> np.ndarray:  # uint8 [T, H, W]
         check(
             f.read(10) != b"MATLAB 7.3", "it is a MATLAB file of version 7.3 (HDF5); save it again with -v7", DataError
         )
-    check(
-        mat_bytes(path, most) <= most, f"it unpacks to more than {how.limits.max_bytes:,} bytes (max_bytes)", DataError
-    )
-    found = needs("scipy.io").loadmat(path, variable_names=["Patient"], squeeze_me=True)
-    check("Patient" in found, "it has no struct Patient", DataError)
-    patient = found["Patient"]
-    check(patient.dtype.names and "DicomImage" in patient.dtype.names, "its Patient has no DicomImage", DataError)
-    x = np.asarray(patient["DicomImage"].item() if patient.ndim == 0 else patient["DicomImage"].flat[0])
-    check(
-        x.dtype.kind in "buif" and x.ndim in (2, 3),
-        f"Patient.DicomImage must be numbers [H, W, T], not {x.dtype} {list(x.shape)}",
-        DataError,
-    )
-    x = x[..., None] if x.ndim == 2 else x
+    size = max(mat_bytes(path, most), path.stat().st_size)
+    check(size <= most, f"it unpacks to more than {how.limits.max_bytes:,} bytes (max_bytes)", DataError)
+    order, (flags, _, _, *parts) = mat_variable(path, b"Patient")
+    check(bytes(flags[1][:4])[0 if order == "<" else 3] == 2, "its Patient is no struct", DataError)
+    wide, names = int.from_bytes(parts[0][1], "little" if order == "<" else "big"), bytes(parts[1][1])
+    fields = [names[i : i + wide].rstrip(b"\0") for i in range(0, len(names), max(wide, 1))]
+    check(b"DicomImage" in fields, "its Patient has no DicomImage", DataError)
+    x = mat_numbers(parts[2 + fields.index(b"DicomImage")][1], order)
     how.limits.judge(x.shape[2], *x.shape[:2], itemsize=x.dtype.itemsize)
     return how.frames(x.transpose(2, 0, 1))
+
+# %% ../../nbs/echo/02_readers.ipynb #5820e17a
+def mat_numbers(
+    content: memoryview,  # of a matrix
+    order: str,  # of bytes
+) -> np.ndarray:  # [H, W, T]
+    "The numbers of a matrix of two or three axes. Raises `DataError` for text, cells and structs."
+    flags, dims, _, values = list(mat_elements(content, order))[:4]
+    kind = bytes(flags[1][:4])[0 if order == "<" else 3]
+    shape = [*np.frombuffer(dims[1], order + "i4").tolist(), 1][:3]
+    good = kind in MAT_CLASSES and values[0] in MAT_STORED and len(dims[1]) in (8, 12) and min(shape) > 0
+    check(good, "Patient.DicomImage must be numbers [H, W, T]", DataError)
+    x = np.frombuffer(values[1], order + MAT_STORED[values[0]])
+    check(x.size == math.prod(shape), f"Patient.DicomImage declares {shape} and holds {x.size:,} numbers", DataError)
+    return x.reshape(shape, order="F").astype(MAT_CLASSES[kind])
 
 # %% ../../nbs/echo/02_readers.ipynb #33c7d53d
 READERS: dict[str, Callable[[Path, Reading], np.ndarray]] = {
@@ -820,7 +888,10 @@ def why_unreadable(
 ) -> str:
     "What is wrong with a file, without its name and without what a library says."
     if isinstance(e, MemoryError):
-        return "there is not enough memory for it; free some, or lower max_bytes"
+        return (
+            "there is not enough memory for it, or its header is damaged and asks for too much; free some, or "
+            "copy it again"
+        )
     if isinstance(e, OSError) and e.errno and 0 < e.errno < 200:
         return f"the system does not give it: {os.strerror(e.errno)}; the file itself may be whole"
     kind = looks_like(path)

@@ -339,6 +339,28 @@ def _(folder):
         readers.READERS[".npy"] = was
 
 
+@fault("diagnosis", "a JPEG of 12 bits in {where}", says="JPEG.*(12 bits|GDCM)", where=("an image folder", "DICOM"))
+def _(folder, where):
+    data = files.picture(X[0], "JPEG")
+    at = data.find(b"\xff\xc0")
+    data = data[:at] + b"\xff\xc1" + data[at + 2 : at + 4] + b"\x0c" + data[at + 5 :]  # precision 12
+    if where == "DICOM":
+        more = dict(BitsAllocated=16, BitsStored=12, HighBit=11)
+        p = files.dicom(folder / "a.dcm", X, "1.2.840.10008.1.2.4.51", [data] * 4, **more)
+        without_gdcm(lambda: read_series(p))
+    (folder / "a.jpg").write_bytes(data)
+    read_image(folder / "a.jpg", 1, None)
+
+
+@fault("diagnosis", "an AVI file whose writer left its size at 0, cut in half", says="cut off|cannot be read")
+def _(folder):
+    p = files.video(folder / "a.avi", files.moving(40), "mjpeg")
+    data = bytearray(p.read_bytes())
+    data[4:8] = bytes(4)
+    p.write_bytes(data[: len(data) // 2])
+    read_series(p)
+
+
 @fault("diagnosis", "a folder called a.npy", says="no such file")
 def _(folder):
     (folder / "a.npy").mkdir()

@@ -114,7 +114,7 @@ def child(kind: str, start: int, stop: int, log: Path) -> None:
                     read(p)
                 how = "read"
             except ClassImpressionError as e:
-                how = "memory" if "not enough memory" in str(e) else "hang" if "TimeoutError" in str(e) else "refused"
+                how = "hang" if "TimeoutError" in str(e) else "refused"
             except TimeoutError:
                 how = "hang"
             except Exception as e:

@@ -143,6 +143,32 @@ def _(folder, kind):
     read_image(folder / "a.png", 1, None)
 
 
+@fault(
+    "hostile",
+    "MATLAB whose {what}",
+    says="longer than the file|unpacks to more|no struct|no DicomImage|must be numbers|declares|cannot be read",
+    what=("lengths are huge", "struct has no fields", "dimensions are negative", "numbers are cells", "tags are zeros"),
+)
+def _(folder, what):
+    data = bytearray(files.matlab(folder / "a.mat", files.moving(), packed=False).read_bytes())
+    at = data.find(b"DicomImage")
+    if what == "lengths are huge":
+        data[132:136] = struct.pack("<I", 2**31)
+    elif what == "struct has no fields":
+        data[at : at + 10] = bytes(10)
+    elif what == "dimensions are negative":
+        i = data.find(struct.pack("<3i", 48, 64, 4))
+        data[i : i + 12] = struct.pack("<3i", -48, 64, -4)
+    elif what == "numbers are cells":
+        i = data.find(struct.pack("<3i", 48, 64, 4))
+        data[i - 16] = 1
+    else:
+        data[at + 200 : at + 400] = bytes(200)
+        data[136:200] = bytes(64)
+    (folder / "a.mat").write_bytes(data)
+    read_series(folder / "a.mat")
+
+
 @fault("hostile", "a GIF of 3000 frames", says="max_frames", slow=True)
 def _(folder):
     x = np.arange(3000, dtype=np.uint8)[:, None, None] + np.zeros((1, 2, 2), np.uint8)
