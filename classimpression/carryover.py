@@ -6,7 +6,9 @@
 from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable
+from typing import Annotated, Any, Callable, Iterator, Literal
+import msgspec
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,12 +16,13 @@ from .core.errors import DataError, StateError, check, check_number
 from .core.files import load_tensors, save_tensors
 from .core.seeding import generator
 from .data import Split, mean_of
-from .models import frozen_copy
-from .tasks import Task
+from .models import NETWORKS, frozen_copy
+from .tasks import Task, image_keys
 
 # %% auto #0
-__all__ = ['TIERS', 'refuse_few', 'class_means', 'Extra', 'n_bytes', 'Carryover', 'ExemplarCarryover', 'herd', 'choose_exemplars',
-           'take_exemplars', 'hand_over', 'allowed_tier', 'save_carryover', 'load_carryover']
+__all__ = ['TIERS', 'refuse_few', 'class_means', 'Extra', 'n_bytes', 'tensors_in', 'hidden_tensors', 'fresh_buffers', 'memory_of',
+           'Carryover', 'ExemplarCarryover', 'herd', 'choose_exemplars', 'take_exemplars', 'as_images', 'images_among',
+           'hand_over', 'allowed_tier', 'save_carryover', 'CarryFacts', 'check_facts', 'numbers_in', 'load_carryover']
 
 # %% ../nbs/06_carryover.ipynb #7042f615
 def refuse_few(
@@ -59,6 +62,7 @@ class Extra:
 
     def __post_init__(self):
         check(self.tier in TIERS, f"unknown tier {self.tier!r}; known: {', '.join(TIERS)}")
+        check(isinstance(self.value, Tensor), f"what is carried is a tensor, not {type(self.value).__name__}")
 
 # %% ../nbs/06_carryover.ipynb #484a412d
 def n_bytes(
@@ -66,6 +70,57 @@ def n_bytes(
 ) -> int:
     "Bytes of the given tensors as stored."
     return sum(t.numel() * t.element_size() for t in tensors)
+
+# %% ../nbs/06_carryover.ipynb #40e616c1
+def tensors_in(
+    value: Any,  # an attribute of a module
+    depth: int = 3,  # lists in lists that are looked into
+) -> Iterator[Tensor]:
+    "Tensors in a value, in lists, tuples, sets and dictionaries of it, and in data classes such as `Split`."
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and not isinstance(value, nn.Module):
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
+        fields = vars(value).values() if hasattr(value, "__dataclass_fields__") else ()
+        for v in (*inner, *fields):
+            yield from tensors_in(v, depth - 1)
+
+# %% ../nbs/06_carryover.ipynb #f6a77b16
+def hidden_tensors(
+    module: nn.Module,
+) -> list[Tensor]:
+    "Tensors that no state dictionary holds: plain attributes, and buffers that are not stored."
+    own = ("_parameters", "_buffers", "_modules", "_backward_hooks", "_forward_hooks", "_forward_pre_hooks")
+    found = []
+    for m in module.modules():
+        found += [b for k, b in m._buffers.items() if b is not None and k in m._non_persistent_buffers_set]
+        found += [t for k, v in vars(m).items() if k not in own for t in tensors_in(v)]
+    return found
+
+# %% ../nbs/06_carryover.ipynb #3fb785df
+def fresh_buffers(
+    model: nn.Module,  # a `Classifier`
+) -> dict[str, Tensor]:
+    "Buffers that its backbone had when it was built; none for a network that is not registered."
+    make = NETWORKS.get(getattr(model, "network", ""))
+    return dict(make(model.channels).named_buffers()) if make else {}
+
+# %% ../nbs/06_carryover.ipynb #f969b4d6
+def memory_of(
+    model: nn.Module,  # a `Classifier`, or any network
+) -> list[Tensor]:
+    "What the backbone holds beyond weights, running statistics of normalisations and what it was built with."
+    backbone = getattr(model, "backbone", model)
+    if type(backbone).__module__.partition(".")[0] == Split.__module__.partition(".")[0]:
+        return []  # our own networks hold nothing of the kind
+    usual = {
+        id(b) for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._NormBase) for b in m._buffers.values()
+    }
+    fresh = {k: b for k, b in fresh_buffers(model).items() if b is not None}
+    same = lambda k, b: k in fresh and fresh[k].shape == b.shape and torch.equal(fresh[k].to(b), b)
+    filled = [b for k, b in backbone.named_buffers() if id(b) not in usual and not same(k, b)]
+    known = {id(b) for b in filled} | {id(p) for p in backbone.parameters()} | {id(b) for b in backbone.buffers()}
+    return filled + [t for t in hidden_tensors(backbone) if id(t) not in known]
 
 # %% ../nbs/06_carryover.ipynb #0c9eafb7
 @dataclass(frozen=True)
@@ -76,28 +131,35 @@ class Carryover:
     n_classes: int  # classes seen so far, labels 0..n_classes-1
     means: Tensor | None = None  # class means [K,C,H,W] float32 in [0, 1]; None for methods that carry none
     extra: dict[str, Extra] = field(default_factory=dict)  # further tensors with declared tier
+    raw: int = field(default=0, kw_only=True)  # training images found in the model or among the further tensors
 
     @property
     def images(self) -> int:
-        return 0
+        return self.raw
 
     @property
     def bytes(self) -> int:
         means = [] if self.means is None else [self.means]
-        return n_bytes([*self.model.state_dict().values(), *means, *(e.value for e in self.extra.values())])
+        stored = list(self.model.state_dict().values())
+        known = {t.data_ptr() for t in stored}
+        hidden = [t for t in memory_of(self.model) if t.data_ptr() not in known]
+        return n_bytes([*stored, *hidden, *means, *(e.value for e in self.extra.values())])
 
     @property
     def tier(self) -> str:
         head = getattr(self.model, "statistical_head", None)  # says what it holds
         means = "M0" if self.means is None else "M1"
-        return max([means, getattr(head, "tier", "M0"), *(e.tier for e in self.extra.values())], key=TIERS.index)
+        memory = "reference" if self.raw else "M2" if memory_of(self.model) else "M0"
+        return max(
+            [means, memory, getattr(head, "tier", "M0"), *(e.tier for e in self.extra.values())], key=TIERS.index
+        )
 
     @property
     def statistics(self) -> int:
-        "Bytes of a statistical head and of `extra`."
+        "Bytes of a statistical head, of what a network remembers, and of `extra`."
         head = getattr(self.model, "statistical_head", None)
         own = [] if head is None else head.state_dict().values()
-        return n_bytes([*own, *(e.value for e in self.extra.values())])
+        return n_bytes([*own, *memory_of(self.model), *(e.value for e in self.extra.values())])
 
 # %% ../nbs/06_carryover.ipynb #4df23db9
 @dataclass(frozen=True)
@@ -161,6 +223,42 @@ def take_exemplars(
     "The chosen images."
     return split.take(torch.cat([(split.y == k).nonzero()[:, 0][rows] for k, rows in chosen.items()]))
 
+# %% ../nbs/06_carryover.ipynb #34df7549
+def as_images(
+    t: Tensor,  # any tensor
+    shape: tuple[int, int, int],  # C, H, W
+) -> Iterator[Tensor]:  # uint8 [n, C*H*W]
+    "The images that a tensor may hold: none if its shape or its values say otherwise."
+    c, h, w = shape
+    last, pixels = (h, w, c), c * h * w
+    fits = (
+        tuple(t.shape[-3:]) in (shape, last)
+        or t.ndim
+        and t.shape[-1] == pixels
+        or c == 1
+        and tuple(t.shape[-2:]) == (h, w)
+    )
+    if not fits or not t.numel():
+        return
+    t = t.detach().cpu().double()
+    low, high = float(t.min()), float(t.max())
+    if not (0 <= low and high <= 255):
+        return
+    if tuple(t.shape[-3:]) == last and last != shape:
+        t = t.movedim(-1, -3)
+    flat = t.reshape(-1, pixels)
+    yield (flat * (255 if high <= 1 else 1)).round().byte()
+
+# %% ../nbs/06_carryover.ipynb #7a44dbd6
+def images_among(
+    tensors: list[Tensor],  # what is carried
+    split: Split,  # training images of the task
+) -> int:
+    "How many of the images are in the tensors."
+    shape, keys = tuple(split.x.shape[1:]), image_keys(split.x)
+    found = {k for t in tensors for x in as_images(t, shape) for k in image_keys(x).tolist()}
+    return int(np.isin(keys, np.array(list(found), np.uint64)).sum()) if found else 0
+
 # %% ../nbs/06_carryover.ipynb #88052e82
 def hand_over(
     model: nn.Module,  # model after the task
@@ -176,7 +274,9 @@ def hand_over(
         check(carry is None or carry.means is not None, "the earlier tasks' class means are missing", StateError)
         new = class_means(task.train, task.labels, k_min)
         kept = new if carry is None else torch.cat([carry.means, new])
-    packed = Carryover(frozen_copy(model), task.n_seen, kept, dict(extra or {}))
+    copy, extra = frozen_copy(model), dict(extra or {})
+    raw = images_among([*memory_of(copy), *(e.value for e in extra.values())], task.train)
+    packed = Carryover(copy, task.n_seen, kept, extra, raw=raw + (carry.raw if carry else 0))
     if packed.tier != "M0":
         refuse_few(task.train, task.labels, k_min)
     return packed
@@ -201,7 +301,64 @@ def save_carryover(
         tensors["means"] = carry.means
     tensors |= {f"extra/{k}": e.value for k, e in carry.extra.items()}
     tiers = {k: e.tier for k, e in carry.extra.items()}
-    return save_tensors(path, tensors, dict(meta, n_classes=carry.n_classes, tiers=tiers))
+    return save_tensors(path, tensors, dict(meta, n_classes=carry.n_classes, tiers=tiers, raw=carry.raw))
+
+# %% ../nbs/06_carryover.ipynb #c7f4e100
+class CarryFacts(msgspec.Struct):
+    "What must stand in the facts of a carryover."
+
+    n_classes: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    tiers: dict[str, Literal["M0", "M1", "M2", "reference"]]
+    raw: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+# %% ../nbs/06_carryover.ipynb #10c91c4d
+def check_facts(
+    path: str | Path,  # the file, for messages
+    tensors: dict[str, Tensor],  # what is in it
+    meta: dict,  # its facts
+) -> None:
+    "Raise `StateError` for facts that contradict the tensors."
+    try:
+        facts = msgspec.convert(meta, CarryFacts)
+    except msgspec.ValidationError as e:
+        raise StateError(f"{path} holds no carryover: {e}") from e
+    odd = set(facts.tiers) ^ {k.removeprefix("extra/") for k in tensors if k.startswith("extra/")}
+    check(
+        not odd,
+        f"{path}: the further tensors and the facts about them differ in {sorted(odd)}; the file was changed",
+        StateError,
+    )
+    bad = [k for k, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    check(not bad, f"{path} holds NaN or infinity in {bad[:3]}; make the run again", StateError)
+    means = tensors.get("means")
+    fits = means is None or means.ndim == 4 and len(means) == facts.n_classes and 0 <= means.min() and means.max() <= 1
+    check(fits, f"{path}: its class means are not {facts.n_classes} images in [0, 1]; the file was changed", StateError)
+    wanted, there = (
+        max(numbers_in({k: meta.get(k) for k in ("head", "statistical_head", "channels", "blocks")}), default=0),
+        sum(t.numel() for t in tensors.values()),
+    )
+    check(
+        wanted <= max(there, 4096),
+        f"{path} asks for a network larger than the file itself; the file was changed",
+        StateError,
+    )
+
+# %% ../nbs/06_carryover.ipynb #d0b3244f
+def numbers_in(
+    facts: Any,  # what JSON can hold
+) -> Iterator[int]:
+    "Whole numbers in the facts about a network, seeds aside."
+    inner = (
+        [v for k, v in facts.items() if "seed" not in k]
+        if isinstance(facts, dict)
+        else facts
+        if isinstance(facts, list)
+        else []
+    )
+    if isinstance(facts, int):
+        yield facts
+    for v in inner:
+        yield from numbers_in(v)
 
 # %% ../nbs/06_carryover.ipynb #f6d8a82c
 def load_carryover(
@@ -211,10 +368,21 @@ def load_carryover(
     "Read a carryover. Raises `StateError` if the file does not fit the model."
     tensors, meta = load_tensors(path)
     part = lambda head: {k.removeprefix(head): v for k, v in tensors.items() if k.startswith(head)}
-    check({"n_classes", "tiers"} <= set(meta), f"{path} holds no carryover", StateError)
+    check_facts(path, tensors, meta)
     try:
-        (model := build(meta)).load_state_dict(part("model/"))
-    except (RuntimeError, KeyError, TypeError) as e:
+        model = build(meta)
+        model.load_state_dict(part("model/"))
+    except (RuntimeError, KeyError, TypeError, AttributeError, ValueError) as e:
+        if isinstance(e, StateError):
+            raise
         raise StateError(f"{path} belongs to another network: {e}") from e
+    answers = getattr(
+        getattr(model, "statistical_head", None) or getattr(model, "head", None), "n_classes", meta["n_classes"]
+    )
+    check(
+        answers == meta["n_classes"],
+        f"{path}: its model knows {answers} classes, its facts say {meta['n_classes']}; the file was changed",
+        StateError,
+    )
     extra = {k: Extra(v, meta["tiers"][k]) for k, v in part("extra/").items()}
-    return Carryover(frozen_copy(model), meta["n_classes"], tensors.get("means"), extra), meta
+    return Carryover(frozen_copy(model), meta["n_classes"], tensors.get("means"), extra, raw=meta.get("raw", 0)), meta

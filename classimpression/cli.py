@@ -164,7 +164,7 @@ def reproduce_some(
     profile = args.profile or ("quick" if names else "first")
     check(profile in profiles(), f"unknown profile {profile!r}; known: {', '.join(profiles())}")
     use_loggers(args.log)
-    return reproduce(names, profile, given, args.jobs, args.scheduler, args.plan, Page)
+    return reproduce(names, profile, given, args.jobs, args.scheduler, args.plan, Page, args.insecure)
 
 # %% ../nbs/12_cli.ipynb #69f9065f
 def add_reproduce(p: argparse.ArgumentParser) -> None:
@@ -189,7 +189,12 @@ def add_reproduce(p: argparse.ArgumentParser) -> None:
         "--scheduler",
         default="",
         metavar="ADDRESS",
-        help="address of a running Dask scheduler, such as tcp://10.0.0.5:8786, in place of processes on this machine",
+        help="address of a running Dask scheduler, such as tls://10.0.0.5:8786, in place of processes on this machine",
+    )
+    p.add_argument(
+        "--insecure",
+        action="store_true",
+        help="let settings and code travel to a scheduler on another machine without encryption (tcp://)",
     )
     add_places(p)
     p.add_argument("--repeats", nargs="+", type=int, metavar="INT", help="committed repeats of seed and class order")

@@ -11,10 +11,10 @@ import numpy as np
 from .core.errors import DataError, check, check_number
 
 # %% auto #0
-__all__ = ['confusion_matrix', 'check_confusion', 'class_recalls', 'accuracy', 'balanced_accuracy', 'worst_class_recall',
-           'wilson_interval', 'task_accuracies', 'accuracy_matrix', 'final_accuracy', 'average_incremental_accuracy',
-           'check_matrix', 'forgetting', 'backward_transfer', 'task_summary', 'summarise', 'student_quantile',
-           'paired_interval', 'bootstrap_interval']
+__all__ = ['TOLERANCE', 'confusion_matrix', 'check_confusion', 'class_recalls', 'accuracy', 'balanced_accuracy',
+           'worst_class_recall', 'wilson_interval', 'task_accuracies', 'accuracy_matrix', 'final_accuracy',
+           'average_incremental_accuracy', 'check_matrix', 'forgetting', 'backward_transfer', 'task_summary',
+           'summarise', 'differing', 'contradictions', 'student_quantile', 'paired_interval', 'bootstrap_interval']
 
 # %% ../nbs/09_metrics.ipynb #aa08eab1
 def confusion_matrix(
@@ -209,6 +209,50 @@ def summarise(
         forgetting=forgetting(matrix),
         backward_transfer=backward_transfer(matrix),
     )
+
+# %% ../nbs/09_metrics.ipynb #575e9754
+TOLERANCE = 1e-4  # per cent: six digits are kept
+
+
+def differing(
+    said: dict,  # measures as they were stored
+    derived: dict,  # the same, made again
+) -> list[str]:  # names of those that are not equal
+    "Measures that are missing from neither and differ, or are no numbers."
+    wrong = []
+    for k in said.keys() & derived.keys():
+        try:
+            a, b = np.asarray(said[k], dtype=float), np.asarray(derived[k], dtype=float)
+        except (TypeError, ValueError):
+            wrong.append(k)
+            continue
+        if a.shape != b.shape or not (np.abs(a - b) <= TOLERANCE).all():
+            wrong.append(k)
+    return sorted(wrong)
+
+# %% ../nbs/09_metrics.ipynb #3e6c3f9f
+def contradictions(
+    tasks: Sequence[dict],  # from `task_summary`, in order
+    metrics: dict,  # from `summarise`
+    sizes: Sequence[int],  # number of classes of each task
+) -> list[str]:  # "task 2: accuracy", "balanced_accuracy", ...; empty for an honest result
+    """Stored measures that do not follow from the stored confusion matrices. Raises `DataError` for matrices that are
+    none.
+    """
+    confs = [t["confusion"] for t in tasks]
+    again = [task_summary(c, sizes[: t + 1]) for t, c in enumerate(confs)]
+    wrong = [f"task {t + 1}: {k}" for t, (said, new) in enumerate(zip(tasks, again)) for k in differing(said, new)]
+    images = [np.asarray(c).sum(1) for c in confs]
+    moved = [
+        f"task {t + 1}: test images"
+        for t in range(1, len(images))
+        if (images[t][: len(images[t - 1])] != images[t - 1]).any()
+    ]
+    if len(confs) < len(sizes):
+        return [*wrong, *moved, f"{len(confs)} of {len(sizes)} tasks"]
+    derived = summarise(confs, sizes)
+    missing = sorted(set(derived) - set(metrics))
+    return [*wrong, *moved, *missing, *differing(metrics, derived)]
 
 # %% ../nbs/09_metrics.ipynb #68de8316
 def student_quantile(

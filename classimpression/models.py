@@ -10,7 +10,7 @@ from typing import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core.errors import check
+from .core.errors import check, check_name
 from .core.seeding import seeded
 from .heads import CosineHead, make_head
 
@@ -127,6 +127,7 @@ def register_network(
     make: Callable[[int], nn.Module],  # channels -> module with `features` and `n_features`
 ) -> None:
     "Make a network of your own known to configurations, runs and the command line."
+    check_name("network", name)
     free = name not in NETWORKS or NETWORKS[name] is make
     check(free, f"a network named {name!r} exists already; choose another name")
     NETWORKS[name] = make

@@ -6,19 +6,24 @@
 from __future__ import annotations
 from collections import Counter
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations
 from typing import Callable, Iterator
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from .core.errors import DataError, LeakError, check, check_number
+from .core.errors import DataError, LeakError, check, check_name, check_number, check_text
 from .core.provenance import digest
 from .core.seeding import generator
 from .data import PARTS, Split, as_split
 
 # %% auto #0
-__all__ = ['POOLS', 'SELECTIONS', 'total', 'plan', 'Gate', 'what_is_seen', 'Task', 'Store', 'TaskSequence', 'Scenario',
-           'check_splits', 'from_splits', 'from_arrays']
+__all__ = ['IN_TRAINING', 'POOLS', 'SELECTIONS', 'MOST_SHARED', 'total', 'plan', 'Gate', 'training', 'what_is_seen', 'Task',
+           'Store', 'image_keys', 'shared_images', 'TaskSequence', 'Scenario', 'check_splits', 'overlaps',
+           'refuse_overlap', 'from_splits', 'from_arrays']
 
 # %% ../nbs/02_tasks.ipynb #1b76c2e8
 def total(
@@ -50,36 +55,66 @@ def plan(
     return [int(c) for c in order], [int(s) for s in sizes]
 
 # %% ../nbs/02_tasks.ipynb #89959893
-@dataclass
+IN_TRAINING: ContextVar[dict | None] = ContextVar(
+    "in_training", default=None
+)  # checksum of data -> the gate whose task is open
+
+
+@dataclass(eq=False)
 class Gate:
     "Knows whose images may be read now."
 
     closed: int = 0  # tasks 0..closed-1 are over
     open: int | None = None  # the task in training, if any
+    data: str = ""  # checksum of the images, to know other gates of the same ones
+
+    def alone(self) -> None:
+        "Raise `LeakError` while a task of the same data is in training behind another gate."
+        other = (IN_TRAINING.get() or {}).get(self.data)
+        check(
+            other in (None, self),
+            "a task of the same data is in training: what it may use has to be handed to it before",
+            LeakError,
+        )
+
+    def idle(self, what: str) -> None:
+        "Raise `LeakError` while any task of these data is in training."
+        check(self.open is None, f"task {self.open} is in training: {what}", LeakError)
+        self.alone()
 
     def task(self, t: int) -> None:
         "Raise `LeakError` unless the images of task `t` may be read."
-        over = f"task {t} is over: its images are gone. What survives a task is the Carryover"
-        other = f"task {self.open} is in training: the images of task {t} are not at hand"
-        check(t >= self.closed, over, LeakError)
-        check(self.open in (None, t), other, LeakError)
+        check(
+            t >= self.closed, f"task {t} is over: its images are gone. What survives a task is the Carryover", LeakError
+        )
+        check(
+            self.open in (None, t),
+            f"task {self.open} is in training: the images of task {t} are not at hand",
+            LeakError,
+        )
+        self.alone()
 
     def test(self) -> None:
         "Raise `LeakError` unless test images may be read."
-        said = f"task {self.open} is in training: test images are read after it has ended, by evaluation only"
-        check(self.open is None, said, LeakError)
+        self.idle("test images are read after it has ended, by evaluation only")
 
-    @contextmanager
-    def training(self, t: int) -> Iterator[None]:
-        "Open task `t`: earlier tasks close at once, `t` itself when the block ends without an error."
-        check(self.open is None, f"task {self.open} is in training; end it before task {t} begins", LeakError)
-        self.task(t)
-        self.open, self.closed = t, t
-        try:
-            yield
-            self.closed = t + 1
-        finally:
-            self.open = None
+# %% ../nbs/02_tasks.ipynb #5cddf718
+@contextmanager
+def training(self: Gate, t: int) -> Iterator[None]:
+    "Open task `t`: earlier tasks close at once, `t` itself when the block ends without an error."
+    self.idle(f"end it before task {t} begins")
+    self.task(t)
+    self.open, self.closed = t, t
+    IN_TRAINING.set((IN_TRAINING.get() or {}) | ({self.data: self} if self.data else {}))
+    try:
+        yield
+        self.closed = t + 1
+    finally:
+        self.open = None
+        IN_TRAINING.set({k: g for k, g in (IN_TRAINING.get() or {}).items() if g is not self})
+
+
+Gate.training = training
 
 # %% ../nbs/02_tasks.ipynb #138b9a74
 POOLS = {
@@ -140,8 +175,13 @@ class Task:
 class Store:
     "The images of all tasks, handed out as a gate permits."
 
-    def __init__(self, splits: dict[str, Split], sizes: list[int]):  # labels in arrival order; classes per task
-        self.splits, self.ends, self.gate = splits, np.cumsum(sizes).tolist(), Gate()
+    def __init__(
+        self,
+        splits: dict[str, Split],  # labels in arrival order
+        sizes: list[int],  # classes per task
+        data: str = "",  # checksum of the images
+    ):
+        self.splits, self.ends, self.gate = splits, np.cumsum(sizes).tolist(), Gate(data=data)
         self.cut, self.extra = {}, {}
 
     def labels(self, t: int, which: str) -> range:
@@ -178,6 +218,29 @@ class Store:
             finally:
                 self.extra, self.cut = {}, {}
 
+# %% ../nbs/02_tasks.ipynb #e302e517
+def image_keys(
+    x: Tensor,  # uint8 [N, C, H, W]
+) -> np.ndarray:  # uint64 [M]; M < N if some images are one value all over, for these show nobody
+    "A number per image that is the same for the same bytes."
+    flat = x.flatten(1).cpu()
+    flat = flat[flat.amax(1) > flat.amin(1)]
+    flat = F.pad(flat, (0, -flat.shape[1] % 8)).contiguous().numpy().view(np.uint64)  # eight bytes at a time
+    odd = np.random.default_rng(0).integers(0, 2**63, flat.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    keys = np.empty(len(flat), np.uint64)
+    for rows in range(0, len(flat), 4096):
+        word = flat[rows : rows + 4096] * np.uint64(0x9E3779B97F4A7C15)  # wraps around
+        keys[rows : rows + 4096] = ((word ^ (word >> np.uint64(29))) * odd).sum(1, dtype=np.uint64)
+    return keys
+
+# %% ../nbs/02_tasks.ipynb #179088d7
+def shared_images(
+    splits: dict[str, Split],  # train, val, test
+) -> dict[str, int]:  # "train, test": images of the second that are in the first too
+    "Count images that two splits have in common."
+    keys = {p: image_keys(s.x) for p, s in splits.items()}
+    return {f"{a}, {b}": int(np.isin(keys[b], keys[a]).sum()) for a, b in combinations(keys, 2)}
+
 # %% ../nbs/02_tasks.ipynb #fe781362
 class TaskSequence:
     "Tasks over images behind a guard, and the facts about them."
@@ -193,12 +256,15 @@ class TaskSequence:
         size: int | None = None,  # height and width after padding; None: as they are
         image_bytes: int | None = None,  # bytes of an image; None: as given, before padding
     ):
+        check_name("name", name)
+        for class_name in class_names:
+            check_text("a class name", class_name)
         self.name, self.checksum = name, checksum
         self.class_order, self.sizes, self.class_names = class_order, sizes, class_names
         _, self.channels, h, w = splits["train"].x.shape
         check(size is not None or h == w, f"images of {h}x{w} pixels: pass size=... to pad them to a square", DataError)
         self.size, self.image_bytes = h if size is None else size, image_bytes or self.channels * h * w
-        self._store = Store({p: s.padded(self.size) for p, s in splits.items()}, sizes)
+        self._store = Store({p: s.padded(self.size) for p, s in splits.items()}, sizes, checksum)
         self.tasks = [self._new_task(t) for t in range(len(sizes))]
 
     def _new_task(self, t: int) -> Task:
@@ -214,12 +280,17 @@ class TaskSequence:
         sizes, pixels = "+".join(map(str, self.sizes)), f"{self.channels}x{self.size}x{self.size}"
         return f"{type(self).__name__}({self.name}: {sizes} classes, {pixels} pixels)"
 
+    @cached_property
+    def shared_images(self) -> dict[str, int]:
+        "Images of one part that are in another one too; see `shared_images`."
+        return shared_images(self._store.splits)
+
     def facts(self) -> dict:
         "What a result file says about the data."
         named = ("class_names", "class_order", "sizes", "channels", "size", "checksum")
         images = {p: len(s) for p, s in self._store.splits.items()}
         about = {"name": self.name, "classes": self.class_order}
-        return about | {k: getattr(self, k) for k in named} | {"images": images}
+        return about | {k: getattr(self, k) for k in named} | {"images": images, "shared_images": self.shared_images}
 
 # %% ../nbs/02_tasks.ipynb #5f7ebc8b
 class Scenario(TaskSequence):
@@ -238,8 +309,7 @@ class Scenario(TaskSequence):
         "All training images of tasks 0..`upto`, old classes too: only a reference method may ask, and must say so."
         asked = "joint() returns real images of old classes; only a reference method may ask for them (reference=True)"
         check(reference, asked, LeakError)
-        late = "a task is in training: what it may use has to be handed to it before"
-        check(self._store.gate.open is None, late, LeakError)
+        self._store.gate.idle("what it may use has to be handed to it before")
         return self._store.part("train", "seen", self._task(upto).idx)
 
     @contextmanager
@@ -265,7 +335,8 @@ class Scenario(TaskSequence):
         return int((self._store.splits["train"].y < self._task(t).n_seen).sum()) * self.image_bytes
 
     def again(self, **splits: Split) -> Scenario:
-        "The same tasks with nothing closed: for another run, or for looking at images when a run is over."
+        "The same tasks with nothing closed, for another run. Raises `LeakError` inside `training`."
+        self._store.gate.idle("a copy would open what is closed to it")
         about = (self.class_order, self.sizes, self.class_names, self.checksum, self.size, self.image_bytes)
         return Scenario(self.name, {**self._store.splits, **splits}, *about)
 
@@ -289,6 +360,34 @@ def check_splits(
         lost = f"no image of {[names[c] for c in empty]} (class {empty}) in the {part} split"
         check(not empty, f"{lost}; every class of a task needs some", DataError)
 
+# %% ../nbs/02_tasks.ipynb #81e4d789
+MOST_SHARED = 0.01  # of the test images
+
+
+def overlaps(
+    shared: dict[str, int],  # of `shared_images`
+    n_test: int,  # test images
+) -> bool:
+    "Are too many test images training images?"
+    return shared.get("train, test", 0) > MOST_SHARED * n_test
+
+# %% ../nbs/02_tasks.ipynb #b7d61600
+def refuse_overlap(
+    made: Scenario,  # the scenario
+    overlap: str,  # "refuse" or "mark"
+) -> None:
+    "Raise `DataError` for too many test images among the training images, unless that is to be marked."
+    check(overlap in ("refuse", "mark"), f"overlap must be refuse or mark, not {overlap!r}")
+    if overlap == "mark":
+        return
+    shared, n_test = made.shared_images, made.facts()["images"]["test"]
+    check(
+        not overlaps(shared, n_test),
+        f"{shared['train, test']} of {n_test} test images are training images too; "
+        "split the images (by patient) first, or pass overlap='mark' to go on and have every result say so",
+        DataError,
+    )
+
 # %% ../nbs/02_tasks.ipynb #bd76ce32
 def from_splits(
     train: Split,  # labels are original class numbers, 0..K-1
@@ -300,8 +399,9 @@ def from_splits(
     class_names: list[str] | None = None,  # in original order; None: "class 0", ...
     size: int | None = None,  # pad to this height and width
     checksum: str | None = None,  # of the data; None: computed
+    overlap: str = "refuse",  # more than 1 % of the test images are training images: "refuse", or "mark" it in results
 ) -> Scenario:
-    "Make a scenario from three splits. Raises `ConfigError` for the plan, `DataError` for images that do not fit it."
+    "Make a scenario from three splits. Raises `ConfigError` for the plan, `DataError` for images that do not fit."
     splits, k = dict(zip(PARTS, (train, val, test), strict=True)), total(sizes)
     order, sizes = plan(k, class_order, sizes)
     names = [f"class {c}" for c in range(k)] if class_names is None else list(class_names)
@@ -309,8 +409,11 @@ def from_splits(
     check_splits(splits, names, sizes)
     arrival = torch.tensor(order).argsort()  # label of each original class
     arrived = {p: s.relabelled(arrival.to(s.y.device)[s.y]) for p, s in splits.items()}
-    checksum = checksum or digest([s.digest() for s in splits.values()])
-    return Scenario(name, arrived, order, sizes, [names[c] for c in order], checksum, size)
+    known = checksum or digest([s.digest() for s in splits.values()])
+    made = Scenario(name, arrived, order, sizes, [names[c] for c in order], known, size)
+    if checksum is None:
+        refuse_overlap(made, overlap)  # published files are what they are: results say it
+    return made
 
 # %% ../nbs/02_tasks.ipynb #d0606a58
 def from_arrays(

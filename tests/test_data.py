@@ -445,7 +445,9 @@ def folder(tmp_path):
         for c, name in enumerate(["atrium", "valve", "wall"]):
             (tmp_path / "images" / part / name).mkdir(parents=True)
             for i in range(2):
-                image.new("RGB", (9, 9), (c * 80, i, 0)).save(tmp_path / "images" / part / name / f"{i}.png")
+                image.new("RGB", (9, 9), (c * 80, i, ("train", "val", "test").index(part))).save(
+                    tmp_path / "images" / part / name / f"{i}.png"
+                )
     return tmp_path / "images"
 
 

@@ -30,13 +30,13 @@ def config(out, **more):
     return profile_config(more.pop("profile"), more.pop("method"), out=str(out), **more)
 
 
+TIMES = ("seconds", "cpu_seconds", "peak_memory_mb", "cached_seconds", "digest")
+
+
 def numbers(folder: Path) -> dict:
     "Everything in a result that may not depend on where and how it was made."
     r = read_json(folder / "result.json")
-    rows = [
-        {k: v for k, v in t.items() if k not in ("seconds", "cpu_seconds", "peak_memory_mb", "cached_seconds")}
-        for t in r["tasks"]
-    ]
+    rows = [{k: v for k, v in t.items() if k not in TIMES} for t in r["tasks"]]
     return dict(
         metrics=r["metrics"],
         tasks=rows,

@@ -183,9 +183,11 @@ def test_no_test_image_is_read_and_the_given_data_stay_closed(runs, monkeypatch)
     monkeypatch.setattr(type(data._store), "part", watched)
     mine = data.again()
     with mine.training(2):
-        assert len(exhibit(run, mine).train) == 120
+        with pytest.raises(LeakError):
+            exhibit(run, mine)
         with pytest.raises(LeakError):
             mine.joint(1, reference=True)
+    assert len(exhibit(run, mine).train) == 120
     assert mine._store.gate.closed == 3
 
 

@@ -64,7 +64,11 @@ def go(name, scenario, tmp_path, **changes):
         if carry is not None and m.exemplars != 0:
             old = scenario.joint(t - 1, reference=True)
             given = ExemplarCarryover(
-                carry.model, carry.n_classes, carry.means, carry.extra, take_exemplars(old, kept) if kept else old
+                carry.model,
+                carry.n_classes,
+                carry.means,
+                carry.extra,
+                exemplars=take_exemplars(old, kept) if kept else old,
             )
         before = state(carry.model) if carry else {}
         random_state = torch.get_rng_state()

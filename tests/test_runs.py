@@ -1,7 +1,6 @@
 "Whole runs: killed and resumed, refused, stored; and what a run must never do."
 
 import errno
-import json
 import os
 import pickle
 import re
@@ -51,7 +50,7 @@ def stored(folder: Path) -> dict:
         {
             k: v
             for k, v in read_json(p).items()
-            if k not in ("seconds", "cpu_seconds", "peak_memory_mb", "cached_seconds")
+            if k not in ("seconds", "cpu_seconds", "peak_memory_mb", "cached_seconds", "digest")
         }
         for p in sorted(folder.rglob("row.json"))
     ]
@@ -259,6 +258,7 @@ def test_every_method_on_unequal_and_one_class_tasks(toy, tmp_path, name, sizes,
 
 
 def test_loose_protocols_are_named_and_counted(toy, tmp_path):
+    tiny = lambda out, **more: RunConfig.of(**TINY | dict(out=str(out), k_min=10) | more)
     strict = run(tiny(tmp_path), toy()).data
     pool = run(tiny(tmp_path, pool="test", bn_update=True), toy()).data
     old = run(tiny(tmp_path, selection="all-val"), toy()).data
@@ -469,46 +469,68 @@ def test_a_full_disk_costs_the_new_file_only(toy, tmp_path, monkeypatch):
     assert stored(run(tiny(tmp_path), toy((2, 1, 1))).folder) == whole
 
 
-def test_foreign_and_damaged_files_are_refused(toy, tmp_path):
+def test_what_does_not_fit_is_made_again_or_refused(toy, tmp_path):
+    "Tensors and rows that are damaged, changed or another run's are made again, with the same numbers."
     r = run(tiny(tmp_path), toy())
-    result, carry, row = (
-        r.folder / "result.json",
-        r.folder / "task1" / "carry.safetensors",
-        r.folder / "task2" / "row.json",
-    )
-    good = {p: p.read_bytes() for p in (result, carry, row, r.folder / "settings.json")}
+    whole = stored(r.folder)
+    other = run(tiny(tmp_path, seed=5), toy())
+    carry, row = r.folder / "task2" / "carry.safetensors", r.folder / "task2" / "row.json"
+    impressions = r.folder / "task2" / "impressions.safetensors"
+    tensors, facts = load_tensors(carry)
+    faults = {
+        "it is damaged": lambda: carry.write_bytes(carry.read_bytes()[:1000]),
+        "does not fit its digest": lambda: carry.write_bytes(carry.read_bytes()[:-1000] + bytes(1000)),
+        "holds no carryover": lambda: save_tensors(carry, {"x": torch.zeros(1)}, {"y": 1}),
+        "another run or task": lambda: shutil.copy(other.folder / "task2" / "carry.safetensors", carry),
+        "not the file that its row names": lambda: save_tensors(
+            carry, tensors | dict(means=tensors["means"] / 2), facts
+        ),
+        "cannot read tensors": carry.unlink,
+        "not valid JSON": lambda: row.write_text("{ half"),
+        "task 2: run": lambda: shutil.copy(other.folder / "task2" / "row.json", row),
+        "impressions are made again": lambda: (
+            row.unlink(),
+            shutil.copy(other.folder / "task2" / "impressions.safetensors", impressions),
+        ),
+    }
+    for says, spoil in faults.items():
+        (r.folder / "result.json").unlink()
+        spoil()
+        with pytest.warns(UserWarning, match=says):
+            assert stored(run(tiny(tmp_path), toy()).folder) == whole, says
 
-    def restored():
-        for p, b in good.items():
-            p.write_bytes(b)
-        result.unlink()
-        row.unlink()
 
-    restored()
-    write_json(r.folder / "settings.json", dict(read_json(r.folder / "settings.json"), checksum="other data"))
+def test_results_of_others_and_changed_results_are_refused(toy, tmp_path):
+    r, other = run(tiny(tmp_path), toy()), run(tiny(tmp_path, seed=5), toy())
+    path, data = r.folder / "result.json", r.data
+    unsealed = {k: v for k, v in data.items() if k != "digest"}
+    faults = [
+        (other.data, "is the result of"),
+        (data | dict(tier="M0"), "does not fit its digest"),
+        (unsealed | dict(tier="M0"), "tier"),
+        (unsealed | dict(protocol="strict", settings=data["settings"] | dict(pool="test")), "protocol"),
+        (unsealed | dict(tasks=data["tasks"][:1]), "1 of 2 tasks"),
+        (unsealed | dict(seed=5), "seed"),
+        (unsealed | dict(metrics=data["metrics"] | dict(balanced_accuracy=99.0)), "balanced_accuracy"),
+        (unsealed | dict(metrics={}), "final_accuracy"),
+        (unsealed | dict(data_free=False), "data_free"),
+        ([1, 2], "not a result"),
+        (dict(schema=1), "missing required field"),
+    ]
+    for changed, says in faults:
+        write_json(path, changed)
+        with pytest.raises(StateError, match=says):
+            RunResult.load(r.folder)
+    write_json(path, data)
+    assert RunResult.load(r.folder).data == data
+    shutil.copy(other.folder / "task1" / "carry.safetensors", r.folder / "task1" / "carry.safetensors")
+    with pytest.raises(StateError, match="not the file that this run wrote"):
+        RunResult.load(r.folder).carry(0)
+    settings = r.folder / "settings.json"
+    path.unlink()
+    write_json(settings, dict(read_json(settings), checksum="other data"))
     with pytest.raises(StateError, match="other settings, data"):
         run(tiny(tmp_path), toy())
-    restored()
-    carry.write_bytes(good[carry][:1000])
-    with pytest.raises(StateError, match="cannot read tensors"):
-        run(tiny(tmp_path), toy())
-    restored()
-    save_tensors(carry, {"x": torch.zeros(1)}, {"y": 1})
-    with pytest.raises(StateError, match="no carryover"):
-        run(tiny(tmp_path), toy())
-    other = run(tiny(tmp_path, seed=5), toy())
-    restored()
-    carry.write_bytes((other.folder / "task1" / "carry.safetensors").read_bytes())
-    with pytest.raises(StateError, match="another run"):
-        run(tiny(tmp_path), toy())
-    restored()
-    row.write_text("{ half")
-    with pytest.raises(StateError, match="not valid JSON"):
-        run(tiny(tmp_path), toy())
-    restored()
-    result.write_text(json.dumps([1, 2]))
-    with pytest.raises(StateError, match="not a result"):
-        RunResult.load(r.folder)
 
 
 # What a run must never do

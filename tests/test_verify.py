@@ -12,6 +12,7 @@ from classimpression import cli
 from classimpression.core.errors import StateError
 from classimpression.core.files import read_json, write_json
 from classimpression.core.provenance import digest, package_folder
+from classimpression.metrics import summarise, task_summary
 from classimpression.runs.configs import OLD_NAMES
 from classimpression.runs.run_store import identity
 from classimpression.runs.runner import RunConfig, profile_config, run
@@ -109,17 +110,20 @@ def test_the_outcome_is_kept_run_by_run(reported, tmp_path, capsys):
         and d["balanced_accuracy"]["reported"] == d["balanced_accuracy"]["again"]
         for d in facts
     )
-    assert {p.name for p in (tmp_path / "kept").iterdir()} - {".lock"} == {"verified.csv", "verified.json"}, (
-        "no half a file"
-    )
+    kept = {p.name for p in (tmp_path / "kept").iterdir() if p.name[0] != "."}
+    assert kept == {"verified.csv", "verified.json", "digests.json"}, "no half a file"
 
 
 @pytest.mark.xdist_group("verify")
 def test_a_changed_number_is_found_and_does_not_hide_in_its_own_spread(reported, tmp_path, capsys):
     folder, runs = reported
     changed = copy.deepcopy(runs)
-    changed[0]["tasks"][0]["confusion"][0][0] += 1
-    changed[0]["tasks"][0]["balanced_accuracy"] += 60
+    for r in changed:
+        del r["digest"]  # as an earlier version wrote them
+    confusion = changed[0]["tasks"][0]["confusion"]
+    confusion[0] = confusion[0][::-1]  # another outcome, and all numbers that follow from it
+    changed[0]["tasks"][0] |= task_summary(confusion, changed[0]["scenario"]["sizes"][:1])
+    changed[0]["metrics"] = summarise([t["confusion"] for t in changed[0]["tasks"]], changed[0]["scenario"]["sizes"])
     (tmp_path / "main_table_runs.json").write_text(json.dumps(changed))
     argv = ["verify", "--figures", str(tmp_path), "--out", f"{folder}/again", "--jobs", "0"]
     assert cli.main(argv) == 1
@@ -132,9 +136,26 @@ def test_a_changed_number_is_found_and_does_not_hide_in_its_own_spread(reported,
 
 
 @pytest.mark.xdist_group("verify")
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_number_without_its_outcomes_is_told_drawn_or_not(reported, tmp_path, capsys, sealed):
+    folder, runs = reported
+    changed = copy.deepcopy(runs)
+    changed[2]["metrics"]["balanced_accuracy"] += 40
+    changed[2]["tasks"][-1]["balanced_accuracy"] += 40
+    if not sealed:
+        del changed[2]["digest"]
+    (tmp_path / "main_table_runs.json").write_text(json.dumps(changed))
+    argv = ["verify", "--figures", str(tmp_path), "--out", f"{folder}/again", "--jobs", "0", "--sample", "1"]
+    assert cli.main(argv) == 1
+    said = capsys.readouterr().out
+    assert said.count("altered") == 1 and ("balanced_accuracy" if not sealed else "does not fit its digest") in said
+
+
+@pytest.mark.xdist_group("verify")
 def test_other_images_are_no_repetition(reported, tmp_path):
     folder, runs = reported
     other = copy.deepcopy(runs[0])
+    del other["digest"]  # as an earlier version wrote it
     other["scenario"]["checksum"] = "another"
     (tmp_path / "main_table_runs.json").write_text(json.dumps([other]))
     assert list(verify(tmp_path, out=f"{folder}/again", jobs=0).verdict) == ["other data"]

@@ -4,15 +4,25 @@
 
 # %% ../../nbs/adapters/01_adopt.ipynb #f43961b4
 from __future__ import annotations
-from typing import Sequence
+from typing import Any, Sequence
+import numpy as np
 import torch
 from torch import Tensor, nn
 from ..carryover import Carryover
-from ..core.errors import ConfigError, check
+from ..core.errors import ConfigError, check, check_number
 from ..models import batch_norms, called_norms, frozen_copy
 
 # %% auto #0
-__all__ = ['Adopted', 'adopt']
+__all__ = ['logits_of', 'Adopted', 'plain_network', 'n_outputs', 'per_channel', 'class_mean_images', 'adopt']
+
+# %% ../../nbs/adapters/01_adopt.ipynb #8b5d5c82
+def logits_of(
+    out: Any,  # what a network returns: a tensor, or an object or dictionary with `logits`
+) -> Tensor:  # [N, K]
+    "The scores. A single one per image, z, is that of a sigmoid: two classes with the scores 0 and z say the same."
+    if not isinstance(out, Tensor):
+        out = out["logits"] if isinstance(out, dict) else out.logits
+    return torch.cat([torch.zeros_like(out), out], 1) if out.ndim == 2 and out.shape[1] == 1 else out
 
 # %% ../../nbs/adapters/01_adopt.ipynb #e8df2d82
 class Adopted(nn.Module):
@@ -33,57 +43,115 @@ class Adopted(nn.Module):
         self.register_buffer("columns", torch.tensor(columns))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network((x - self.mean) / self.std)[:, self.columns]  # [N, C, H, W] -> [N, K]
+        return logits_of(self.network((x - self.mean) / self.std))[:, self.columns]  # [N, C, H, W] -> [N, K]
 
-# %% ../../nbs/adapters/01_adopt.ipynb #79c9f87b
+# %% ../../nbs/adapters/01_adopt.ipynb #ece692e4
+def plain_network(
+    network: Any,  # what the user calls a network
+    norms: bool = True,  # are its normalisation layers needed?
+) -> nn.Module:  # a frozen copy on the CPU, in 32 bits
+    """The network itself, out of its wrappers. Raises `ConfigError` for weights without a network, and for weights
+    that are no numbers.
+    """
+    check(
+        isinstance(network, nn.Module),
+        f"{type(network).__name__} is no network; build the nn.Module that the weights belong to and load them into it",
+    )
+    scripted = isinstance(network, torch.jit.ScriptModule)
+    check(
+        not (scripted and norms),
+        "a scripted network hides its normalisation layers; pass the nn.Module that it was made from, or norms=False",
+    )
+    if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        network = network.module
+    net = frozen_copy(getattr(network, "_orig_mod", network)).cpu().float()
+    bad = [k for k, v in net.state_dict().items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    check(not bad, f"{type(network).__name__} holds NaN or infinity in {bad[:3]}; no image can be made from it")
+    return net
+
+# %% ../../nbs/adapters/01_adopt.ipynb #1a84d56d
+@torch.no_grad()
+def n_outputs(
+    net: nn.Module,  # from `plain_network`
+    example: Tensor,  # images [2, C, H, W]
+) -> int:
+    "How many classes a network tells apart. Raises `ConfigError` for one that does not map images to logits."
+    try:
+        out = logits_of(net(example))
+        check(out.ndim == 2 and len(out) == 2, f"its output has the shape {list(out.shape)}")
+    except Exception as e:  # whatever a stranger's network raises
+        name, shape = type(net).__name__, list(example.shape)
+        raise ConfigError(f"{name} does not map images {shape} to logits [2, K]: {e}") from e
+    return out.shape[1]
+
+# %% ../../nbs/adapters/01_adopt.ipynb #1bba0bd8
+def per_channel(
+    what: str,  # "mean" or "std"
+    value: Any,  # a number, or one per channel: list, array or tensor
+    channels: int,
+) -> Tensor:  # float32 [C]
+    "Numbers of the network's own normalisation."
+    try:
+        v = np.asarray(value.tolist() if isinstance(value, Tensor) else value, dtype=np.float32).reshape(-1)
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f"{what} must be numbers, not {value!r}") from e
+    low = 0 if what == "std" else -np.inf
+    fits = len(v) in (1, channels) and np.isfinite(v).all() and (v > low).all()
+    check(fits, f"mean and std need 1 or {channels} numbers, std above 0; {what} is {value!r}")
+    return torch.from_numpy(v).expand(channels).clone()
+
+# %% ../../nbs/adapters/01_adopt.ipynb #d3eb3ef6
+def class_mean_images(
+    means: Any,  # array or tensor; None: grey images
+    shape: tuple[int, ...],  # n, C, H, W
+) -> Tensor:  # float32 in [0, 1]
+    "Mean images as the synthesis takes them. Raises `ConfigError` for others, and says how to change them."
+    if means is None:
+        return torch.full(shape, 0.5)
+    means = torch.as_tensor(means)
+    check(tuple(means.shape) == shape, f"means must have shape {list(shape)}, not {list(means.shape)}")
+    means = means.float() / 255 if means.dtype == torch.uint8 else means.float()
+    check(bool(torch.isfinite(means).all()), "means hold NaN or infinity")
+    low, high = float(means.min()), float(means.max())
+    check(
+        low >= 0,
+        f"means must lie in [0, 1], and reach down to {low:.3g}: normalised ones? Multiply by std and add mean first",
+    )
+    check(high <= 1, f"means must lie in [0, 1], and reach up to {high:.3g}: divide them by 255 first")
+    return means
+
+# %% ../../nbs/adapters/01_adopt.ipynb #632b90b6
 def adopt(
-    network: nn.Module,  # a trained classifier, images [N, C, H, W] to logits [N, K]; it is not changed
-    size: int,  # height and width of the images
+    network: nn.Module,  # a trained classifier, images [N, C, H, W] to logits [N, K] or [N, 1]; it is not changed
+    size: int | tuple[int, int],  # height and width of the images
     channels: int = 3,  # of the images
-    mean: Sequence[float] = (0.0,),  # of its input, one for all channels or one per channel
-    std: Sequence[float] = (1.0,),  # of its input
+    mean: float | Sequence[float] = 0.0,  # of its input, one for all channels or one per channel
+    std: float | Sequence[float] = 1.0,  # of its input
     classes: Sequence[int] | None = None,  # outputs to invert; None: all
     means: Tensor
-    | None = None,  # mean image of each of them [n, C, H, W] in [0, 1]; None: only start "noise" makes sense
+    | None = None,  # mean image of each of them [n, C, H, W], uint8 or in [0, 1]; None: start from "noise"
     norms: bool = True,  # does it have batch normalisation? False: synthesise with bn_weight=0
 ) -> Carryover:  # for `synthesize`
     """Wrap a classifier that was trained elsewhere. Raises `ConfigError` for a network without statistics, or
     arguments that do not fit it.
     """
-    net, example = frozen_copy(network).cpu(), torch.full((2, channels, size, size), 0.5)
-    try:
-        k = net(example).shape[1]
-    except (RuntimeError, TypeError, AttributeError, IndexError) as e:
-        raise ConfigError(
-            f"{type(network).__name__} does not map images {list(example.shape)} to logits [2, K]: {e}"
-        ) from e
+    size = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    check(len(size) == 2, f"size is one number, or height and width; not {size}")
+    for s in (*size, channels):
+        check_number("size and channels", s, 1, integer=True)
+    net, example = plain_network(network, norms), torch.full((2, channels, *size), 0.5)
+    k = n_outputs(net, example)
     check(
         not norms or batch_norms(net),
-        f"{type(network).__name__} has no batch normalisation with running statistics; pass norms=False and "
+        f"{type(net).__name__} has no batch normalisation with running statistics; pass norms=False and "
         f"synthesise with bn_weight=0",
     )
-    check(
-        len(mean) in (1, channels) and len(std) in (1, channels) and min(std) > 0,
-        f"mean and std need 1 or {channels} numbers, std above 0",
-    )
-    wanted = list(range(k)) if classes is None else list(classes)
+    wanted = list(range(k)) if classes is None else np.asarray(classes).tolist()
     check(
         wanted and len(set(wanted)) == len(wanted) and all(c in range(k) for c in wanted),
         f"classes must be different numbers in 0..{k - 1}, not {wanted}",
     )
-    check(
-        means is None or tuple(means.shape) == (len(wanted), channels, size, size),
-        f"means must have shape {[len(wanted), channels, size, size]}",
-    )
     order = wanted + [c for c in range(k) if c not in set(wanted)]
-    model = Adopted(
-        net,
-        called_norms(net, example) if norms else [],
-        *(torch.tensor(v).float().expand(channels).clone() for v in (mean, std)),
-        order,
-    )
-    return Carryover(
-        frozen_copy(model),
-        len(wanted),
-        torch.full((len(wanted), channels, size, size), 0.5) if means is None else means,
-    )
+    looks = (per_channel("mean", mean, channels), per_channel("std", std, channels))
+    model = Adopted(net, called_norms(net, example) if norms else [], *looks, order)
+    return Carryover(frozen_copy(model), len(wanted), class_mean_images(means, (len(wanted), channels, *size)))

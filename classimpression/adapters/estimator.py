@@ -7,14 +7,16 @@ from __future__ import annotations
 import inspect
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 from ..carryover import Carryover, ExemplarCarryover, choose_exemplars, hand_over, load_carryover
 from ..carryover import refuse_few, save_carryover, take_exemplars
-from ..runs.configs import RunConfig, profile_config, synthesis_settings, training_settings
+from ..runs.configs import RunConfig, plain_value, profile_config, synthesis_settings, training_settings
 from ..core.errors import DataError, StateError, check
+from ..core.files import checked_json
 from ..core.seeding import generator, seeded
 from ..data import Split, as_split
 from ..methods.registry import UnionTask, find_method, sort_options
@@ -23,18 +25,20 @@ from ..synthesis import synthesize
 from ..training import teacher_features
 
 # %% auto #0
-__all__ = ['as_labels', 'number_labels', 'keep_exemplars', 'learn_task', 'IncrementalClassifier']
+__all__ = ['as_labels', 'kind_of', 'number_labels', 'keep_exemplars', 'learn_task', 'not_fitted', 'refuse_weights',
+           'EstimatorFacts', 'IncrementalClassifier']
 
 # %% ../../nbs/adapters/02_estimator.ipynb #fbee941b
 def as_labels(
-    y,  # labels, [N]: whole numbers or text
-) -> np.ndarray:  # [N] of whole numbers or of text
-    "Labels in one of two kinds. Raises `DataError` for anything else, missing ones included."
+    y,  # labels, [N] or [N, 1]: whole numbers, text, or true and false
+) -> np.ndarray:  # [N]
+    "Labels in one of three kinds. Raises `DataError` for anything else, missing ones included."
     import pandas as pd
 
     y = np.asarray(y)
+    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     check(
-        y.ndim == 1 and len(y) and y.dtype.kind in "iuUSO",
+        y.ndim == 1 and len(y) and y.dtype.kind in "biufUSO",
         f"labels must be one whole number or text per image, not {y.dtype} {list(y.shape)}",
         DataError,
     )
@@ -43,9 +47,18 @@ def as_labels(
         f"{missing.sum()} of {len(y)} labels are missing; leave these images out, or give them a class",
         DataError,
     )
-    if y.dtype.kind == "O" and all(isinstance(v, (int, np.integer)) for v in y):
+    if y.dtype.kind == "f" or y.dtype.kind == "O" and all(isinstance(v, (int, np.integer)) for v in y):
+        whole = y.dtype.kind == "O" or np.isfinite(y).all() and (y == np.floor(y)).all()
+        check(whole, "Unknown label type: continuous numbers; a class is a whole number or text", DataError)
         return y.astype(np.int64)
     return y.astype(str) if y.dtype.kind in "SO" else y
+
+# %% ../../nbs/adapters/02_estimator.ipynb #0fe3e29e
+def kind_of(
+    labels: np.ndarray,  # from `as_labels`
+) -> str:
+    "What labels are: numbers, text, or true and false."
+    return {"b": "true and false", "U": "text"}.get(labels.dtype.kind, "whole numbers")
 
 # %% ../../nbs/adapters/02_estimator.ipynb #6310cbae
 def number_labels(
@@ -56,10 +69,9 @@ def number_labels(
     new, number = np.unique(as_labels(y), return_inverse=True)
     again = sorted(set(new.tolist()) & set(known.tolist()))
     check(not again, f"the classes {again} were learned in an earlier task; pass images of new classes only", DataError)
-    kind = lambda a: a.dtype.kind.replace("u", "i")
     check(
-        not len(known) or kind(known) == kind(new),
-        f"labels were {known.dtype} and are {new.dtype} now; use one kind",
+        not len(known) or kind_of(known) == kind_of(new),
+        f"labels were {kind_of(known)} and are {kind_of(new)} now; use one kind",
         DataError,
     )
     return torch.from_numpy(number.reshape(-1) + len(known)), np.concatenate([known, new]) if len(known) else new
@@ -114,8 +126,43 @@ def learn_task(
     kept = keep_exemplars(cfg, model, task, getattr(carry, "exemplars", None))
     following = hand_over(model.cpu(), task, carry, method.means, history.extra, cfg.k_min if method.summarises else 1)
     if kept is not None:
-        following = ExemplarCarryover(following.model, following.n_classes, following.means, following.extra, kept)
+        following = ExemplarCarryover(
+            following.model, following.n_classes, following.means, following.extra, exemplars=kept
+        )
     return following, kept
+
+# %% ../../nbs/adapters/02_estimator.ipynb #305e02dd
+def not_fitted(message: str) -> StateError:
+    "The error for an estimator that has learned nothing; scikit-learn's too, where it is installed."
+    try:
+        from sklearn.exceptions import NotFittedError
+    except ImportError:
+        return StateError(message)
+    return type("NotFitted", (StateError, NotFittedError), {})(message)
+
+# %% ../../nbs/adapters/02_estimator.ipynb #b4a4a36c
+def refuse_weights(
+    sample_weight,  # one per image, or None
+    n: int,  # images
+) -> None:
+    "Raise `ConfigError` for weights that differ: methods draw every image of a class alike."
+    if sample_weight is None:
+        return
+    w = np.asarray(sample_weight, dtype=float)
+    check(
+        w.shape in ((), (n,)) and len(set(w.ravel().tolist())) <= 1,
+        "sample_weight that differs from image to image is not used by these methods, which draw every image alike; "
+        "leave images out, or pass some twice",
+    )
+
+# %% ../../nbs/adapters/02_estimator.ipynb #db39850b
+class EstimatorFacts(msgspec.Struct):
+    "What a stored estimator must say about itself."
+
+    params: dict[str, Any]
+    classes: list[int | str | bool]
+    sizes: list[Annotated[int, msgspec.Meta(ge=1)]]
+    image_shape: list[Annotated[int, msgspec.Meta(ge=1)]]
 
 # %% ../../nbs/adapters/02_estimator.ipynb #dca21ea9
 class IncrementalClassifier:
@@ -131,11 +178,12 @@ class IncrementalClassifier:
         method: str = "class-impression",  # registered method
         profile: str = "quick",  # budget: first, smoke, quick, standard or paper
         layout: str = "NCHW",  # order of the images' axes: NCHW, NHWC or NHW (grey)
-        random_state: int = 0,  # seed of everything drawn
+        random_state: int | None = 0,  # seed of everything drawn; None or a generator of numpy: drawn at the first task
         settings: dict | None = None,  # fields of `RunConfig` that differ, such as dict(epochs=3, options=dict(...))
+        image_shape: tuple[int, ...] | None = None,  # of an image in this layout, for images that come as rows [N, D]
     ):
         self.method, self.profile, self.layout = method, profile, layout
-        self.random_state, self.settings = random_state, settings
+        self.random_state, self.settings, self.image_shape = random_state, settings, image_shape
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         "The constructor's arguments."
@@ -159,26 +207,37 @@ class IncrementalClassifier:
             estimator_type="classifier",
             target_tags=TargetTags(required=True),
             classifier_tags=ClassifierTags(),
-            input_tags=InputTags(two_d_array=False, three_d_array=True),
+            input_tags=InputTags(two_d_array=self.image_shape is not None, three_d_array=True),
         )
+
+    def get_metadata_routing(self):
+        "What scikit-learn may pass along: nothing."
+        from sklearn.utils.metadata_routing import MetadataRequest
+
+        return MetadataRequest(owner=self)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "carry_")
 
     def check_fitted(self) -> None:
         "Raise `StateError` before the first task."
-        check(
-            hasattr(self, "carry_"),
-            "this estimator has learned nothing yet; call partial_fit(images, labels) first",
-            StateError,
-        )
+        if not hasattr(self, "carry_"):
+            raise not_fitted("this estimator has learned nothing yet; call partial_fit(images, labels) first")
+
+    def draw_seed(self) -> int:
+        "The seed of all tasks."
+        if hasattr(self, "seed_"):
+            return self.seed_
+        given = np.random.mtrand._rand if self.random_state is None else self.random_state
+        draw = getattr(given, "randint", None) or getattr(given, "integers", None)
+        return int(draw(2**31 - 1)) if draw else given
 
     def config(self) -> RunConfig:
         """All settings of the method under the profile. Raises `ConfigError` for those that need images which an
         estimator does not have.
         """
         cfg = profile_config(
-            self.profile, self.method, **dict(dict(seed=self.random_state, scenario="custom"), **(self.settings or {}))
+            self.profile, self.method, **dict(dict(seed=self.draw_seed(), scenario="custom"), **(self.settings or {}))
         )
         check(
             cfg.pool in ("none", "new-train") and cfg.selection == "last",
@@ -189,9 +248,10 @@ class IncrementalClassifier:
 
     def as_images(
         self,
-        X,  # images in the estimator's layout, uint8 or float in [0, 1]
+        X,  # images in the estimator's layout, uint8 or float in [0, 1]; rows [N, D] with a declared `image_shape`
     ) -> Tensor:  # uint8 [N, C, H, W]
         "Images as the network wants them. Raises `DataError` for another size than that of the first task."
+        X = self.unrolled(X)
         x = as_split(X, np.zeros(len(X), np.int64), self.layout).x
         shape = getattr(self, "image_shape_", tuple(x.shape[1:]))
         check(
@@ -202,53 +262,94 @@ class IncrementalClassifier:
         )
         return x
 
+    def unrolled(
+        self,
+        X,  # images, or rows
+    ) -> Any:  # images
+        "Rows as images of the declared shape."
+        shape = np.shape(X)
+        if len(shape) != 2 or self.layout == "NHW" and self.image_shape is None:
+            return X
+        declared = self.image_shape
+        check(
+            declared is not None,
+            f"rows of shape {list(shape)} are no images; declare what they are, as image_shape=(3, 32, 32)",
+            DataError,
+        )
+        d = int(np.prod(declared))
+        check(
+            shape[1] == d,
+            f"X has {shape[1]} features, but IncrementalClassifier is expecting {d} features as input: images of "
+            f"shape {tuple(declared)}",
+            DataError,
+        )
+        X = X if isinstance(X, Tensor) else np.asarray(X)
+        return X.reshape(len(X), *declared)
+
     def partial_fit(
         self,
         X,  # images of new classes
         y,  # their labels [N]
+        classes=None,  # names that may come; labels outside of them are refused
+        sample_weight=None,  # not used: weights that differ are refused
     ) -> IncrementalClassifier:
         """Learn one task. Raises `DataError` for a class of an earlier task, `ConfigError` for settings that cannot
         work.
         """
         cfg, x = self.config(), self.as_images(X)
+        refuse_weights(sample_weight, len(x))
+        if classes is not None:
+            odd = sorted(set(as_labels(y).tolist()) - set(as_labels(classes).tolist()))
+            check(not odd, f"the labels {odd} are not among the classes {list(classes)}", DataError)
         numbers, classes = number_labels(y, getattr(self, "classes_", np.array([])))
         check(len(x) == len(numbers), f"{len(x)} images but {len(numbers)} labels; give one label per image", DataError)
         sizes = [*getattr(self, "sizes_", []), len(classes) - sum(getattr(self, "sizes_", []))]
         carry, kept = learn_task(cfg, Split(x, numbers), getattr(self, "carry_", None), sizes)
         self.carry_, self.classes_, self.sizes_, self.image_shape_ = carry, classes, sizes, tuple(x.shape[1:])
+        self.seed_, self.n_features_in_ = cfg.seed, int(np.prod(x.shape[1:]))
         return self
 
-    def fit(self, X, y) -> IncrementalClassifier:
+    def fit(self, X, y, sample_weight=None) -> IncrementalClassifier:
         "Forget everything and learn one task."
-        learned = [k for k in ("carry_", "classes_", "sizes_", "image_shape_") if k in self.__dict__]
+        names = ("carry_", "classes_", "sizes_", "image_shape_", "seed_", "n_features_in_")
+        learned = [k for k in names if k in self.__dict__]
         before = {k: self.__dict__.pop(k) for k in learned}
         try:
-            return self.partial_fit(X, y)
+            return self.partial_fit(X, y, sample_weight=sample_weight)
         except BaseException:
             self.__dict__.update(before)
             raise
 
     @torch.no_grad()
-    def decision_function(
+    def scores(
         self,
         X,  # images
-    ) -> np.ndarray:  # scores [N, K], in the order of `classes_`
+    ) -> np.ndarray:  # [N, K], in the order of `classes_`
         "Scores of all classes seen. Raises `StateError` before the first task."
         self.check_fitted()
         return torch.cat([self.carry_.model(b.float() / 255).float() for b in self.as_images(X).split(500)]).numpy()
 
+    def decision_function(self, X) -> np.ndarray:
+        "Scores of all classes seen [N, K]; of two classes, how much higher the second one's is [N]."
+        scores = self.scores(X)
+        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+
     def predict_proba(self, X) -> np.ndarray:
         "Softmax of the scores [N, K]; every row adds up to 1."
-        return torch.from_numpy(self.decision_function(X)).double().softmax(1).numpy()
+        return torch.from_numpy(self.scores(X)).double().softmax(1).numpy()
 
     def predict(self, X) -> np.ndarray:
         "The class with the highest score, under the name that the user gave [N]."
-        scores = self.decision_function(X)
+        scores = self.scores(X)
         return self.classes_[scores.argmax(1)]
 
-    def score(self, X, y) -> float:
-        "Share of the images that are recognised, [0, 1]."
-        return float((self.predict(X) == as_labels(y)).mean())
+    def score(self, X, y, sample_weight=None) -> float:
+        "Share of the images that are recognised, [0, 1]. Raises `DataError` for labels of another kind or number."
+        found, y = self.predict(X), as_labels(y)
+        check(len(y) == len(found), f"{len(found)} images but {len(y)} labels; give one label per image", DataError)
+        kinds = kind_of(self.classes_), kind_of(y)
+        check(kinds[0] == kinds[1], f"the classes learned are {kinds[0]}, these labels are {kinds[1]}", DataError)
+        return float(np.average(found == y, weights=sample_weight))
 
     def save(
         self,
@@ -257,7 +358,7 @@ class IncrementalClassifier:
         "Write what was learned. Raises `StateError` before the first task."
         self.check_fitted()
         facts = dict(
-            params=self.get_params(),
+            params=plain_value(self.get_params() | dict(random_state=self.seed_)),
             classes=self.classes_.tolist(),
             sizes=self.sizes_,
             image_shape=list(self.image_shape_),
@@ -274,8 +375,14 @@ class IncrementalClassifier:
         check(
             "estimator" in meta, f"{path} holds a carryover but no estimator; read it with load_carryover", StateError
         )
-        facts = meta["estimator"]
+        facts = checked_json(meta["estimator"], EstimatorFacts, f"the estimator in {path}")
+        fits = len(facts["classes"]) == carry.n_classes == sum(facts["sizes"]) and len(facts["image_shape"]) == 3
+        check(fits, f"{path}: its classes are not those of its model; the file was changed", StateError)
+        unknown = sorted(set(facts["params"]) - set(inspect.signature(cls).parameters))
+        check(not unknown, f"{path} has parameters {unknown} that this version does not know", StateError)
         est = cls(**facts["params"])
+        est.config()  # refuses settings that cannot work
         est.carry_, est.classes_, est.sizes_ = carry, np.array(facts["classes"]), facts["sizes"]
         est.image_shape_ = tuple(facts["image_shape"])
+        est.seed_, est.n_features_in_ = est.random_state, int(np.prod(est.image_shape_))
         return est

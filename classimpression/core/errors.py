@@ -4,12 +4,13 @@
 
 # %% ../../nbs/core/01_errors.ipynb #34401693
 from __future__ import annotations
-import math
+import math, re
 from typing import Any
 import numpy as np
 
 # %% auto #0
-__all__ = ['ClassImpressionError', 'ConfigError', 'DataError', 'StateError', 'LeakError', 'check', 'check_number']
+__all__ = ['ClassImpressionError', 'ConfigError', 'DataError', 'StateError', 'LeakError', 'check', 'check_number', 'check_name',
+           'check_text']
 
 # %% ../../nbs/core/01_errors.ipynb #ab885b10
 class ClassImpressionError(Exception):
@@ -57,3 +58,28 @@ def check_number(
     )
     check(math.isfinite(value), f"{name} must be finite, not {value!r}")
     check(low <= value <= high, f"{name} must lie in [{low}, {high}], not {value!r}")
+
+# %% ../../nbs/core/01_errors.ipynb #eac8e4ec
+def check_name(
+    what: str,  # what the user calls it
+    value: Any,  # the name
+) -> None:
+    """Raise `ConfigError` unless `value` is a name: letters, digits, spaces and `_ . + -`, at most 80, a letter or
+    digit first and last.
+    """
+    fits = isinstance(value, str) and re.fullmatch(r"[^\W_]([\w.+ -]{0,78}[\w+])?", value) and ".." not in value
+    check(fits, f"{what} must be a name of letters, digits, spaces and _ . + - (at most 80), not {value!r}")
+
+# %% ../../nbs/core/01_errors.ipynb #3c543ea8
+def check_text(
+    what: str,  # what the user calls it
+    value: Any,  # a title or a label
+) -> None:
+    "Raise `ConfigError` unless `value` is one line of text that no spreadsheet takes for a formula."
+    fits = (
+        isinstance(value, str)
+        and value.isprintable()
+        and len(value) <= 200
+        and not value.startswith(("=", "+", "-", "@"))
+    )
+    check(fits, f"{what} must be one line of text (at most 200 characters, not beginning with = + - @), not {value!r}")

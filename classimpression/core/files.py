@@ -4,17 +4,28 @@
 
 # %% ../../nbs/core/03_files.ipynb #2b6866c1
 from __future__ import annotations
-import json, os, secrets
+import hashlib, json, os, secrets
 from functools import wraps
 from pathlib import Path
 from typing import Any, Callable
+import msgspec
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 from .errors import ClassImpressionError, DataError, StateError, check
 
 # %% auto #0
-__all__ = ['FORMAT', 'write_bytes', 'write_json', 'read_json', 'locked', 'save_tensors', 'load_tensors', 'inside']
+__all__ = ['FORMAT', 'DIGEST', 'usable_path', 'write_bytes', 'write_json', 'checked_json', 'read_json', 'locked',
+           'content_digest', 'save_tensors', 'facts_of_header', 'load_tensors', 'inside']
+
+# %% ../../nbs/core/03_files.ipynb #b09141e8
+def usable_path(
+    path: str | Path,  # a path that a user or a file named
+) -> Path:
+    "The path. Raises `StateError` for one that no file can have."
+    check("\0" not in str(path), f"the path {str(path)!r} holds a zero byte; no file can have this name", StateError)
+    return Path(path)
 
 # %% ../../nbs/core/03_files.ipynb #d25dc35c
 def write_bytes(
@@ -24,7 +35,7 @@ def write_bytes(
     """Write a file atomically. Raises `StateError` if the folder cannot be written or the disk is full; an earlier
     file stays whole.
     """
-    path, tmp = Path(path), None
+    path, tmp = usable_path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tmp = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
@@ -50,21 +61,46 @@ def write_json(
     "Write `obj` as JSON, atomically; infinities and NaN are refused, because JSON has none."
     try:
         text = json.dumps(obj, indent=1, allow_nan=False, ensure_ascii=False)
+    except RecursionError as e:
+        raise StateError(f"cannot write {path}: lists in lists, too deep for JSON") from e
     except ValueError as e:
         raise StateError(f"cannot write {path}: {e}; a result holds NaN or infinity") from e
     return write_bytes(path, (text + "\n").encode())
 
-# %% ../../nbs/core/03_files.ipynb #8974ebbf
+# %% ../../nbs/core/03_files.ipynb #d5e9b81c
+def checked_json(
+    data: Any,  # what was read
+    kind: Any,  # type that it must have: dict, list[int], a msgspec.Struct, ...
+    where: str | Path,  # what messages call it
+) -> Any:  # the same data
+    "Compare data with a type. Raises `StateError` that names the place that differs."
+    try:
+        msgspec.convert(data, kind)
+    except msgspec.ValidationError as e:
+        raise StateError(f"{where} does not hold what it should: {e}") from e
+    return data
+
+# %% ../../nbs/core/03_files.ipynb #0f46f7f8
+def _no_number(text: str) -> None:
+    "Refuse NaN and infinity."
+    raise ValueError(f"{text} is no number of JSON")
+
+# %% ../../nbs/core/03_files.ipynb #d4c3f393
 def read_json(
     path: str | Path,  # a file that `write_json` wrote
+    kind: Any = None,  # type that it must have; None: any
 ) -> Any:
-    "Read JSON. Raises `StateError` if the file is missing or damaged."
+    "Read JSON. Raises `StateError` if the file is missing, damaged or of another shape."
+    path = usable_path(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except OSError as e:
         raise StateError(f"cannot read {path}: {e.strerror or e}") from e
+    except RecursionError as e:
+        raise StateError(f"{path} is not valid JSON of ours (lists in lists, too deep); delete it and run again") from e
     except ValueError as e:
         raise StateError(f"{path} is not valid JSON ({e}); delete it and run again") from e
+    return data if kind is None else checked_json(data, kind, path)
 
 # %% ../../nbs/core/03_files.ipynb #adec79fd
 def locked(
@@ -76,7 +112,7 @@ def locked(
     def alone(path: str | Path, *args, **more):
         from filelock import FileLock
 
-        folder = Path(path).parent
+        folder = usable_path(path).parent
         lock = FileLock(folder / ".lock")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -92,33 +128,70 @@ def locked(
 
     return alone
 
-# %% ../../nbs/core/03_files.ipynb #322dfef3
+# %% ../../nbs/core/03_files.ipynb #7000def4
 FORMAT = "classimpression-1"  # key of our facts in the header
+DIGEST = "content-digest"  # key of the digest among the facts
 
 
+def content_digest(
+    tensors: dict[str, Tensor],  # named tensors on the CPU
+    meta: dict,  # facts
+) -> str:  # 32 hexadecimal digits
+    "Fingerprint of names, types, shapes, numbers and facts."
+    h = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for k in sorted(tensors):
+        t = tensors[k].contiguous()
+        h.update(f"{k} {t.dtype} {tuple(t.shape)}".encode())
+        h.update(t.flatten().view(torch.uint8).numpy())
+    return h.hexdigest()[:32]
+
+# %% ../../nbs/core/03_files.ipynb #ea49bbc3
 def save_tensors(
     path: str | Path,  # where to write
     tensors: dict[str, Tensor],  # named tensors
     meta: dict,  # facts that JSON can hold
 ) -> Path:
     "Write tensors and facts to one safetensors file, atomically."
-    flat = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    return write_bytes(path, tensors_to_bytes(flat, {FORMAT: json.dumps(meta)}))
+    flat, meta = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, json.loads(json.dumps(meta))
+    return write_bytes(path, tensors_to_bytes(flat, {FORMAT: json.dumps(meta | {DIGEST: content_digest(flat, meta)})}))
 
-# %% ../../nbs/core/03_files.ipynb #4ba8f265
+# %% ../../nbs/core/03_files.ipynb #800d2853
+def facts_of_header(
+    path: str | Path,  # the file, for messages
+    head: dict[str, str],  # texts of its header
+) -> dict:
+    "Our facts. Raises `StateError` for a foreign file, or for facts that are none."
+    check(FORMAT in head, f"{path} was not written by this library (no {FORMAT!r} in its header)", StateError)
+    try:
+        meta = json.loads(head[FORMAT], parse_constant=_no_number)
+    except (ValueError, RecursionError) as e:
+        raise StateError(f"the facts in {path} are damaged ({e}); delete the file and run again") from e
+    return checked_json(meta, dict[str, Any], f"the header of {path}")
+
+# %% ../../nbs/core/03_files.ipynb #876dfa60
 def load_tensors(
     path: str | Path,  # a file that `save_tensors` wrote
 ) -> tuple[dict[str, Tensor], dict]:  # tensors on the CPU, facts
-    "Read a file of `save_tensors`. Raises `StateError` if it is missing, damaged or foreign."
+    "Read a file of `save_tensors`. Raises `StateError` if it is missing, damaged, changed or foreign."
+    path = usable_path(path)
     try:
+        open(path, "rb").close()  # safetensors calls every file that it cannot open missing
         with safe_open(str(path), framework="pt") as f:
-            head = f.metadata() or {}
-            check(FORMAT in head, f"{path} was not written by this library (no {FORMAT!r} in its header)", StateError)
-            return {k: f.get_tensor(k) for k in f.keys()}, json.loads(head[FORMAT])
-    except (OSError, SafetensorError, ValueError) as e:
+            meta = facts_of_header(path, f.metadata() or {})
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+    except OSError as e:
+        raise StateError(f"cannot read tensors from {path}: {e.strerror or e}") from e
+    except (SafetensorError, ValueError) as e:
         if isinstance(e, ClassImpressionError):
             raise
-        raise StateError(f"cannot read tensors from {path}: {e}; delete the file and run again") from e
+        raise StateError(f"cannot read tensors from {path}: it is damaged ({e}); delete the file and run again") from e
+    said = meta.pop(DIGEST, None)
+    check(
+        said in (None, content_digest(tensors, meta)),
+        f"{path} was changed after it was written: its content does not fit its digest; delete the file and run again",
+        StateError,
+    )
+    return tensors, meta
 
 # %% ../../nbs/core/03_files.ipynb #02e25fc9
 def inside(

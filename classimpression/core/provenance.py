@@ -4,21 +4,21 @@
 
 # %% ../../nbs/core/04_provenance.ipynb #1390aae8
 from __future__ import annotations
-import ast, hashlib, importlib.util, inspect, json, os, platform, re, subprocess, time
-from contextlib import nullcontext
+import ast, hashlib, importlib.util, inspect, json, os, platform, re, subprocess, time, warnings
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 import torch
 from torch import Tensor
 from .errors import StateError, check
 from .files import load_tensors, save_tensors
 
 # %% auto #0
-__all__ = ['digest', 'tensor_digest', 'file_md5', 'package_folder', 'is_own_import', 'plain_source', 'module_files', 'plain_code',
-           'named_modules', 'modules_digest', 'imported_modules', 'used_modules', 'foreign_source', 'code_version',
-           'cached', 'price_of_cached', 'environment']
+__all__ = ['digest', 'tensor_digest', 'sealed', 'check_seal', 'file_md5', 'package_folder', 'is_own_import', 'plain_source',
+           'module_files', 'plain_code', 'named_modules', 'modules_digest', 'imported_modules', 'used_modules',
+           'foreign_source', 'code_version', 'lock_of', 'what_fits', 'cached', 'price_of_cached', 'environment']
 
 # %% ../../nbs/core/04_provenance.ipynb #0b7620a3
 def digest(
@@ -38,6 +38,26 @@ def tensor_digest(
         h.update(f"{t.dtype}{tuple(t.shape)}".encode())
         h.update(t.flatten().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:16]
+
+# %% ../../nbs/core/04_provenance.ipynb #2dc13793
+def sealed(
+    facts: dict,  # what JSON can hold
+) -> dict:  # the same with `digest`
+    "Facts with a digest of themselves."
+    facts = {k: v for k, v in facts.items() if k != "digest"}
+    return facts | dict(digest=digest(json.loads(json.dumps(facts))))
+
+# %% ../../nbs/core/04_provenance.ipynb #699bf57e
+def check_seal(
+    facts: dict,  # what was read
+    where: str | Path,  # what messages call it
+) -> None:
+    "Raise `StateError` for facts that do not fit their digest."
+    check(
+        "digest" not in facts or sealed(facts) == facts,
+        f"{where} was changed after it was written: it does not fit its digest; delete it and run again",
+        StateError,
+    )
 
 # %% ../../nbs/core/04_provenance.ipynb #66027a8b
 def file_md5(
@@ -190,7 +210,40 @@ def code_version() -> dict[str, str | None]:
         pass  # no git on this machine: the modules' hash names the code as well
     return dict(modules=modules_digest(), commit=commit)
 
-# %% ../../nbs/core/04_provenance.ipynb #5d47a713
+# %% ../../nbs/core/04_provenance.ipynb #a4bd603e
+@contextmanager
+def lock_of(
+    path: Path,  # a file that one process at a time may write
+) -> Iterator[None]:
+    "One process at a time. Raises `StateError` where no lock can be written."
+    from filelock import FileLock
+
+    lock = FileLock(f"{path}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as e:
+        raise StateError(f"cannot write a lock in {path.parent}: {e.strerror or e}; choose another folder") from e
+    try:
+        yield
+    finally:
+        lock.release()
+
+# %% ../../nbs/core/04_provenance.ipynb #da1bfe2e
+def what_fits(
+    path: Path,  # a file of a cache
+    key: dict,  # what it must have been made with
+) -> tuple[dict[str, Tensor], dict] | None:
+    "What an earlier call left; None, with a warning, if it is damaged or was made with something else."
+    try:
+        tensors, facts = load_tensors(path)
+        check(facts.get("key") == json.loads(json.dumps(key)), f"{path} was made with other settings", StateError)
+        return tensors, facts
+    except StateError as e:
+        warnings.warn(f"{e}; it is made again", stacklevel=2)
+        return None
+
+# %% ../../nbs/core/04_provenance.ipynb #b78d7fdb
 def cached(
     folder: str | Path | None,  # where results are kept; None: always computed, nothing kept
     kind: str,  # what is computed; the beginning of the file's name
@@ -198,16 +251,12 @@ def cached(
     make: Callable[[], tuple[dict[str, Tensor], dict]],  # computes tensors and facts
 ) -> tuple[dict[str, Tensor], dict]:  # tensors, and facts with `seconds`, `cpu_seconds`, `reused` and `waited`
     "The result of `make`, or that of an earlier identical call."
-    from filelock import FileLock
-
     key = dict(key, torch=torch.__version__, threads=torch.get_num_threads())
     path, start = Path(folder) / f"{kind}-{digest(key)}.safetensors" if folder else None, time.perf_counter()
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock") if path else nullcontext():  # another process may be computing just this: wait for it
+    with lock_of(path) if path else nullcontext():  # another process may be computing just this: wait for it
         wall, cpu = time.perf_counter(), time.process_time()
-        if path and path.exists():
-            return (t := load_tensors(path))[0], t[1] | dict(reused=True, waited=wall - start)
+        if path and path.exists() and (earlier := what_fits(path, key)):
+            return earlier[0], earlier[1] | dict(reused=True, waited=wall - start)
         tensors, facts = make()
         facts = dict(
             facts, seconds=round(time.perf_counter() - wall, 3), cpu_seconds=round(time.process_time() - cpu, 3)

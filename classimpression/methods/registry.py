@@ -12,7 +12,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 from ..carryover import TIERS, Carryover, ExemplarCarryover
-from ..core.errors import ConfigError, LeakError, check
+from ..core.errors import ConfigError, LeakError, check, check_name, check_text
 from ..core.provenance import cached, foreign_source, modules_digest, price_of_cached
 from ..data import Split
 from ..heads import as_linear
@@ -76,6 +76,8 @@ def method(
     **more,  # herding, own, first, training, trials: see `Method`
 ) -> Callable[[Fit], Fit]:
     "Decorator that registers a method. Raises `ConfigError` for a contradiction in the declaration."
+    check_name("method", name)
+    check_text("title", title)
     check(name not in METHODS, f"a method named {name!r} exists already; choose another name")
     check(tier in TIERS, f"unknown tier {tier!r}; known: {', '.join(TIERS)}")
     check(
@@ -114,7 +116,7 @@ def load_methods(
         spec = importlib.util.spec_from_file_location(f"classimpression_methods_{Path(name).stem}", name)
         sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[spec.name])
-    except Exception as e:
+    except (Exception, SystemExit) as e:  # a script that ends the process would end ours with success
         raise ConfigError(f"{ELSEWHERE} names {name!r}, which cannot be imported: {type(e).__name__}: {e}") from e
 
 # %% ../../nbs/methods/01_registry.ipynb #6248086b

@@ -41,9 +41,10 @@ def variant_rows(
     by_folder, parts = {r.folder: r for r in results}, []
     for variant, configs in plan.items():
         mine = [by_folder[f] for c in configs if (f := finished_run(c)) in by_folder]
-        parts.append(
-            main_rows(mine).assign(experiment=experiment, variant=variant, run_id=[r.folder.name for r in mine])
-        )
+        known = dict(
+            experiment=experiment, variant=variant, profile=configs[0].profile
+        )  # the variant says what differs
+        parts.append(main_rows(mine).assign(**known, run_id=[r.folder.name for r in mine]))
     return pd.concat(parts)[["experiment", "variant", *MAIN, "run_id"]].reset_index(drop=True)
 
 # %% ../../nbs/report/06_ablations.ipynb #d6885ffa

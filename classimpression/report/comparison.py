@@ -16,16 +16,26 @@ from ..runs.run_store import identity
 from ..methods.registry import METHODS, registered
 from ..metrics import bootstrap_interval, paired_interval
 from ..scenarios import make_scenario
-from ..runs.tables import as_dict, mean_and_spread, renewed, rounded, to_markdown
+from classimpression.runs.tables import (
+    as_dict,
+    mean_and_spread,
+    read_results,
+    read_table,
+    renewed,
+    shortened,
+    to_markdown,
+)
+from ..runs.tables import TEXT, write_table
 from ..training import predict
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 # %% auto #0
-__all__ = ['MAIN', 'MAIN_KEYS', 'MEASURES', 'main_rows', 'merge_table', 'merge_main', 'merge_runs', 'title_of', 'main_summary',
-           'save_summary', 'paired_table', 'bootstrap_table', 'bootstrap_of', 'reproduced', 'trials_of', 'told_apart',
-           'judged', 'rows_of', 'save_frame', 'renew_frame', 'expected_but_missing', 'verdict_count', 'merge_bootstrap']
+__all__ = ['MAIN', 'MAIN_KEYS', 'MEASURES', 'LATEX', 'main_rows', 'merge_table', 'merge_main', 'merge_runs', 'title_of',
+           'main_summary', 'latex_text', 'save_summary', 'paired_table', 'bootstrap_table', 'bootstrap_of',
+           'reproduced', 'trials_of', 'told_apart', 'judged', 'rows_of', 'save_frame', 'renew_frame',
+           'expected_but_missing', 'verdict_count', 'merge_bootstrap']
 
 # %% ../../nbs/report/02_comparison.ipynb #e3bd1e0f
 MAIN = (
@@ -91,16 +101,15 @@ def merge_table(
     """
     import pandas as pd
 
+    frame = frame.astype({c: str for c in frame.columns if c in TEXT})
     if Path(path).exists():
-        old = pd.read_csv(path, dtype={"class_order": str, "protocol": str, "variant": str})
+        old = read_table(path)
         check(
             list(old.columns) == list(frame.columns),
             f"{path} has other columns than the rows that are to be added; move it away and run again",
         )
-        frame = pd.concat([d for d in (old, frame) if len(d)]).drop_duplicates(keys, keep="last")
-    frame = frame.sort_values(keys, kind="stable").reset_index(drop=True)
-    write_bytes(path, frame.to_csv(index=False, float_format="%.10g", lineterminator="\n").encode())
-    return frame
+        frame = pd.concat([d for d in (old, frame) if len(d)] or [frame]).drop_duplicates(keys, keep="last")
+    return write_table(path, frame.sort_values(keys, kind="stable").reset_index(drop=True), "%.10g")
 
 # %% ../../nbs/report/02_comparison.ipynb #60397017
 def merge_main(
@@ -118,19 +127,7 @@ def merge_runs(
     variants: bool = False,  # do runs of one method and pair differ in their settings?
 ) -> list[dict]:  # all runs of the file as it is now
     "Add runs to the file that says where every number comes from; one line per run."
-    slim = lambda r: rounded(
-        r
-        | dict(
-            tasks=[
-                {
-                    k: v
-                    for k, v in t.items()
-                    if k not in ("history", "exemplars", "recalls", "recall_low", "recall_high")
-                }
-                for t in r["tasks"]
-            ]
-        )
-    )
+    left_out = ("history", "exemplars", "recalls", "recall_low", "recall_high")
     key = lambda r: json.dumps(
         [
             r["scenario"]["name"],
@@ -142,8 +139,8 @@ def merge_runs(
             identity(r["settings"]) if variants else "",
         ]
     )
-    old = read_json(path) if Path(path).exists() else []
-    merged = {key(r): r for r in [*old, *(slim(as_dict(r)) for r in results)]}
+    old = read_results(path)
+    merged = {key(r): r for r in [*old, *(shortened(as_dict(r), left_out) for r in results)]}
     write_bytes(
         path, ("[\n" + ",\n".join(json.dumps(merged[k], ensure_ascii=False) for k in sorted(merged)) + "\n]\n").encode()
     )
@@ -191,19 +188,33 @@ def main_summary(
         )
     return pd.DataFrame(rows).sort_values("rank").drop(columns="rank").reset_index(drop=True)
 
+# %% ../../nbs/report/02_comparison.ipynb #1758bd73
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+}
+LATEX |= {k: f"\\{k}" for k in "%&_#$"} | {"±": r"$\pm$", "†": r"$^\dagger$", "−": "-", ">": r"\textgreater{}"}
+
+
+def latex_text(
+    value: Any,  # content of a cell
+) -> str:
+    "Text that LaTeX shows as it is."
+    return " ".join(str(value).split()).translate(str.maketrans(LATEX))
+
 # %% ../../nbs/report/02_comparison.ipynb #d51f2d03
 def save_summary(
     stem: str | Path,  # path without ending
     summary: DataFrame,  # a table to read
 ) -> DataFrame:  # the same
     "Write a table as CSV, Markdown and LaTeX."
-    escape = lambda text: str(text).translate(
-        {
-            ord(k): v
-            for k, v in {"%": r"\%", "&": r"\&", "_": r"\_", "±": r"$\pm$", "†": r"$^\dagger$", "−": "-"}.items()
-        }
-    )
-    lines = [" & ".join(map(escape, r)) + r" \\" for r in [list(summary.columns), *summary.astype(str).values.tolist()]]
+    lines = [
+        " & ".join(map(latex_text, r)) + r" \\" for r in [list(summary.columns), *summary.astype(str).values.tolist()]
+    ]
     latex = "\n".join(
         [
             r"\begin{tabular}{" + "l" * summary.shape[1] + "}",
@@ -411,8 +422,7 @@ def rows_of(
 # %% ../../nbs/report/02_comparison.ipynb #1d7bf65c
 def save_frame(path: str | Path, frame: DataFrame) -> DataFrame:
     "Write a table as CSV and return it."
-    write_bytes(path, frame.to_csv(index=False, lineterminator="\n").encode())
-    return frame
+    return write_table(path, frame)
 
 # %% ../../nbs/report/02_comparison.ipynb #26161edb
 @locked
@@ -424,9 +434,7 @@ def renew_frame(
     """Write a table in which only what was measured now is replaced; older rows may lack the run. Raises `ConfigError`
     for a file with other columns.
     """
-    import pandas as pd
-
-    old = pd.read_csv(path) if Path(path).exists() and Path(path).read_text().strip() else frame
+    old = read_table(path) if Path(path).exists() and Path(path).read_text().strip() else frame
     if [*old.columns, "run_id"] == list(frame.columns):
         old = old.assign(run_id="")
     check(
@@ -468,7 +476,7 @@ def merge_bootstrap(
     import pandas as pd
 
     made = {(title_of(m), seed) for m, seed in made}
-    old = pd.read_csv(path) if Path(path).exists() and Path(path).read_text().strip() else frame
+    old = read_table(path) if Path(path).exists() and Path(path).read_text().strip() else frame
     kept = old[[(m, s) not in made for m, s in zip(old.method, old.seed, strict=True)]]
     return save_frame(
         path,

@@ -8,20 +8,22 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 import numpy as np
-from .comparison import merge_table
+from .comparison import MAIN, MAIN_KEYS, main_rows, merge_table
 from ..core.errors import ClassImpressionError, StateError, check
 from ..core.files import locked, read_json, write_json
 from ..runs.engine import run_all
-from ..runs.run_store import RunResult, current_result, finished_run, identity, run_folder
+from ..runs.tables import read_table
+from ..metrics import TOLERANCE
+from ..runs.run_store import RunResult, check_result, current_result, finished_run, identity, run_folder
 from ..runs.runner import RunConfig
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['LEAST', 'REPEATS', 'MACHINE', 'CONFIRMED', 'COLUMNS', 'SHOWN', 'confusions', 'results_in', 'reported_runs',
+__all__ = ['LEAST', 'REPEATS', 'MACHINE', 'CONFIRMED', 'COLUMNS', 'SHOWN', 'confusions', 'results_in', 'altered', 'reported_runs',
            'selected', 'drawn', 'group_of', 'by_task', 'spread_of', 'verdict_of', 'facts_of', 'compare', 'repeat',
-           'details', 'merge_details', 'verify']
+           'changed_rows', 'details', 'merge_details', 'verdict_without', 'verify']
 
 # %% ../../nbs/report/10_verify.ipynb #cea3e7fc
 def confusions(r: dict) -> list:
@@ -39,6 +41,18 @@ def results_in(
     )
     return [current_result(r) for r in found if is_result(r)] if isinstance(found, list) else []
 
+# %% ../../nbs/report/10_verify.ipynb #ff9380ba
+def altered(
+    r: dict,  # a reported result
+    where: str | Path,  # its file
+) -> str:  # what contradicts what; "" for an honest result
+    "What was changed in a reported result after it was made."
+    try:
+        check_result(r, where, "restore the file")
+    except StateError as e:
+        return str(e)
+    return ""
+
 # %% ../../nbs/report/10_verify.ipynb #284287d3
 def reported_runs(
     figures: str | Path,  # folder of reported results
@@ -47,13 +61,15 @@ def reported_runs(
     found = {}
     for p in sorted(Path(figures).rglob("*_runs.json")):
         for r in results_in(p):
-            first = found.setdefault(r["run_id"], r | dict(tables=[]))
+            plain = {k: v for k, v in r.items() if k != "digest"}  # two more facts would not fit it
+            first = found.setdefault(r["run_id"], plain | dict(tables=[], wrong=""))
             check(
                 confusions(r) == confusions(first),
                 f"{p} and the table {first['tables'][:1]} report other outcomes of the run {r['run_id']}; make one "
                 f"of the tables again",
                 StateError,
             )
+            first["wrong"] = first["wrong"] or altered(r, p)
             first["tables"].append(p.relative_to(figures).as_posix().removesuffix("_runs.json"))
     check(
         found,
@@ -143,6 +159,8 @@ def verdict_of(
     allowed: np.ndarray,  # from `spread_of`, points [T]
 ) -> str:
     "One word, see the table."
+    if reported.get("wrong"):
+        return "altered"
     if reported["scenario"].get("checksum") != again["scenario"].get("checksum"):
         return "other data"
     if confusions(reported) == confusions(again):
@@ -206,6 +224,7 @@ def repeat(
     configs, why = [], []
     for r in chosen:
         try:
+            check(not r.get("wrong"), r.get("wrong", ""), StateError)
             run_folder(c := RunConfig.of(**r["settings"] | dict(root=root, out=out, cache=None, any_code=False)))
             configs.append(c)
             why.append("")
@@ -216,6 +235,25 @@ def repeat(
     failed = run_all(todo, jobs, lambda s: print(s, flush=True))[1] if todo else {}
     why = [w if c is None else failed.get(str(run_folder(c)), "") for c, w in zip(configs, why)]
     return [(None if w else RunResult.load(finished_run(c)).data, w) for c, w in zip(configs, why)]
+
+# %% ../../nbs/report/10_verify.ipynb #5a6af6f5
+def changed_rows(
+    figures: str | Path,  # folder of reported results
+    runs: list[dict],  # from `reported_runs`
+) -> list[str]:  # one sentence per row
+    "Rows of main tables whose numbers are not those of the runs beside them."
+    told = []
+    made = main_rows([r for r in runs if not r["wrong"]]).set_index(MAIN_KEYS)
+    numbers = [c for c in MAIN if c not in MAIN_KEYS and made[c].dtype.kind in "fi"]
+    for p in sorted(Path(figures).rglob("*.csv")):
+        table = read_table(p) if p.read_text(encoding="utf-8").startswith(",".join(MAIN)) else None
+        for row in table.to_dict("records") if table is not None else []:
+            key = tuple(row[k] for k in MAIN_KEYS)
+            ours = made.loc[[key]].to_dict("records") if key in made.index else []
+            gaps = [[c for c in numbers if abs(row[c] - o[c]) > TOLERANCE * max(1, abs(o[c]))] for o in ours]
+            if gaps and all(gaps):
+                told.append(f"{p}: {' '.join(map(str, key))}: {', '.join(min(gaps, key=len))} differ from the run's")
+    return told
 
 # %% ../../nbs/report/10_verify.ipynb #36aa0012
 COLUMNS = (
@@ -298,6 +336,14 @@ def merge_details(
     write_json(path, kept := [merged[k] for k in sorted(merged)])
     return kept
 
+# %% ../../nbs/report/10_verify.ipynb #6854a677
+def verdict_without(
+    reported: dict,  # a reported result that was not repeated
+    why: str,  # why not
+) -> str:
+    "The verdict."
+    return "altered" if reported["wrong"] else f"failed: {why}"
+
 # %% ../../nbs/report/10_verify.ipynb #36aa0013
 def verify(
     figures: str | Path = "figures",  # folder of reported results
@@ -325,8 +371,13 @@ def verify(
         f"when they were made",
         flush=True,
     )
+    told = {r["wrong"]: r for r in runs if r["wrong"]}
+    print("".join(f"{line}\n" for line in [*told, *changed_rows(figures, runs)]), end="", flush=True)
     both = list(zip(chosen, repeat(chosen, root, out, jobs)))
-    rows = [compare(r, new, runs) if new else facts_of(r) | dict(verdict=f"failed: {why}") for r, (new, why) in both]
+    rows = [
+        compare(r, new, runs) if new else facts_of(r) | dict(verdict=verdict_without(r, why)) for r, (new, why) in both
+    ]
+    rows += [facts_of(r) | dict(verdict="altered") for r in told.values() if r not in chosen]
     if save and any(new for _, (new, _) in both):
         merge_details(Path(save).with_suffix(".json"), [details(r, new, runs) for r, (new, _) in both if new])
         merge_table(

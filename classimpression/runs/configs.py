@@ -4,15 +4,17 @@
 
 # %% ../../nbs/runs/01_configs.ipynb #d6cdb973
 from __future__ import annotations
-import types, typing
-from dataclasses import dataclass, fields, replace
+import os, types, typing
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import mode
+from typing import Any
+import numpy as np
 from ..echo.scenario import made_scenario  # noqa: F401  registers its task sequences
 from ..methods import analytic, census, drift, generated, prototypes, regularised  # noqa: F401
 from ..methods import rehearsal  # noqa: F401  they register themselves
-from ..core.errors import ConfigError, check, check_number
+from ..core.errors import ConfigError, check, check_name, check_number
 from ..core.files import read_json
 from ..core.machine import best_device, number_type
 from ..core.provenance import package_folder
@@ -23,9 +25,9 @@ from ..settings import TrainConfig, check_training, published_training
 from ..synthesis import SynthesisConfig, published_synthesis
 
 # %% auto #0
-__all__ = ['OLD_NAMES', 'current_names', 'RunConfig', 'setting_types', 'check_type', 'check_like', 'replace_none',
-           'training_settings', 'synthesis_settings', 'profile', 'tuned_choice', 'profile_config', 'reported_repeats',
-           'tuning_repeat']
+__all__ = ['OLD_NAMES', 'NO_BUDGET', 'PUBLISHED_BUDGETS', 'current_names', 'RunConfig', 'setting_types', 'plain_value',
+           'check_type', 'check_like', 'replace_none', 'training_settings', 'synthesis_settings', 'profile',
+           'tuned_choice', 'profile_config', 'profile_label', 'reported_repeats', 'tuning_repeat']
 
 # %% ../../nbs/runs/01_configs.ipynb #0ldname2
 OLD_NAMES = {
@@ -92,7 +94,12 @@ class RunConfig(TrainConfig):
 
     def __post_init__(self):
         for f in fields(self):
+            object.__setattr__(self, f.name, plain_value(getattr(self, f.name), setting_types()[f.name]))
             check_type(f.name, getattr(self, f.name), setting_types()[f.name])
+        for name in ("method", "scenario", "profile"):
+            check_name(name, getattr(self, name))
+        for name in ("root", "out", "cache"):
+            check("\0" not in (getattr(self, name) or ""), f"{name} holds a zero byte; no folder can have this name")
         check_training(replace_none(self))
         training, own = sort_options(find_method(self.method), self.options)
         for k, v in training.items():
@@ -141,6 +148,27 @@ def setting_types() -> dict[str, object]:
     "Name and type of every setting."
     hints = typing.get_type_hints(RunConfig)
     return {f.name: hints[f.name] for f in fields(RunConfig)}
+
+# %% ../../nbs/runs/01_configs.ipynb #bc2a51aa
+def plain_value(
+    value: Any,  # a setting, or a part of one
+    hint: object = Any,  # its annotation
+) -> Any:
+    """Numbers of numpy as Python's, tuples, ranges and arrays as lists, paths as text, 5.0 as 5 where only a whole
+    number fits.
+    """
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, dict):
+        return {k: plain_value(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, range)):
+        inner = next((typing.get_args(t)[0] for t in allowed if typing.get_origin(t) is list), Any)
+        return [plain_value(v, inner) for v in value]
+    whole = isinstance(value, float) and value.is_integer() and int in allowed and float not in allowed
+    return int(value) if whole else value
 
 # %% ../../nbs/runs/01_configs.ipynb #8d3ed8f6
 def check_type(
@@ -256,6 +284,31 @@ def profile_config(
     if given.get("dtype") == "auto":
         given["dtype"] = number_type(given["device"])[0]
     return RunConfig.of(**given | {"method": method, "profile": name, "options": options or None})
+
+# %% ../../nbs/runs/01_configs.ipynb #2045f33d
+NO_BUDGET = (  # settings that other columns of a table hold, or that change no number
+    *("seed", "class_order", "method", "scenario", "profile", "root", "out", "cache", "any_code"),
+    *("threads", "device", "snapshots", "pool", "selection", "bn_update", "eval_split", "k_min"),
+)
+PUBLISHED_BUDGETS = ("faithful", "paper")
+
+
+def profile_label(
+    cfg: RunConfig,  # settings of a run
+    usual_sizes: list[int] | None = None,  # the scenario's own task sizes; None: whatever the settings say
+) -> str:  # "standard", "standard, epochs=3", ...
+    "What results call the budget: the profile's name, and what differs from it."
+    known = {p.stem for p in (package_folder() / "assets" / "profiles").glob("*.json")}
+    if cfg.profile not in known:
+        return cfg.profile
+    tuned, untuned = (asdict(profile_config(cfg.profile, cfg.method, t, scenario=cfg.scenario)) for t in (True, False))
+    tuned["sizes"] = cfg.sizes if usual_sizes is None or cfg.sizes == list(usual_sizes) else None
+    changed = {k: v for k, v in asdict(cfg).items() if k not in NO_BUDGET and v != tuned[k]}
+    if cfg.options == untuned["options"] and "options" in changed:
+        del changed["options"]
+        if cfg.profile not in PUBLISHED_BUDGETS:
+            return ", ".join([cfg.profile, "untuned", *(f"{k}={v}" for k, v in changed.items())])
+    return ", ".join([cfg.profile, *(f"{k}={v}" for k, v in changed.items())])
 
 # %% ../../nbs/runs/01_configs.ipynb #fa46c418
 def reported_repeats(

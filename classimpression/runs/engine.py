@@ -4,7 +4,7 @@
 
 # %% ../../nbs/runs/04_engine.ipynb #257f09df
 from __future__ import annotations
-import json, os, queue, select, signal, socket, subprocess, sys, tempfile, threading, time
+import json, os, queue, re, select, signal, socket, subprocess, sys, tempfile, threading, time
 from collections import deque
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -20,8 +20,8 @@ from ..scenarios import make_scenario
 
 # %% auto #0
 __all__ = ['fresh_environment', 'run_apart', 'ask_python', 'child', 'serve', 'forked', 'ask_server', 'fork_server', 'at_once',
-           'in_processes', 'in_workers', 'task_count', 'Progress', 'duration', 'watched', 'bar', 'run_all',
-           'known_data', 'seen_here', 'read_runs', 'raise_failures', 'outcome']
+           'in_processes', 'check_scheduler', 'in_workers', 'task_count', 'Progress', 'duration', 'watched', 'bar',
+           'run_all', 'known_data', 'seen_here', 'read_runs', 'raise_failures', 'outcome']
 
 # %% ../../nbs/runs/04_engine.ipynb #9f5715fe
 def fresh_environment() -> dict[str, str]:
@@ -90,7 +90,7 @@ def child(
         said = "done", str(run(RunConfig.of(**settings), alone=True).folder.resolve())
     except ClassImpressionError as e:
         said = type(e).__name__, str(e)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         said = "ClassImpressionError", f"{type(e).__name__}: {e}"  # whatever a method raised, it is reported
     print(json.dumps(said), file=answer, flush=True)
     os._exit(0)
@@ -202,6 +202,23 @@ def in_processes(
     with fork_server() as server:
         for cfg, get in at_once(todo, lambda c: run_apart(asdict(c), server), jobs):
             done(cfg, get)
+
+# %% ../../nbs/runs/04_engine.ipynb #9591d181
+def check_scheduler(
+    address: str,  # of a Dask scheduler
+    insecure: bool = False,  # go on without encryption beyond this machine?
+) -> None:
+    "Raise `ConfigError` for an address that sends settings and code in the clear to another machine."
+    found = re.fullmatch(r"(?:(?P<how>\w+)://)?(?P<host>\[[^\]]+\]|[^:/\s]+):(?P<port>\d+)/?", address)
+    check(found, f"{address!r} is no address of a scheduler; give one such as tls://10.0.0.5:8786")
+    host = found["host"].strip("[]")
+    here = host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host)
+    check(
+        found["how"] == "tls" or here or insecure,
+        f"the scheduler {address} is on another machine and not encrypted: whoever is on the way can run code on its "
+        f"workers; use tls:// with certificates, or --insecure (insecure=True) where everybody on the network is "
+        f"trusted",
+    )
 
 # %% ../../nbs/runs/04_engine.ipynb #f57742b8
 def in_workers(
@@ -354,12 +371,15 @@ def run_all(
     scheduler: str = "",  # address of a Dask scheduler instead; its workers see the same disk
     expected: dict[Path, float] | None = None,  # folder of a run -> seconds; the longest starts first
     show: Callable[[str], None] = lambda state: None,  # told how far things are
+    insecure: bool = False,  # a scheduler on another machine without encryption?
 ) -> tuple[
     list[RunResult], dict[str, str]
 ]:  # finished runs in the given order; folder of a failed run -> what went wrong
     "Run everything; finished runs are read, unfinished ones go on after their last finished task."
     check_number("jobs", jobs, -1, integer=True)
     check(configs, "there is nothing to run; give at least one configuration")
+    if scheduler:
+        check_scheduler(scheduler, insecure)
     prints = known_data(configs)
     todo = list({run_folder(c): c for c in configs if not finished_run(c, prints[c.scenario, c.root])}.values())
     failed, n = {}, 0

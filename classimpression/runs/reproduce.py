@@ -4,17 +4,18 @@
 
 # %% ../../nbs/runs/09_reproduce.ipynb #442e6066
 from __future__ import annotations
-import ast, json, os, re, sys, time
+import ast, importlib.util, json, os, re, sys, tempfile, time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 from .configs import RunConfig
-from ..core.errors import ConfigError, check, check_number
-from ..core.files import inside, write_bytes
+from ..core.errors import check, check_number
+from ..core.files import inside, write_bytes, write_json
 from ..core.machine import usable_jobs
 from ..core.provenance import package_folder
-from .engine import Progress, at_once, duration, run_all
+from .engine import Progress, at_once, check_scheduler, duration, run_all
 from .experiments import Experiment, clock_seconds, entries, estimate, expected_seconds, experiments
 from .experiments import find_experiment, machine_factor, measured_seconds, plan_runs, planned
 from .run_store import finished_run, run_folder, run_lock
@@ -24,8 +25,8 @@ from .tables import figures_folder
 # %% auto #0
 __all__ = ['REPOSITORY', 'NOTEBOOK_SECONDS', 'NEXT', 'OPENERS', 'notebook_folder', 'find_notebook', 'parse_value',
            'parameters_of', 'with_parameters', 'check_writable', 'moved_links', 'tidy_notebook', 'execute',
-           'execute_alone', 'Job', 'jobs_of', 'job_of', 'plan_text', 'expected_clock', 'closing_text', 'stopped_text',
-           'check_papermill', 'make_runs', 'execute_all', 'made_since', 'reproduce', 'tell_failures']
+           'own_kernel', 'execute_alone', 'Job', 'jobs_of', 'job_of', 'plan_text', 'expected_clock', 'closing_text',
+           'stopped_text', 'check_papermill', 'make_runs', 'execute_all', 'made_since', 'reproduce', 'tell_failures']
 
 # %% ../../nbs/runs/09_reproduce.ipynb #3614bedd
 def notebook_folder() -> Path:
@@ -137,6 +138,27 @@ def execute(
     with run_lock(output.parent / ".executing" / output.stem):
         return execute_alone(notebook, output, parameters)
 
+# %% ../../nbs/runs/09_reproduce.ipynb #94ede1c7
+@contextmanager
+def own_kernel() -> Iterator[None]:
+    "Within the block the kernel python3 is the running interpreter."
+    before = os.environ.get("JUPYTER_PATH")
+    spec = dict(
+        argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        display_name="Python 3",
+        language="python",
+    )
+    with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
+        write_json(Path(folder) / "kernels" / "python3" / "kernel.json", spec)
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before]))
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["JUPYTER_PATH"]
+            else:
+                os.environ["JUPYTER_PATH"] = before
+
 # %% ../../nbs/runs/09_reproduce.ipynb #c8cc5ba2
 def execute_alone(
     notebook: Path,  # experiment notebook
@@ -149,16 +171,9 @@ def execute_alone(
 
     running, failed = output.with_suffix(".running.ipynb"), output.with_suffix(".failed.ipynb")
     secure = Config({"KernelManager": {"transport_encryption": "auto"}})
+    how = dict(kernel_name="python3", progress_bar=False, stdout_file=sys.stdout, config=secure)
     try:
-        execute_notebook(
-            str(notebook),
-            str(running),
-            parameters,
-            kernel_name="python3",
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            config=secure,
-        )
+        execute_notebook(str(notebook), str(running), parameters, **how)
         tidy_notebook(running, notebook, output)
         os.replace(running, output)
         failed.unlink(missing_ok=True)
@@ -315,10 +330,9 @@ def stopped_text(
 # %% ../../nbs/runs/09_reproduce.ipynb #00672f33
 def check_papermill() -> None:
     "Raise `ConfigError` where notebooks cannot be executed."
-    try:
-        import papermill  # noqa: F401
-    except ImportError as e:
-        raise ConfigError("reproduce runs notebooks: pip install 'classimpression[notebooks]' first") from e
+    missing = [m for m in ("papermill", "ipykernel") if importlib.util.find_spec(m) is None]
+    install = "pip install 'classimpression[notebooks]' first"
+    check(not missing, f"reproduce runs notebooks and lacks {' and '.join(missing)}: {install}")
 
 
 def make_runs(
@@ -327,11 +341,12 @@ def make_runs(
     scheduler: str,  # address of a Dask scheduler instead; "": none
     expected: dict[Path, float],  # folder of a run -> seconds
     shown: Any = None,  # page that is told how far things are
+    insecure: bool = False,  # a scheduler on another machine without encryption?
 ) -> dict[str, str]:  # folder of a failed run -> what went wrong
     "Make all runs, and show them."
     show = shown.update if shown else lambda state: None
     say = lambda text: print(text, flush=True)
-    return run_all(configs, jobs, say, scheduler, expected, show)[1] if configs else {}
+    return run_all(configs, jobs, say, scheduler, expected, show, insecure)[1] if configs else {}
 
 
 def execute_all(
@@ -347,7 +362,8 @@ def execute_all(
     bars, os.environ["TQDM_DISABLE"] = os.environ.get("TQDM_DISABLE", ""), "1"  # for kernels: no bars in stored outputs
     try:
         last = [j for j in todo if not j.configs and j.experiment.name == "report"]  # it reads what the others write
-        done = {j: get() for some in ([j for j in todo if j not in last], last) for j, get in at_once(some, one, n)}
+        with own_kernel():
+            done = {j: get() for some in ([j for j in todo if j not in last], last) for j, get in at_once(some, one, n)}
     finally:
         os.environ["TQDM_DISABLE"] = bars
     return {j: done[j] for j in todo}
@@ -373,9 +389,12 @@ def reproduce(
     scheduler: str = "",  # address of a Dask scheduler instead
     only_plan: bool = False,  # print the plan and stop?
     page: Callable | None = None,  # makes a page of a path and runs, such as `report.page.Page`; None: no page
+    insecure: bool = False,  # a scheduler on another machine without encryption?
 ) -> int:  # 0, or 1 if something failed
     "Make all runs, then execute all notebooks, and say where everything is."
     check_papermill()
+    if scheduler:
+        check_scheduler(scheduler, insecure)
     jobs = usable_jobs() if jobs is None else jobs
     check_number("jobs", jobs, -1, integer=True)
     todo, start = jobs_of(names, profile, given), time.time()
@@ -391,7 +410,7 @@ def reproduce(
         print(f"Look at {shown.path}: it fills while the runs go on", flush=True)
     expected = {run_folder(c): factor * s for c in configs if (s := expected_seconds(c, seconds)) is not None}
     try:
-        failed = make_runs(configs, jobs, scheduler, expected, shown)
+        failed = make_runs(configs, jobs, scheduler, expected, shown, insecure)
         done = execute_all(todo, max(jobs, 1))
     except KeyboardInterrupt as e:
         raise type(e)(stopped_text(configs)) from None

@@ -4,27 +4,39 @@
 
 # %% ../../nbs/runs/02_run_store.ipynb #c3d41eb4
 from __future__ import annotations
-import json, re
+import hashlib, json, re, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Annotated, Any, Callable, Iterator, Literal
+import msgspec
 from torch import nn
-from ..carryover import Carryover, load_carryover
+from ..carryover import TIERS, Carryover, load_carryover
 from .configs import OLD_NAMES, RunConfig, current_names
-from ..core.errors import StateError, check
-from ..core.files import read_json, write_json
-from ..core.provenance import digest, foreign_source, modules_digest, package_folder, used_modules
-from ..methods.registry import find_method
+from ..core.errors import ClassImpressionError, ConfigError, DataError, StateError, check
+from ..core.files import checked_json, read_json, usable_path, write_json
+from classimpression.core.provenance import (
+    check_seal,
+    digest,
+    foreign_source,
+    modules_digest,
+    package_folder,
+    used_modules,
+)
+from ..methods.registry import find_method, registered
+from ..metrics import contradictions
 from ..models import NETWORKS, rebuild
 from ..scenarios import MADE
 from ..settings import TrainConfig
 from ..synthesis import Impressions
+from ..tasks import overlaps
 
 # %% auto #0
-__all__ = ['PLACES', 'EVERY_RUN', 'protocol_name', 'identity', 'code_of', 'run_folder', 'current_result', 'RunResult',
-           'finished_run', 'run_lock', 'check_settings', 'finished_tasks']
+__all__ = ['PLACES', 'EVERY_RUN', 'K_MIN', 'Count', 'Tier', 'protocol_name', 'identity', 'code_of', 'first_names', 'run_folder',
+           'RowFacts', 'ScenarioFacts', 'ResultFacts', 'current_result', 'wrong_labels', 'wrong_tasks', 'check_result',
+           'file_digest', 'RunResult', 'finished_run', 'run_lock', 'check_settings', 'read_row', 'read_carry',
+           'finished_tasks']
 
 # %% ../../nbs/runs/02_run_store.ipynb #a9990aae
 PLACES = ("root", "out", "cache", "any_code")
@@ -37,14 +49,27 @@ EVERY_RUN = (
 )  # modules that every run goes through, with all that they import
 
 
-def protocol_name(cfg: TrainConfig) -> str:
-    "\"strict\", or what differs from it."
+K_MIN = RunConfig.k_min  # fewest images behind a statistic in the strict protocol
+
+
+def protocol_name(
+    cfg: TrainConfig,  # settings
+    images: dict[str, int] | None = None,  # how many images each part of the data has
+    shared: dict[str, int] | None = None,  # how many of them are in two parts
+) -> str:
+    """ "strict", or what differs from it: what is seen, how few images a statistic rests on, test images that were
+    trained on.
+    """
     strict = dict(pool="new-train", selection="last", bn_update=False, eval_split="test")
     loose = [
         f"{k}={getattr(cfg, k)}"
         for k, v in strict.items()
         if getattr(cfg, k, v) != v and not (k == "pool" and cfg.pool == "none")
     ]
+    if getattr(cfg, "k_min", K_MIN) < K_MIN:
+        loose.append(f"k_min={cfg.k_min}")
+    if shared and overlaps(shared, images["test"]):
+        loose.append(f"test images in training={shared['train, test']}")
     return ", ".join(loose) or "strict"
 
 # %% ../../nbs/runs/02_run_store.ipynb #1db089a9
@@ -53,7 +78,8 @@ def identity(
 ) -> dict:  # what tells it from other runs
     "The settings that differ from their defaults, places aside."
     usual = {f.name: f.default for f in fields(RunConfig)}
-    return {k: v for k, v in settings.items() if k not in PLACES and (k not in usual or v != usual[k])}
+    now = current_names(settings)
+    return {k: v for k, v in now.items() if k not in PLACES and (k not in usual or v != usual[k])}
 
 # %% ../../nbs/runs/02_run_store.ipynb #ea450e25
 @lru_cache(maxsize=None)
@@ -72,14 +98,81 @@ def code_of(
     theirs = [s for f in (fit, network, made) if f and (s := foreign_source(f))]
     return digest([used, *theirs]) if theirs else used
 
+# %% ../../nbs/runs/02_run_store.ipynb #cf50f3c3
+def first_names(
+    settings: dict,  # by the names of today
+) -> dict:  # the same values
+    "Settings by the names that runs were first stored under, so that their folders stay theirs."
+    first = {v: k for k, v in OLD_NAMES.items()}
+    options = settings.get("options")
+    own = {"options": first_names(options)} if isinstance(options, dict) else {}
+    return {first.get(k, k): v for k, v in (settings | own).items()}
+
 # %% ../../nbs/runs/02_run_store.ipynb #c98cf2be
 def run_folder(
     cfg: RunConfig,  # settings
 ) -> Path:  # out/scenario/method-seed-settings-code
     "Where a run of these settings and this code lives."
-    hashed, made = digest(identity(asdict(cfg)))[:10], MADE.get(cfg.scenario)
+    hashed = digest(first_names(identity(asdict(cfg))))[:10]
+    made = MADE.get(cfg.scenario)
     code = code_of(find_method(cfg.method).fit, made, NETWORKS.get(cfg.network))[:6]
     return Path(cfg.out) / cfg.scenario / f"{cfg.method}-seed{cfg.seed}-{hashed}-{code}"
+
+# %% ../../nbs/runs/02_run_store.ipynb #1df73f33
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Tier = Literal["M0", "M1", "M2", "reference"]
+
+
+class RowFacts(msgspec.Struct):
+    "What a task's row must hold."
+
+    task: Annotated[int, msgspec.Meta(ge=1)]
+    classes: list[Count]
+    confusion: list[list[Count]]
+    accuracy: float
+    balanced_accuracy: float
+    worst_class_recall: float
+    row: list[float]
+    seconds: dict[str, float]
+    carried_bytes: Count
+    carried_images: Count
+    tier: Tier
+    run: str = ""
+    files: dict[str, str] = {}
+
+# %% ../../nbs/runs/02_run_store.ipynb #e78c3699
+class ScenarioFacts(msgspec.Struct):
+    "What a result must say about its data."
+
+    name: str
+    class_order: list[Count]
+    class_names: list[str]
+    sizes: Annotated[list[Annotated[int, msgspec.Meta(ge=1)]], msgspec.Meta(min_length=1)]
+    checksum: str
+    images: dict[str, Count]
+    shared_images: dict[str, Count] = {}
+
+
+class ResultFacts(msgspec.Struct):
+    "What a result must hold."
+
+    schema: Literal[1]
+    run_id: str
+    settings: dict[str, Any]
+    profile: str
+    protocol: str
+    scenario: ScenarioFacts
+    method: str
+    title: str
+    tier: Tier
+    data_free: bool
+    own: bool
+    seed: Count
+    tasks: Annotated[list[RowFacts], msgspec.Meta(min_length=1)]
+    metrics: dict[str, float]
+    environment: dict[str, Any]
+    seconds: float
+    files: dict[str, str] = {}
 
 # %% ../../nbs/runs/02_run_store.ipynb #0ldname4
 def current_result(
@@ -90,6 +183,81 @@ def current_result(
     tasks = [{("cached_seconds" if k == "spared" else k): v for k, v in t.items()} for t in result["tasks"]]
     named = dict(settings=current_names(result["settings"]), tasks=tasks)
     return result | named | ({"protocol": protocol} if "protocol" in result else {})
+
+# %% ../../nbs/runs/02_run_store.ipynb #8511f48b
+def wrong_labels(
+    r: dict,  # of the shape of `ResultFacts`
+) -> list[str]:
+    "Labels of a result that do not follow from its settings, its method and its rows."
+    try:
+        cfg = RunConfig.of(**r["settings"] | dict(root=None, out="", cache=None, any_code=False))
+    except ClassImpressionError:  # settings of another version, or a method that is not at hand
+        return [k for k in ("method", "seed") if r["settings"].get(k, r[k]) != r[k]]
+    m, where = registered()[cfg.method], r["scenario"]
+    rows = [t["tier"] for t in r["tasks"]]
+    free = m.data_free and not any(t["carried_images"] for t in r["tasks"])
+    said = dict(
+        method=cfg.method,
+        seed=cfg.seed,
+        tier=max([m.tier, *rows], key=TIERS.index),
+        data_free=free,
+        own=m.own,
+        protocol=protocol_name(cfg, where["images"], where.get("shared_images")),
+    )
+    wrong = [k for k, v in said.items() if r[k] != v]
+    wrong += [f"tier of task {t['task']}" for t in r["tasks"] if t["carried_images"] and t["tier"] != "reference"]
+    wrong += [] if r["profile"].partition(",")[0] == cfg.profile else ["profile"]
+    return wrong + ([] if r["run_id"].startswith(f"{cfg.method}-seed{cfg.seed}-") else ["run_id"])
+
+# %% ../../nbs/runs/02_run_store.ipynb #2842656d
+def wrong_tasks(
+    rows: list[dict],  # rows of tasks
+    where: dict,  # the scenario's facts: class order and sizes
+    run_id: str,  # of the run
+) -> list[str]:
+    "What in the rows does not belong to this sequence of classes and this run."
+    order, ends = list(where["class_order"]), [sum(where["sizes"][: t + 1]) for t in range(len(where["sizes"]))]
+    wrong = [] if sorted(order) == list(range(ends[-1])) else ["class_order"]
+    for t, row in enumerate(rows):
+        mine = order[ends[t - 1] if t else 0 : ends[t]] if t < len(ends) else None
+        checks = {"number": row["task"] == t + 1, "classes": row["classes"] == mine}
+        checks["run"] = row.get("run", run_id) == run_id
+        wrong += [f"task {t + 1}: {k}" for k, ok in checks.items() if not ok]
+    return wrong
+
+# %% ../../nbs/runs/02_run_store.ipynb #26dcdd75
+def check_result(
+    r: dict,  # content of a result.json, or a line of a table's runs
+    where: str | Path,  # what messages call it
+    advice: str = "delete it and make the run again",
+) -> dict:  # the same under the names of today
+    "Raise `StateError`, naming what is wrong, for a result that contradicts itself."
+    checked_json(r, ResultFacts, where)
+    check_seal(r, where)
+    r = current_result(r)
+    try:
+        sizes = r["scenario"]["sizes"][: r["settings"].get("until")]
+        wrong = contradictions(r["tasks"], r["metrics"], sizes)
+    except (DataError, ConfigError) as e:
+        raise StateError(f"{where}: {e}; {advice}") from e
+    wrong += wrong_tasks(r["tasks"], r["scenario"], r["run_id"]) + wrong_labels(r)
+    check(
+        not wrong,
+        f"{where}: the run {r['run_id']} does not follow from its own data: {', '.join(wrong[:4])}; {advice}",
+        StateError,
+    )
+    return r
+
+# %% ../../nbs/runs/02_run_store.ipynb #895a605b
+def file_digest(
+    path: str | Path,  # a file
+) -> str:  # 32 hexadecimal digits
+    "Fingerprint of a file's bytes."
+    with open(path, "rb") as f:
+        h = hashlib.sha256()
+        while block := f.read(1 << 20):
+            h.update(block)
+        return h.hexdigest()[:32]
 
 # %% ../../nbs/runs/02_run_store.ipynb #26cdd936
 @dataclass(frozen=True)
@@ -107,24 +275,41 @@ class RunResult:
     def model(self) -> nn.Module:
         return self.carry(len(self.data["tasks"]) - 1).model  # after the last task
 
+    def file(self, name: str) -> Path:
+        "A file of the run. Raises `StateError` if it is missing or other than the manifest says."
+        path, said = self.folder / name, self.data.get("files", {}).get(name)
+        again = f"delete {self.folder / 'result.json'} and run again: the tasks that fit are kept"
+        try:
+            found = said and file_digest(path)
+        except OSError as e:
+            raise StateError(f"cannot read {path}: {e.strerror or e}; {again}") from e
+        check(found == said, f"{path} is not the file that this run wrote; {again}", StateError)
+        return path
+
     def impressions(self, t: int) -> Impressions:
-        return Impressions.load(self.folder / f"task{t + 1}" / "impressions.safetensors")
+        return Impressions.load(self.file(f"task{t + 1}/impressions.safetensors"))
 
     def carry(self, t: int) -> Carryover:
-        return load_carryover(self.folder / f"task{t + 1}" / "carry.safetensors", rebuild)[0]
+        return load_carryover(self.file(f"task{t + 1}/carry.safetensors"), rebuild)[0]
 
     @classmethod
     def load(cls, folder: str | Path) -> RunResult:
-        "Read a finished run. Raises `StateError` if there is none or it is damaged."
-        path = Path(folder) / "result.json"
+        "Read a finished run. Raises `StateError` if there is none, or it is damaged, changed or another run's."
+        path = usable_path(folder) / "result.json"
+        again = "delete it, and the next run puts it together from the finished tasks"
         data = read_json(path)
         check(
-            isinstance(data, dict) and data.get("schema") == 1 and {"settings", "tasks", "metrics"} <= set(data),
-            f"{path} is not a result of this library; delete it, and the next run puts it together from the "
-            f"finished tasks",
+            isinstance(data, dict) and data.get("schema") == 1,
+            f"{path} is not a result of this library; {again}",
             StateError,
         )
-        return cls(current_result(data), Path(folder))
+        data = check_result(data, path, again)
+        check(
+            data["run_id"] == path.parent.name,
+            f"{path} is the result of {data['run_id']}, not of {path.parent.name}; {again}",
+            StateError,
+        )
+        return cls(data, path.parent)
 
 # %% ../../nbs/runs/02_run_store.ipynb #effa66ee
 def finished_run(
@@ -142,12 +327,18 @@ def finished_run(
         except (StateError, KeyError, TypeError):
             return True  # damaged: whoever reads it says so
 
+    def there(path: Path) -> bool:
+        try:
+            return path.exists()
+        except OSError as e:
+            raise StateError(f"cannot look into {path.parent}: {e.strerror or e}; choose another output folder") from e
+
     others = (
         sorted(mine.parent.glob(f"{mine.name[:-7]}*/result.json"), key=lambda p: p.stat().st_mtime)
         if cfg.any_code
         else []
     )
-    return next((p.parent for p in (mine / "result.json", *reversed(others)) if p.exists() and fits(p)), None)
+    return next((p.parent for p in (mine / "result.json", *reversed(others)) if there(p) and fits(p)), None)
 
 # %% ../../nbs/runs/02_run_store.ipynb #61e7e070
 @contextmanager
@@ -186,7 +377,7 @@ def check_settings(
     path = folder / "settings.json"
     if path.exists():
         check(
-            identity(read_json(path)) == identity(json.loads(json.dumps(settings))),
+            identity(read_json(path, dict[str, Any])) == identity(json.loads(json.dumps(settings))),
             f"{folder} belongs to other settings, data, class order, task sizes or image size; name these in the "
             f"settings, delete the folder or choose another out",
             StateError,
@@ -194,23 +385,61 @@ def check_settings(
     else:
         write_json(path, settings)
 
-# %% ../../nbs/runs/02_run_store.ipynb #99a83f67
+# %% ../../nbs/runs/02_run_store.ipynb #b6f82e1a
+def read_row(
+    folder: Path,  # the run's folder
+    t: int,  # task, 0-based
+    where: dict,  # class order and sizes
+    rows: list[dict],  # of the tasks before
+) -> dict:
+    "A task's row. Raises `StateError` if it is damaged, changed or belongs elsewhere."
+    path = folder / f"task{t + 1}" / "row.json"
+    row = read_json(path, RowFacts)
+    check_seal(row, path)
+    mine = lambda found: [w for w in found if w.startswith(f"task {t + 1}: ") or w == "class_order"]
+    wrong = mine(wrong_tasks([*rows, row], where, folder.name))
+    try:
+        wrong = wrong or mine(contradictions([*rows, row], {}, where["sizes"]))
+    except (DataError, ConfigError) as e:
+        raise StateError(f"{path}: {e}") from e
+    check(not wrong, f"{path} does not belong here or was changed: {', '.join(wrong[:4])}", StateError)
+    return row
+
+# %% ../../nbs/runs/02_run_store.ipynb #d87e93cc
+def read_carry(
+    folder: Path,  # the run's folder
+    row: dict,  # of the task
+) -> Carryover:
+    "What a task handed over. Raises `StateError` if it is missing, damaged, or not what the row says."
+    path = folder / f"task{row['task']}" / "carry.safetensors"
+    carry, meta = load_carryover(path, rebuild)
+    mine = meta.get("settings") == folder.name and meta.get("task") == row["task"]
+    check(mine, f"{path} comes from another run or task ({meta.get('settings')}, task {meta.get('task')})", StateError)
+    said = row.get("files", {}).get(path.name)
+    check(said in (None, file_digest(path)), f"{path} is not the file that its row names", StateError)
+    return carry
+
+# %% ../../nbs/runs/02_run_store.ipynb #00cf6eff
 def finished_tasks(
     folder: Path,  # the run's folder
-    n_tasks: int,  # number of tasks
+    where: dict,  # class order and sizes
+    upto: int | None = None,  # tasks to look for; None: all
     rows_only: bool = False,  # leave the carryover on the disk?
 ) -> tuple[list[dict], Carryover | None]:  # rows of finished tasks, carryover after the last of them
-    "What an earlier, interrupted run left."
-    rows = []
-    while len(rows) < n_tasks and (path := folder / f"task{len(rows) + 1}" / "row.json").exists():
-        rows.append(read_json(path))
-    if not rows or rows_only:
-        return rows, None
-    carry, meta = load_carryover(folder / f"task{len(rows)}" / "carry.safetensors", rebuild)
-    check(
-        meta["settings"] == folder.name and meta["task"] == len(rows),
-        f"{folder}/task{len(rows)}/carry.safetensors comes from another run ({meta['settings']}); delete it and its "
-        f"row.json",
-        StateError,
-    )
+    "What an earlier, interrupted run left; what does not fit is named in a warning and counts as missing."
+    rows, carry = [], None
+    for t in range(len(where["sizes"]) if upto is None else upto):
+        if not (folder / f"task{t + 1}" / "row.json").exists():
+            break
+        try:
+            rows.append(read_row(folder, t, where, rows))
+        except StateError as e:
+            warnings.warn(f"{e}; task {t + 1} is made again", stacklevel=2)
+            break
+    while rows and carry is None and not rows_only:
+        try:
+            carry = read_carry(folder, rows[-1])
+        except StateError as e:
+            warnings.warn(f"{e}; task {len(rows)} is made again", stacklevel=2)
+            rows.pop()
     return rows, carry

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/runs/03_runner.ipynb #d19b182d
 from __future__ import annotations
-import re, shutil, time
+import re, shutil, time, warnings
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -15,21 +15,21 @@ from torch import Tensor, nn
 from ..carryover import TIERS, Carryover, ExemplarCarryover, allowed_tier, choose_exemplars, hand_over
 from ..carryover import load_carryover, n_bytes, refuse_few, save_carryover, take_exemplars
 from .configs import RunConfig, profile, profile_config, setting_types, synthesis_settings
-from .configs import training_settings
+from .configs import profile_label, training_settings
 from ..core.callbacks import Callback, listening, loggers, tell
-from ..core.errors import check
+from ..core.errors import StateError, check
 from ..core.files import read_json, write_json
 from ..core.machine import progress
 from ..core.provenance import cached, environment, modules_digest, price_of_cached, tensor_digest
-from ..core.provenance import used_modules
+from ..core.provenance import digest, sealed, used_modules
 from ..core.seeding import seeded
 from ..data import Split
 from .run_store import RunResult, check_settings, finished_run, finished_tasks, run_lock
-from .run_store import protocol_name, run_folder
+from .run_store import file_digest, protocol_name, read_row, run_folder
 from ..methods.registry import Method, find_method, sort_options
 from ..metrics import summarise, task_summary
 from ..models import rebuild
-from ..scenarios import Scenario, make_scenario
+from ..scenarios import SCENARIOS, Scenario, make_scenario
 from ..synthesis import Impressions, gather, make_groups, model_to_invert, split_groups
 from ..tasks import Task
 from ..training import History, evaluate, teacher_features
@@ -39,9 +39,10 @@ _all_ = ["RunConfig", "RunResult", "profile", "profile_config", "run_folder", "s
 
 # %% auto #0
 __all__ = ['find_scenario', 'check_run', 'prepare', 'owner', 'memory_mb', 'reset_peak', 'Stopwatch', 'impressions_key',
-           'resumed_synthesis', 'add_seconds', 'make_impressions', 'with_exemplars', 'received', 'new_exemplars',
-           'train_task', 'carried_facts', 'store_task', 'run_task', 'run', 'clear', 'all_tasks', 'collect', 'RunConfig',
-           'RunResult', 'profile', 'profile_config', 'run_folder', 'setting_types']
+           'resumed_synthesis', 'add_seconds', 'earlier_impressions', 'synthesis_price', 'make_impressions',
+           'with_exemplars', 'plan_of', 'fitted', 'row_files', 'received', 'new_exemplars', 'train_task',
+           'carried_facts', 'store_task', 'run_task', 'run', 'clear', 'all_tasks', 'collect', 'RunConfig', 'RunResult',
+           'profile', 'profile_config', 'run_folder', 'setting_types']
 
 # %% ../../nbs/runs/03_runner.ipynb #7fe00ab8
 def find_scenario(
@@ -202,6 +203,36 @@ def add_seconds(
     "Their sum."
     return {k: s + b.get(k, 0.0) for k, s in a.items()}
 
+# %% ../../nbs/runs/03_runner.ipynb #b2d251ed
+def earlier_impressions(
+    path: Path,  # impressions.safetensors of a task
+    key: dict,  # everything that can change them
+) -> Impressions | None:
+    """Impressions that this run has made already; None, with a warning, if they are damaged or were made with
+    something else.
+    """
+    if not path.exists():
+        return None
+    try:
+        made = Impressions.load(path)
+        said, wanted = made.settings, key["settings"] | dict(seed=key["seed"], task=key["task"])
+        fits = all(said.get(k) == v for k, v in wanted.items()) and said.get("key", digest(key)) == digest(key)
+        check(fits, f"{path} was made with other settings or from another model", StateError)
+        return made
+    except StateError as e:
+        warnings.warn(f"{e}; the impressions are made again", stacklevel=2)
+        return None
+
+# %% ../../nbs/runs/03_runner.ipynb #45a2b874
+def synthesis_price(
+    path: Path,  # synthesis.json beside impressions
+) -> dict[str, float]:
+    "What they cost; nothing where nobody wrote it down."
+    try:
+        return read_json(path, dict[str, float])
+    except StateError:
+        return {}
+
 # %% ../../nbs/runs/03_runner.ipynb #7bd78862
 def make_impressions(
     cfg: RunConfig,  # settings of the run
@@ -212,16 +243,16 @@ def make_impressions(
 ) -> tuple[Impressions, dict[str, float]]:  # impressions, and what it would have cost to make the shared part here
     "Impressions before a task: read if this run has made them already, else synthesised and stored."
     path, price, parts = folder / "impressions.safetensors", folder / "synthesis.json", folder / "groups"
-    if path.exists():
-        return Impressions.load(path), read_json(price) if price.exists() else {}
     wall, cpu, key = time.perf_counter(), time.process_time(), impressions_key(cfg, carry, t)
+    if earlier := earlier_impressions(path, key):
+        return earlier, synthesis_price(price)
     make = lambda: resumed_synthesis(cfg, carry, t, parts, key)
     tensors, facts = cached(cache if t == 1 else None, "impressions", key, make)
     shared = add_seconds(facts["earlier"], price_of_cached(facts))  # whoever made which group, and when
     here = dict(seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu)
     # for a run that is killed before the task's row is written
     write_json(price, {k: round(s, 3) for k, s in add_seconds(shared, here).items()})
-    made = Impressions.of(tensors, facts["settings"])
+    made = Impressions.of(tensors, facts["settings"] | dict(key=digest(key)))
     made.save(path)
     shutil.rmtree(parts, ignore_errors=True)
     return made, shared
@@ -237,6 +268,37 @@ def with_exemplars(
     kept = take_exemplars(old, chosen) if chosen else old
     return ExemplarCarryover(carry.model, carry.n_classes, carry.means, carry.extra, kept)
 
+# %% ../../nbs/runs/03_runner.ipynb #a21e2cb4
+def plan_of(scenario: Scenario) -> dict:
+    "Which classes come when."
+    return dict(class_order=scenario.class_order, sizes=scenario.sizes)
+
+# %% ../../nbs/runs/03_runner.ipynb #15df680b
+def fitted(
+    method: Method,
+    carry: Carryover | None,
+    task,
+    impressions: Impressions | None,
+    settings,
+    own: dict,  # hyper-parameters of the method
+) -> tuple:  # model, history
+    "What the method learned. Raises `StateError` for a method that ends the process, which would pass for success."
+    try:
+        return method.fit(carry, task, impressions, settings, **own)
+    except SystemExit as e:
+        raise StateError(
+            f"the method {method.name} called sys.exit({e.code}) in training; it has to return a "
+            f"model, or raise an error"
+        ) from e
+
+# %% ../../nbs/runs/03_runner.ipynb #b0e16465
+def row_files(
+    folder: Path,  # of a task
+) -> dict[str, str]:  # name -> digest
+    "The tensors that a task wrote."
+    names = ("carry.safetensors", "impressions.safetensors")
+    return {name: file_digest(folder / name) for name in names if (folder / name).exists()}
+
 # %% ../../nbs/runs/03_runner.ipynb #40bb8196
 def received(
     cfg: RunConfig,  # settings of the run
@@ -249,7 +311,8 @@ def received(
     "What the method gets: the carryover, and old images if it is a reference method that keeps some."
     if carry is None or (cfg.exemplars or method.exemplars) == 0:
         return carry
-    return with_exemplars(carry, scenario.joint(t - 1, reference=True), finished_tasks(folder, t, rows_only=True)[0])
+    rows = finished_tasks(folder, plan_of(scenario), t, rows_only=True)[0]
+    return with_exemplars(carry, scenario.joint(t - 1, reference=True), rows)
 
 # %% ../../nbs/runs/03_runner.ipynb #172a47dd
 def new_exemplars(
@@ -281,7 +344,7 @@ def train_task(
             impressions, price = make_impressions(cfg, carry, task.idx, folder, settings.cache)
         watch.add_shared("synthesis", price)
     with watch("training"):
-        model, history = method.fit(carry, task, impressions, settings, **sort_options(method, cfg.options)[1])
+        model, history = fitted(method, carry, task, impressions, settings, sort_options(method, cfg.options)[1])
     watch.add_shared("training", history.cached_seconds)
     return model, history, len(impressions) if impressions else 0
 
@@ -296,7 +359,10 @@ def carried_facts(
 ) -> dict:  # carried_bytes, carried_images, tier
     "What a task used and hands on, in bytes, real images and the tier of privacy that follows."
     held = scenario.carried_images(cfg.pool, cfg.selection, t)  # old validation images that the protocol keeps at hand
-    images, size = (carry.images if carry else 0) + held, following.bytes + held * scenario.image_bytes
+    images = (
+        max(carry.images if carry else 0, following.raw) + held
+    )  # images that hide in what is handed on count at once
+    size = following.bytes + held * scenario.image_bytes
     if isinstance(carry, ExemplarCarryover):
         size += n_bytes([carry.exemplars.x, carry.exemplars.y])
     reference = images or method.tier == "reference"
@@ -312,7 +378,7 @@ def store_task(
 ) -> Carryover:  # as it is read back
     "Write the carryover, then the row that makes the task count as finished."
     path = save_carryover(folder / "carry.safetensors", following, meta)
-    write_json(folder / "row.json", row)
+    write_json(folder / "row.json", sealed(row | dict(run=folder.parent.name, files=row_files(folder))))
     return load_carryover(path, rebuild)[0]
 
 # %% ../../nbs/runs/03_runner.ipynb #17659a40
@@ -394,13 +460,15 @@ def all_tasks(
         for junk in folder.rglob(".*.tmp"):
             junk.unlink(missing_ok=True)  # what a killed run was writing
         n = cfg.until or len(scenario.tasks)
-        rows, carry = finished_tasks(folder, n)
+        rows, carry = finished_tasks(folder, plan_of(scenario), n)
+        for t in range(len(rows), n):
+            (folder / f"task{t + 1}" / "row.json").unlink(missing_ok=True)  # one that does not fit
         tell("on_run_start", folder.name, asdict(replace(cfg, root=None, out="")))
         for t in range(len(rows), n):
             carry = run_task(cfg, scenario, method, carry, t, folder, base)
-            rows.append(read_json(folder / f"task{t + 1}" / "row.json"))
+            rows.append(read_row(folder, t, plan_of(scenario), rows))
             tell("on_task_end", rows[-1])
-        result = collect(cfg, scenario, method, rows, started, folder.name)
+        result = sealed(collect(cfg, scenario, method, rows, started, folder.name))
         write_json(folder / "result.json", result)
         tell("on_run_end", result)
     finally:
@@ -416,20 +484,22 @@ def collect(
     run_id: str,  # name of the folder
 ) -> dict:
     "The contents of result.json."
+    facts, usual = scenario.facts(), SCENARIOS.get(cfg.scenario)
     return dict(
         schema=1,
         run_id=run_id,
         settings=asdict(replace(cfg, root=None, out="")),
-        profile=cfg.profile,
-        scenario=scenario.facts(),
+        profile=profile_label(cfg, usual and usual.sizes),
+        scenario=facts,
         method=method.name,
         title=method.title,
         tier=max([method.tier, *(r["tier"] for r in rows)], key=TIERS.index),
         data_free=not any(r["carried_images"] for r in rows) and method.data_free,
         own=method.own,
-        protocol=protocol_name(cfg),
+        protocol=protocol_name(cfg, facts["images"], facts["shared_images"]),
         seed=cfg.seed,
         tasks=rows,
+        files={f"task{r['task']}/{name}": d for r in rows for name, d in r.get("files", {}).items()},
         metrics=summarise([r["confusion"] for r in rows], scenario.sizes[: len(rows)]),
         environment=environment(cfg.device),
         started=started,

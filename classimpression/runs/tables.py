@@ -4,34 +4,91 @@
 
 # %% ../../nbs/runs/06_tables.ipynb #efb368b3
 from __future__ import annotations
-import json
+import hashlib, io, json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterable
+from typing import TYPE_CHECKING, Annotated, Any, Iterable
+import msgspec
 import numpy as np
-from ..core.errors import DataError, StateError, check
-from ..core.files import locked, read_json, write_bytes, write_json
-from ..metrics import summarise, task_summary
+from ..core.errors import ConfigError, DataError, StateError, check, check_name, check_text
+from ..core.files import checked_json, locked, read_json, write_bytes, write_json
+from ..core.provenance import check_seal, lock_of, sealed
+from ..metrics import contradictions, summarise, task_summary
+from .run_store import ResultFacts, check_result
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['OF_RUN', 'OF_TASK', 'OF_SEQUENCE', 'COLUMNS', 'KEYS', 'SHOWN', 'as_dict', 'example_result', 'tidy', 'read_rows',
-           'renewed', 'merge_rows', 'rounded', 'add_measurement', 'merge_results', 'mean_and_spread', 'summary',
-           'reading', 'to_markdown', 'Markdown', 'reported_tables', 'figures_folder']
+__all__ = ['OF_RUN', 'OF_TASK', 'OF_SEQUENCE', 'COLUMNS', 'KEYS', 'TEXT', 'LEDGER', 'SHOWN', 'ShownScenario', 'ShownResult',
+           'as_dict', 'read_results', 'example_result', 'tidy', 'TableFacts', 'csv_digest', 'read_table', 'write_table',
+           'read_rows', 'renewed', 'merge_rows', 'rounded', 'add_measurement', 'shortened', 'merge_results',
+           'mean_and_spread', 'summary', 'reading', 'cell_text', 'to_markdown', 'Markdown', 'reported_tables',
+           'figures_folder']
 
-# %% ../../nbs/runs/06_tables.ipynb #ec607d30
+# %% ../../nbs/runs/06_tables.ipynb #1ed14770
+class ShownScenario(msgspec.Struct):
+    "What tables need to know about the data."
+
+    name: str
+    class_order: list[int]
+    sizes: list[int]
+    class_names: list[str] = []
+
+
+class ShownResult(msgspec.Struct):
+    "What tables need to know about a run."
+
+    method: str
+    seed: int
+    tasks: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
+    scenario: ShownScenario
+    title: str = ""
+    profile: str = ""
+    protocol: str = ""
+
+# %% ../../nbs/runs/06_tables.ipynb #9672c084
 def as_dict(
     result: Any,  # dictionary of result.json, or an object with it as `.data`
 ) -> dict:
-    "The plain dictionary of a result."
+    "The plain dictionary of a result. Raises `DataError` for anything else, `StateError` for one that was changed."
     data = result if isinstance(result, dict) else getattr(result, "data", None)
-    check(
-        isinstance(data, dict) and {"method", "seed", "tasks", "scenario"} <= set(data),
-        f"{type(result).__name__} is not the result of a run; give the content of result.json",
-        DataError,
-    )
+    try:
+        checked_json(data, ShownResult, "a result")
+        check_name("method", data["method"])
+        check_name("scenario", data["scenario"]["name"])
+        for text in (
+            data.get("title", ""),
+            data.get("profile", ""),
+            data.get("protocol", ""),
+            *data["scenario"].get("class_names", []),
+        ):
+            check_text("a label", text)
+    except (StateError, ConfigError) as e:
+        given = type(result).__name__
+        raise DataError(f"{given} is not the result of a run; give the content of result.json ({e})") from e
+    check_seal(data, f"the result {data.get('run_id', '')}")
     return data
+
+# %% ../../nbs/runs/06_tables.ipynb #ba2cfbae
+def read_results(
+    path: str | Path,  # a JSON file of results
+) -> list[dict]:  # none for a file that is not there
+    "Results in a file, each checked against its own data. Raises `StateError` for one that was changed."
+    if not Path(path).exists():
+        return []
+    found = read_json(path, list[dict[str, Any]])
+    for r in found:
+        data = as_dict(r)
+        if set(ResultFacts.__struct_fields__) - {"files"} <= set(data):
+            check_result(data, path, "restore the file")
+        else:
+            wrong = contradictions(data["tasks"], data.get("metrics", {}), data["scenario"]["sizes"])
+            check(
+                not wrong,
+                f"{path}: numbers do not follow from their confusion matrices: {wrong[:4]}; restore it",
+                StateError,
+            )
+    return found
 
 # %% ../../nbs/runs/06_tables.ipynb #604842dd
 def example_result(
@@ -102,20 +159,102 @@ def tidy(
             rows.append(facts | row | last)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
-# %% ../../nbs/runs/06_tables.ipynb #2c1b053a
+# %% ../../nbs/runs/06_tables.ipynb #db36a57e
+TEXT = (
+    "scenario",
+    "profile",
+    "protocol",
+    "method",
+    "title",
+    "tier",
+    "class_order",
+    "run_id",
+    "experiment",
+    "variant",
+    "tables",
+)
+LEDGER = "digests.json"  # in the folder of tables: rows and digest of each
+
+
+class TableFacts(msgspec.Struct):
+    "What the ledger says of a table."
+
+    rows: Annotated[int, msgspec.Meta(ge=0)]
+    digest: str
+    before: str = ""  # digest of the table that was replaced: a writer may be killed between the two files
+
+
+def csv_digest(
+    data: bytes,  # content of a CSV
+) -> str:  # 32 hexadecimal digits
+    "Fingerprint of a table; line ends do not count."
+    return hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest()[:32]
+
+# %% ../../nbs/runs/06_tables.ipynb #8008f134
+def read_table(
+    path: str | Path,  # name.csv
+) -> DataFrame:
+    "Read a table; names stay text. Raises `StateError` if it is missing, empty, cut or changed."
+    import pandas as pd
+
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+        facts = read_json(path.parent / LEDGER, dict[str, TableFacts]) if (path.parent / LEDGER).exists() else {}
+        said = facts.get(path.name)
+        advice = f"restore it, or take its entry out of {LEDGER} to keep it as it is"
+        known = (said["digest"], said.get("before")) if said else (csv_digest(data),)
+        check(
+            csv_digest(data) in known,
+            f"the table {path} was cut or changed after {said and said['rows']} rows were written; {advice}",
+            StateError,
+        )
+        check(
+            data.strip() and data.endswith(b"\n"),
+            f"the table {path} is {'cut' if data.strip() else 'empty'}; restore it",
+            StateError,
+        )
+        names = list(pd.read_csv(io.BytesIO(data), nrows=0).columns)
+        text = [c for c in names if c in TEXT]
+        missing = {c: ["", "nan", "NaN"] for c in names if c not in text}
+        return pd.read_csv(io.BytesIO(data), dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=missing)
+    except (OSError, ValueError) as e:
+        raise StateError(f"cannot read the table {path}: {e}") from e
+
+# %% ../../nbs/runs/06_tables.ipynb #00700fe9
+def write_table(
+    path: str | Path,  # name.csv
+    frame: DataFrame,  # all its rows
+    float_format: str | None = None,  # of its numbers
+) -> DataFrame:  # the same
+    "Write a table and its entry in the ledger; whoever is killed in between leaves the old table valid."
+    path = Path(path)
+    data = frame.to_csv(index=False, float_format=float_format, lineterminator="\n").encode()
+    with lock_of(path.parent / ".digests"):
+        ledger = path.parent / LEDGER
+        facts = read_json(ledger, dict[str, TableFacts]) if ledger.exists() else {}
+        entry = dict(rows=len(frame), digest=csv_digest(data))
+        before = csv_digest(path.read_bytes()) if path.exists() else ""
+        write_json(ledger, facts | {path.name: entry | dict(before=before)})
+        write_bytes(path, data)
+        write_json(ledger, dict(sorted((facts | {path.name: entry}).items())))
+    return frame
+
+# %% ../../nbs/runs/06_tables.ipynb #5a168963
 def read_rows(
     path: str | Path,  # a file of `merge_rows`
 ) -> DataFrame:
-    "Read a table of results. Raises `StateError` if the file is missing or holds something else."
-    import pandas as pd
-
-    try:
-        frame = pd.read_csv(path, dtype={"class_order": str, "protocol": str, "run_id": str})
-    except (OSError, ValueError) as e:
-        raise StateError(f"cannot read the table {path}: {e}") from e
+    "Read a table of results. Raises `StateError` if the file is missing, cut or holds something else."
+    frame = read_table(path)
     check(
         tuple(frame.columns) == COLUMNS,
         f"{path} has other columns than a table of results; move it away and run again",
+        StateError,
+    )
+    last = frame.groupby(list(KEYS)).tail(1)
+    check(
+        len(frame) and last[list(OF_SEQUENCE)].notna().all(axis=None),
+        f"{path} lacks the last task of a run: it was cut; restore it",
         StateError,
     )
     return frame
@@ -129,6 +268,7 @@ def renewed(
     "Rows of both tables, where a group that is in both is the new one's."
     import pandas as pd
 
+    new = new.astype({c: str for c in new.columns if c in TEXT})
     fresh = set(new[keys].itertuples(index=False, name=None))
     kept = old[[k not in fresh for k in old[keys].itertuples(index=False, name=None)]]
     return pd.concat([d for d in (kept, new) if len(d)] or [new]).reset_index(drop=True)
@@ -144,8 +284,7 @@ def merge_rows(
     if Path(path).exists():
         frame = renewed(read_rows(path), frame, keys)
     frame = frame.sort_values([*keys, "task"], kind="stable").reset_index(drop=True)
-    write_bytes(path, frame.to_csv(index=False, float_format="%.10g", lineterminator="\n").encode())
-    return frame
+    return write_table(path, frame, "%.10g")
 
 # %% ../../nbs/runs/06_tables.ipynb #69353680
 def rounded(
@@ -166,11 +305,21 @@ def add_measurement(
     facts: dict,  # scenario, profile, repeats, methods, seconds, environment, ...
 ) -> list[dict]:  # all measurements of the file as it is now
     "Add to a file how something was measured, in place of an older one of the same methods on the same repeats."
-    old = read_json(path) if Path(path).exists() else []
+    old = read_json(path, list[dict[str, Any]] | dict[str, Any]) if Path(path).exists() else []
     old = old if isinstance(old, list) else [old]
     again = lambda m: all(set(m.get(k, [])) <= set(facts.get(k, [])) for k in ("methods", "repeats"))
     write_json(path, kept := [*(m for m in old if not again(m)), rounded(facts)])
     return kept
+
+# %% ../../nbs/runs/06_tables.ipynb #74c91b5b
+def shortened(
+    r: dict,  # a result
+    without: tuple[str, ...] = (),  # what its rows need not keep
+) -> dict:
+    "A result with six digits to a number, sealed anew if it was sealed."
+    rows = [{k: v for k, v in t.items() if k not in without and k != "digest"} for t in r["tasks"]]
+    short = rounded(r | dict(tasks=rows))
+    return sealed(short) if "digest" in r else short
 
 # %% ../../nbs/runs/06_tables.ipynb #aa693472
 @locked
@@ -187,8 +336,8 @@ def merge_results(
         r["scenario"]["class_order"],
         r["seed"],
     )
-    old = [as_dict(r) for r in read_json(path)] if Path(path).exists() else []
-    merged = {json.dumps(key(r)): r for r in [*old, *(rounded(as_dict(r)) for r in results)]}
+    old = read_results(path)
+    merged = {json.dumps(key(r)): r for r in [*old, *(shortened(as_dict(r)) for r in results)]}
     lines = [json.dumps(merged[k], ensure_ascii=False) for k in sorted(merged)]
     write_bytes(path, ("[\n" + ",\n".join(lines) + "\n]\n").encode())
     return [merged[k] for k in sorted(merged)]
@@ -256,12 +405,23 @@ def reading(
     ]
     return "\n".join(lines)
 
-# %% ../../nbs/runs/06_tables.ipynb #2f476ab1
+# %% ../../nbs/runs/06_tables.ipynb #4ada37a2
+def cell_text(
+    value: Any,  # content of a cell
+) -> str:
+    "Text that Markdown and HTML show as it is: one line, no column ends, no tags."
+    text = " ".join(str(value).split())
+    for special, shown in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|")):
+        text = text.replace(special, shown)
+    return text
+
+# %% ../../nbs/runs/06_tables.ipynb #520c1634
 def to_markdown(
     frame: DataFrame,  # a small table
 ) -> str:
     "A table in Markdown."
-    rows = [list(frame.columns), ["---"] * frame.shape[1], *frame.astype(str).values.tolist()]
+    rows = [list(map(cell_text, r)) for r in [list(frame.columns), *frame.astype(str).values.tolist()]]
+    rows.insert(1, ["---"] * frame.shape[1])
     return "\n".join(f"| {' | '.join(r)} |" for r in rows)
 
 # %% ../../nbs/runs/06_tables.ipynb #23e67fce

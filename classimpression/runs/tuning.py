@@ -55,7 +55,9 @@ def choose(
     "Pick a method's options from its trials."
     d = results[0].data
     budget = (
-        profile(d["profile"]).get(d["method"], {}).get("options", {}) if d["profile"] != "custom" else {}
+        profile(d["settings"]["profile"]).get(d["method"], {}).get("options", {})
+        if d["settings"]["profile"] != "custom"
+        else {}
     )  # belongs to the trial's length, not to what is chosen
     own = lambda options: {k: v for k, v in (options or {}).items() if k not in budget}
     rows = [
@@ -72,7 +74,7 @@ def choose(
         class_order=d["scenario"]["class_order"],
         sizes=d["scenario"]["sizes"],
         seed=d["seed"],
-        profile=d["profile"],
+        profile=d["settings"]["profile"],
         protocol=d["protocol"],
         checksum=d["scenario"]["checksum"],
     )
