@@ -1,6 +1,7 @@
 "Small data of real shape for tests; nothing here is a result."
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,24 @@ def toy_scenario(sizes=(2, 2), channels=3, per_class=30, pixels=16, name="toy", 
         (x[-third:], y[-third:]),
     ]
     return from_arrays(*[(a.clamp(0, 1), b) for a, b in parts], sizes=list(sizes), layout="NCHW", name=name, **more)
+
+
+def processor_seconds() -> float:
+    "Of this process and of the children that it has waited for."
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    "What a test costs on a busy machine as on an idle one, into the file that CLASSIMPRESSION_TEST_SECONDS names."
+    before = processor_seconds()
+    done = yield
+    if log := os.environ.get("CLASSIMPRESSION_TEST_SECONDS"):
+        more = sum(v for k, v in item.user_properties if k == "processor_seconds")  # of processes forked elsewhere
+        with open(log, "a") as f:
+            f.write(f"{processor_seconds() - before + more:.2f}\t{item.nodeid}\n")
+    return done
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 "The comparison: repeats, tuning, the table from real runs, and the gates against a straw man."
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,8 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from classimpression.report.comparison import MAIN, main_rows, main_summary, reproduced
-from classimpression.runs.configs import profile_config, reported_repeats, tuning_repeat
+from classimpression.runs.configs import profile_config, tuning_repeat
 from classimpression.core.errors import ConfigError
 from classimpression.core.files import read_json
 from classimpression.core.provenance import package_folder
@@ -221,96 +218,7 @@ def test_bootstrap_width_is_the_standard_error():
     assert (high - low) / 2 == pytest.approx(1.96 * se, rel=0.1)
 
 
-# --- the notebook -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("main_table")
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from classimpression.cli import main; sys.exit(main())",
-        "reproduce",
-        "main_table",
-        "--profile",
-        "smoke",
-        "--repeats",
-        "0",
-        "1",
-        "--jobs",
-        "0",
-        "--methods",
-        "class-impression",
-        "fine-tuning",
-        "joint",
-        "lwf",
-        "slda",
-        "replay",
-    ]
-    return folder, subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=600, env=dict(os.environ, OMP_NUM_THREADS="1")
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("main table")
-def test_main_table_leaves_everything(experiment):
-    folder, done = experiment
-    assert done.returncode == 0, done.stdout + done.stderr
-    figures = folder / "figures" / "smoke"
-    table = pd.read_csv(figures / "main_table/runs.csv", dtype={"class_order": str})
-    assert tuple(table.columns) == MAIN and len(table) == 12 and set(table.protocol) == {"strict"}
-    assert set(table.class_order) == {
-        "0 1 2 3 4 5 6 7",
-        " ".join(map(str, reported_repeats("blood")[1]["class_order"])),
-    }
-    for ending in (
-        "summary.csv",
-        "summary.md",
-        "summary.tex",
-        "paired.csv",
-        "bootstrap.csv",
-        "verdicts.csv",
-        "runs.json",
-        "curves.png",
-        "carried.png",
-    ):
-        assert (figures / f"main_table/blood-mini_{ending}").stat().st_size > 100, ending
-    runs = read_json(figures / "main_table/blood-mini_runs.json")
-    assert all({"settings", "environment", "seed"} <= set(r) and r["scenario"]["checksum"] for r in runs)
-    pd.testing.assert_frame_equal(
-        main_rows(runs).sort_values(["method", "seed"])[["method", "final_accuracy"]].reset_index(drop=True),
-        table.sort_values(["method", "seed"])[["method", "final_accuracy"]].reset_index(drop=True),
-        rtol=1e-4,
-    )
-    assert np.isfinite(table.seconds).all() and (table.seconds > 0).all()
-    carried = table.set_index(["method", "seed"]).carried_images
-    assert carried["joint", 0] == 1200 and carried["replay", 0] == 120 and carried["slda", 0] == 0
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("main table")
-def test_all_methods_start_from_the_same_first_task(experiment):
-    runs = read_json(experiment[0] / "figures" / "smoke" / "main_table/blood-mini_runs.json")
-    first = {(r["method"], r["seed"]): r["tasks"][0]["confusion"] for r in runs}
-    assert first["class-impression", 0] == first["fine-tuning", 0] == first["lwf", 0]
-    seconds = {r["method"]: r["tasks"][0]["cpu_seconds"] for r in runs if r["seed"] == 0}
-    assert seconds["lwf"] > 0.5 * seconds["class-impression"], "the shared first task counts for every method"
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("main table")
-def test_summary_and_verdicts_need_no_particular_methods(experiment):
-    runs = read_json(experiment[0] / "figures" / "smoke" / "main_table/blood-mini_runs.json")
-    rows = main_rows(runs)
-    assert len(main_summary(rows)) == 6 and set(reproduced(rows).verdict) <= {
-        "reproduced",
-        "reproduced as far as compared",
-        "not reproduced",
-        "not comparable",
-        "missing",
-    }
+# --- what is reported ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -231,8 +231,15 @@ def forks():
     return context
 
 
+LONG = ("index", "methods/05_generated", "methods/07_analytic", "methods/08_census")
+TO_RUN = [(p.relative_to(ROOT / "nbs").with_suffix("").as_posix(), p) for p in NOTEBOOKS]
+
+
 @needs_notebooks
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT / "nbs").with_suffix("").as_posix())
+@pytest.mark.parametrize(
+    "notebook",
+    [pytest.param(p, id=name, marks=[pytest.mark.slow] if name in LONG else []) for name, p in TO_RUN],
+)
 def test_notebook_runs(notebook, forks, tmp_path, record_property):
     process = forks.Process(target=run_notebook, args=(notebook, tmp_path / "log"))
     process.start()

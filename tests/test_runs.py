@@ -183,6 +183,7 @@ def go(scenario, out):
 """
 
 
+@pytest.mark.slow
 def test_a_module_that_moves_keeps_a_finished_run_and_its_cache(tmp_path):
     package = tmp_path / "copy" / "classimpression"
     shutil.copytree(package_folder(), package, ignore=shutil.ignore_patterns("__pycache__"))

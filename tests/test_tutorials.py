@@ -19,6 +19,7 @@ GROUPS = [[p.stem for p in TUTORIALS if p.stem != "avalanche"][i::2] for i in ra
 ]  # one process runs several: torch is imported once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", GROUPS, ids=" ".join)
 def test_tutorials_run(names):
     missing = [n for n in names if n in NEEDS and importlib.util.find_spec(NEEDS[n]) is None]
