@@ -410,6 +410,7 @@ def test_pool_is_images_without_labels_in_random_order(toy, pool, expect):
 def test_selection(toy, selection, expect):
     with toy().training(1, selection=selection) as task:
         assert task.selection.y.unique().tolist() == expect and task.pool is None
+        assert torch.equal(task.selection.x, task.val.x) == (selection == "new-val")
 
 
 def test_unknown_words_and_tasks(toy):

@@ -203,6 +203,16 @@ def test_selection_keeps_the_best_epoch_and_drives_the_plateau(toy):
         assert history.val[history.best_epoch] == max(history.val) == accuracy(model, val) and len(history.val) == 4
 
 
+def test_the_best_epoch_is_a_copy_and_not_the_last_model(toy, monkeypatch):
+    def trained(*accuracies):
+        cfg, values = replace(CFG, epochs=len(accuracies), selection="new-val", schedule="constant"), iter(accuracies)
+        monkeypatch.setattr("classimpression.training.accuracy", lambda *a: next(values))
+        with toy().training(0, cfg.pool, cfg.selection) as task:
+            return weights(fit_task(None, task, None, cfg)[0])
+
+    assert trained(10.0, 90.0, 50.0, 40.0) == trained(10.0, 90.0) != trained(10.0)
+
+
 def test_sampling_with_replacement():
     rows = list(draw_epoch(100, 50, 0.66, 40, generator(0)))
     assert sum(len(r) + len(s) for r, s in rows) == round(100 / 0.34)
