@@ -44,7 +44,7 @@ def test_one_task_and_one_class():
         panels.plot_accuracy_matrix,
         panels.plot_confusion,
         panels.plot_recalls,
-        panels.plot_history,
+        lambda result: panels.plot_history(*panels.histories(result)),
     ):
         plots.to_png(draw(one), dpi=40)
     assert "100.0 %" in tables.reading(tidy([one])) and len(summary(tidy([one]))) == 1

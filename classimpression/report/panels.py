@@ -4,6 +4,7 @@
 
 # %% ../../nbs/report/05_panels.ipynb #b12c57ab
 from __future__ import annotations
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
@@ -13,6 +14,7 @@ from .curves import by_method
 from ..metrics import accuracy_matrix
 from .plots import SHADES, SPARE, TERMS, WIDTH, method_colours, new_figure, short_name, style
 from ..runs.tables import as_dict
+from ..training import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['TERM_COLOURS', 'matrix_panels', 'plot_accuracy_matrix', 'one_order', 'confusion_shares', 'plot_confusion',
-           'plot_recalls', 'plot_history', 'cost_rows', 'plot_costs', 'earlier_runs']
+           'plot_recalls', 'histories', 'draw_history', 'plot_history', 'cost_rows', 'plot_costs', 'earlier_runs']
 
 # %% ../../nbs/report/05_panels.ipynb #1220f82b
 def matrix_panels(
@@ -186,25 +188,43 @@ def plot_recalls(
 TERM_COLOURS = {"cross_entropy": "#0072B2", "distillation": "#009E73", "margin": "#E69F00", "intra_domain": "#CC79A7"}
 
 
+def histories(
+    result: Any,  # of a run: a `RunResult`, or what its file holds
+) -> list[History]:  # one per task
+    "What happened in the training of every task."
+    known = {f.name for f in fields(History)}
+    return [History(**{k: v for k, v in t["history"].items() if k in known}) for t in as_dict(result)["tasks"]]
+
+# %% ../../nbs/report/05_panels.ipynb #a50e88ee
+def draw_history(
+    top: Axes,  # for the loss terms
+    low: Axes,  # for the learning rate
+    history: History,  # of one task
+    colours: dict[str, str],  # of the terms
+) -> None:
+    "One task's column."
+    epochs = np.arange(1, len(history.lr) + 1)
+    dots = dict(marker="o", ms=2.5) if len(epochs) < 10 else {}
+    for k, v in history.terms.items():
+        if np.any(v):
+            top.plot(epochs, v, color=colours[k], **dots)
+    low.plot(epochs, history.lr, color="#333333", **dots)
+    low.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    low.set(xlabel="epoch", xlim=(0.5, len(epochs) + 0.5))
+
+# %% ../../nbs/report/05_panels.ipynb #ced85659
 def plot_history(
-    result: Any,  # one result
+    *history: History,  # of one task, or of several one after the other
+    first: int = 1,  # number of the first of these tasks
 ) -> Figure:
-    "Loss terms and learning rate over the epochs of every task."
-    tasks = as_dict(result)["tasks"]
-    names = list(dict.fromkeys(k for t in tasks for k in t["history"]["terms"]))
+    "Loss terms and learning rate over the epochs."
+    names = list(dict.fromkeys(k for h in history for k in h.terms))
     colours = {k: TERM_COLOURS.get(k, SPARE[i % len(SPARE)]) for i, k in enumerate(names)}
     with style():
-        fig, axes = new_figure(2, len(tasks), height=2.9, sharex="col", sharey="row", height_ratios=[2.2, 1])
-        for (top, low), t in zip(axes.T, tasks):
-            epochs = np.arange(1, len(t["history"]["lr"]) + 1)
-            dots = dict(marker="o", ms=2.5) if len(epochs) < 10 else {}
-            for k, v in t["history"]["terms"].items():
-                if np.any(v):
-                    top.plot(epochs, v, color=colours[k], **dots)
-            low.plot(epochs, t["history"]["lr"], color="#333333", **dots)
-            low.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-            top.set_title(f"task {t['task']}")
-            low.set(xlabel="epoch", xlim=(0.5, len(epochs) + 0.5))
+        fig, axes = new_figure(2, len(history), height=2.9, sharex="col", sharey="row", height_ratios=[2.2, 1])
+        for t, ((top, low), h) in enumerate(zip(axes.T, history), first):
+            draw_history(top, low, h, colours)
+            top.set_title(f"task {t}")
         for row in axes:
             row[0].set_ylim(0, 1.06 * max(ax.dataLim.y1 for ax in row))
         axes[0, 0].set_ylabel("loss term,\nunweighted")
