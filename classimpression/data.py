@@ -330,7 +330,7 @@ def npz_header(
     archive: zipfile.ZipFile,  # an open npz file
     key: str,  # name of an array in it
 ) -> int:  # bytes that the array will take
-    "Judge an array by its header alone: its type must be plain numbers and its size what the archive says."
+    "Check an array by its header alone: its type must be plain numbers and its size what the archive says."
     size = archive.getinfo(f"{key}.npy").file_size
     with archive.open(f"{key}.npy") as f:
         version = np.lib.format.read_magic(f)

@@ -95,7 +95,7 @@ class Turned(nn.Module):
 
 # %% ../../nbs/methods/04_prototypes.ipynb #5d2e7d96
 def turned_batches(
-    m: TaskData,  # the task's material, with a `Turned` teacher or none
+    m: TaskData,  # the task's data, with a `Turned` teacher or none
     epoch: int,  # 0-based
 ) -> Iterator[Batch]:
     "The batches of one epoch, every image in four rotations."

@@ -232,7 +232,7 @@ def variant_reading(
     frame: DataFrame,  # rows of one experiment, scenario and profile
     base: str,  # variant that the others are compared with
 ) -> str:
-    "Which variants differ from the base, and which cannot be told from it."
+    "Which variants differ from the base, and which do not differ significantly."
     gain = differences(frame, base)
     lines = []
     for m, g in gain[gain.variant != base].dropna(subset="difference").groupby("method", sort=False):
@@ -241,10 +241,10 @@ def variant_reading(
         once, clear = g.repeats == 1, (g.low > 0) | (g.high < 0)
         lines += [
             f"{m}: clearly different from '{base}' (95 % interval excludes 0): {say(g[clear])}.",
-            f"{m}: not told apart: {say(g[~clear & ~once])}.",
+            f"{m}: no significant difference: {say(g[~clear & ~once])}.",
         ]
         if once.any():
-            lines.append(f"{m}: run on one pair only, which gives a direction and no interval: {say(g[once])}.")
+            lines.append(f"{m}: run on one repeat only, which gives a direction and no interval: {say(g[once])}.")
     return "\n".join(lines)
 
 # %% ../../nbs/report/06_ablations.ipynb #a92e9cc0

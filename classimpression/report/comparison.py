@@ -384,7 +384,7 @@ def trials_of(
 
 # %% ../../nbs/report/02_comparison.ipynb #04df7801
 def told_apart(
-    a: Series,  # of one method, one value per pair of seed and class order
+    a: Series,  # of one method, one value per repeat
     b: Series,  # of another, the same repeats
 ) -> bool:
     "Does the paired 95 % interval of their difference exclude 0?"

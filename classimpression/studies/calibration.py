@@ -164,7 +164,7 @@ def plot_calibration(
             xticks=sorted(rows.task.unique()),
             ylim=(0, None),
         )
-        right.set(xlabel="confidence (%)", ylabel="right answers (%)", xlim=(10, 102), ylim=(-2, 102))
+        right.set(xlabel="confidence (%)", ylabel="recognised (%)", xlim=(10, 102), ylim=(-2, 102))
         fig.legend(
             *left.get_legend_handles_labels(), loc="outside upper left", ncols=5, columnspacing=1.2, handlelength=1.4
         )
