@@ -15,9 +15,9 @@ from .core.seeding import seeded
 from .heads import CosineHead, make_head
 
 # %% auto #0
-__all__ = ['NETWORKS', 'Block', 'pool_map', 'SmallNet', 'LargeNet', 'Classifier', 'register_network', 'build_classifier',
-           'rebuild', 'frozen_copy', 'batch_norms', 'called_norms', 'frozen_statistics', 'ResNetFeatures',
-           'adapt_resnet']
+__all__ = ['INITIALISATIONS', 'NETWORKS', 'Block', 'pool_map', 'SmallNet', 'LargeNet', 'kaiming_start', 'Classifier',
+           'register_network', 'build_classifier', 'rebuild', 'frozen_copy', 'batch_norms', 'called_norms',
+           'frozen_statistics', 'ResNetFeatures', 'adapt_resnet']
 
 # %% ../nbs/05_models.ipynb #c2b13dc7
 class Block(nn.Module):
@@ -88,6 +88,23 @@ class LargeNet(nn.Module):
 
     forward = features
 
+# %% ../nbs/05_models.ipynb #06a1c0df
+INITIALISATIONS = ("kaiming", "torch")
+
+
+@torch.no_grad()
+def kaiming_start(
+    net: nn.Module,  # changed in place
+) -> nn.Module:  # the same
+    "Draw convolutions from Kaiming's normal distribution (fan-out); normalisation starts with weight 1 and offset 0."
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return net
+
 # %% ../nbs/05_models.ipynb #c6b39903
 class Classifier(nn.Module):
     "A backbone with a `features` method, a head that learns and, for some methods, another one that classifies."
@@ -138,11 +155,16 @@ def build_classifier(
     channels: int,  # image channels
     sizes: list[int],  # classes per task so far
     seed: int = 0,  # keys the initial weights
+    initialisation: str = "kaiming",  # of the published networks: "kaiming" or "torch"
 ) -> Classifier:
-    "A classifier with random weights that depend on `seed` only. Raises `ConfigError` for an unknown network."
+    "A classifier with random weights that depend on `seed` only. Raises `ConfigError` for an unknown network or start."
     check(network in NETWORKS, f"unknown network {network!r}; known: {', '.join(sorted(NETWORKS))}")
+    known = ", ".join(INITIALISATIONS)
+    check(initialisation in INITIALISATIONS, f"initialisation must be one of {known}; not {initialisation!r}")
     with seeded(seed, "weights", network, channels):
         backbone = NETWORKS[network](channels)
+        if initialisation == "kaiming" and type(backbone) in (SmallNet, LargeNet):
+            kaiming_start(backbone)
         check(hasattr(backbone, "n_features"), f"network {network!r} needs an attribute n_features")
         return Classifier(backbone, CosineHead(backbone.n_features, sizes), network=network, channels=channels)
 

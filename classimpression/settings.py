@@ -10,11 +10,12 @@ from .core.errors import check, check_number
 from .tasks import POOLS, SELECTIONS
 
 # %% auto #0
-__all__ = ['SCHEDULES', 'CHOICES', 'RANGES', 'PUBLISHED', 'TrainConfig', 'check_training', 'published_training', 'plateau_rate',
-           'epoch_rate']
+__all__ = ['SCHEDULES', 'BN_STATISTICS', 'CHOICES', 'RANGES', 'PUBLISHED', 'TrainConfig', 'check_training', 'published_training',
+           'plateau_rate', 'epoch_rate']
 
 # %% ../nbs/10_settings.ipynb #3ce0f591
 SCHEDULES = ("cosine", "paper", "as_published", "constant")
+BN_STATISTICS = ("joint", "separate", "frozen")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class TrainConfig:
 
     seed: int = 0  # keys weights, sampling and dropout
     network: str = "small"  # name in `classimpression.models.NETWORKS`
+    initialisation: str = "kaiming"  # first weights of the published networks: "kaiming" as published, or "torch"
     pool: str = "new-train"  # unlabelled images of the intra-domain loss
     selection: str = "last"  # what chooses the epoch
     bn_update: bool = False  # pool images move the normalisation statistics?
@@ -35,6 +37,7 @@ class TrainConfig:
     schedule: str = "cosine"  # learning rate over the epochs: cosine, paper, as_published or constant
     synthetic_share: float = 0.66  # expected share of impressions among the draws
     class_weighting: bool = True  # inverse-frequency class weights in the cross-entropy?
+    bn_statistics: str = "joint"  # of real and synthetic images: "joint", "separate" or "frozen"
     head: str = "cosine"  # "cosine"; or "linear", with bias, to see what the normalisation is worth
     freeze_old: bool = True  # keep the old classes' weight vectors fixed?
     distillation: float = 5.0  # base weight of the feature distillation
@@ -64,6 +67,8 @@ CHOICES = dict(
     optimizer=("sgd", "adam"),
     head=("cosine", "linear"),
     dtype=("float32", "bfloat16"),
+    initialisation=("kaiming", "torch"),
+    bn_statistics=BN_STATISTICS,
 )
 
 # %% ../nbs/10_settings.ipynb #d8918cff

@@ -20,7 +20,7 @@ from .heads import CosineHead, LinearHead, cosines, grow, imprint
 from .losses import class_centroids, class_weights, cn_cross_entropy, distillation_loss
 from .losses import distillation_weight, intra_domain_loss, margin_loss, total_loss, update_centroids
 from .metrics import confusion_matrix
-from .models import build_classifier, frozen_statistics
+from .models import batch_norms, build_classifier, frozen_statistics
 from .settings import TrainConfig, epoch_rate
 from .synthesis import Impressions
 from .tasks import Task
@@ -28,7 +28,8 @@ from .tasks import Task
 # %% auto #0
 __all__ = ['Terms', 'draw_epoch', 'Batch', 'teacher_features', 'TaskData', 'seen_by_teacher', 'epoch_batches', 'first_model',
            'start_model', 'History', 'predict', 'evaluate', 'accuracy', 'train_step', 'train_epoch', 'optimiser',
-           'train', 'pool_scores', 'Centroids', 'class_impression_terms', 'term_weights_of', 'fit_task']
+           'train', 'mixed_features', 'pool_scores', 'Centroids', 'class_impression_terms', 'term_weights_of',
+           'fit_task']
 
 # %% ../nbs/11_training.ipynb #6f0dfb80
 def draw_epoch(
@@ -59,6 +60,7 @@ class Batch:
     y: Tensor  # labels [B]
     old: Tensor | None  # the frozen teacher's features [B, D], or None without teacher
     pool: Tensor | None  # unlabelled images [B, C, H, W], or None
+    n_real: int | None = None  # how many of them are real; None: not known
 
 # %% ../nbs/11_training.ipynb #bde2e708
 @torch.no_grad()
@@ -118,7 +120,7 @@ def epoch_batches(
             x = augment(x, g_augment, cfg.augment_shift, cfg.augment_flip)
         if m.pool is not None:
             pool = to_unit(m.pool[torch.randint(len(m.pool), (cfg.batch_size,), generator=g_pool).to(cfg.device)])
-        yield Batch(x, y, seen_by_teacher(m, x, r, s), pool)
+        yield Batch(x, y, seen_by_teacher(m, x, r, s), pool, len(r))
 
 # %% ../nbs/11_training.ipynb #33a9c57c
 def first_model(
@@ -126,7 +128,7 @@ def first_model(
     cfg: TrainConfig,  # network, head, seed
 ) -> nn.Module:
     "A classifier with random weights."
-    model = build_classifier(cfg.network, task.train.x.shape[1], [len(task.labels)], cfg.seed)
+    model = build_classifier(cfg.network, task.train.x.shape[1], [len(task.labels)], cfg.seed, cfg.initialisation)
     if cfg.head == "linear":
         with seeded(cfg.seed, "weights", "linear head"):
             model.head = LinearHead(model.head.n_features, model.head.sizes)
@@ -283,6 +285,20 @@ def train(
         model.load_state_dict(best)
     return model.eval(), h
 
+# %% ../nbs/11_training.ipynb #12b57a71
+def mixed_features(
+    model: nn.Module,  # in training mode
+    b: Batch,  # real images first
+    statistics: str,  # "joint", "separate" or "frozen"
+) -> Tensor:  # [B, D]
+    "Features of a batch of real and synthetic images."
+    if statistics == "frozen":
+        for layer in batch_norms(model):
+            layer.eval()
+    if statistics != "separate" or b.n_real in (None, 0, len(b.x)):
+        return model.features(b.x)
+    return torch.cat([model.features(x) for x in (b.x[: b.n_real], b.x[b.n_real :])])
+
 # %% ../nbs/11_training.ipynb #a2aceea2
 def pool_scores(model: nn.Module, x: Tensor, bn_update: bool) -> Tensor:
     "Scores of unlabelled images in training mode, with or without a trace in the normalisation statistics."
@@ -317,7 +333,7 @@ def class_impression_terms(
     only = task.labels if cfg.idc_classes == "pool" and cfg.pool in ("new-train", "new-val") else None
 
     def terms_of(centroids: Centroids, model: nn.Module, b: Batch) -> dict[str, Tensor]:
-        f = model.features(b.x)
+        f = mixed_features(model, b, cfg.bn_statistics)
         s = cosines(model.head, f)
         logits = model.head.sigma * s if isinstance(model.head, CosineHead) else model.head(f)
         terms = {"cross_entropy": cn_cross_entropy(logits, b.y, w)}

@@ -13,7 +13,7 @@ from classimpression.core.provenance import package_folder, tensor_digest
 from classimpression.methods.registry import METHODS, find_method, first_task, sort_options
 from classimpression.models import rebuild
 from classimpression.settings import TrainConfig
-from classimpression.synthesis import SynthesisConfig, synthesize
+from classimpression.synthesis import Impressions, SynthesisConfig, synthesize
 from classimpression.training import evaluate
 
 TINY = {
@@ -97,9 +97,32 @@ def go(name, scenario, tmp_path, until=None, **changes):
 
 def test_all_methods_of_the_comparison_are_there():
     assert set(EXPECTED) <= set(METHODS)
+    searched = {
+        *read_json(package_folder() / "assets" / "trials.json"),
+        *read_json(package_folder() / "assets" / "stages.json")["methods"],
+    }
     for m in METHODS.values():
         assert m.fit.__doc__ and m.title, m.name
-        assert m.name in read_json(package_folder() / "assets" / "trials.json"), f"{m.name} has no trials"
+        assert m.name in searched, f"{m.name} has no trials"
+
+
+def test_balanced_once_is_the_same_loop_without_class_weights(toy):
+    one, two = METHODS["class-impression-balanced"], METHODS["class-impression"]
+    assert one.training == {"class_weighting": False} and (one.tier, one.impressions) == (two.tier, two.impressions)
+    cfg = TrainConfig(epochs=1, batch_size=10)
+    with (data := toy()).training(0) as task:
+        carry = hand_over(first_task(task, cfg)[0], task, None)
+    fake = Impressions(torch.rand(12, 3, 16, 16), torch.arange(12) % 2, {}, {})  # fewer of a class than real images
+    models = []
+    for fit, settings in (
+        (one.fit, replace(cfg, class_weighting=False)),
+        (two.fit, replace(cfg, class_weighting=False)),
+        (two.fit, cfg),
+    ):
+        with data.again().training(1, pool=cfg.pool) as task:
+            models.append(fit(carry, task, fake, settings)[0].state_dict())
+    same = lambda a, b: all(torch.equal(v, b[k]) for k, v in a.items())
+    assert same(models[0], models[1]) and not same(models[0], models[2])
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -215,7 +215,9 @@ def untrained_ridge(
     "Ridge regression on random features of three levels of a network with random weights."
 
     def start() -> tuple[Classifier, History]:
-        return see_levels(build_classifier(cfg.network, task.train.x.shape[1], [len(task.labels)], cfg.seed)), History()
+        return see_levels(
+            build_classifier(cfg.network, task.train.x.shape[1], [len(task.labels)], cfg.seed, cfg.initialisation)
+        ), History()
 
     return count(
         carry, task, cfg, start, partial(Ridge, n_random=random, penalty=penalty, balanced=balanced, seed=cfg.seed)

@@ -24,8 +24,8 @@ from ..training import train
 
 # %% auto #0
 __all__ = ['Fit', 'METHODS', 'ELSEWHERE', 'OF_THE_RUN', 'Method', 'method', 'load_methods', 'registered', 'find_method',
-           'sort_options', 'first_task', 'learn', 'class_impression', 'fine_tuning', 'UnionTask', 'real_images',
-           'joint']
+           'sort_options', 'first_task', 'learn', 'class_impression', 'class_impression_balanced', 'fine_tuning',
+           'UnionTask', 'real_images', 'joint']
 
 # %% ../../nbs/methods/01_registry.ipynb #5122039b
 Fit = Callable[..., tuple[nn.Module, History]]
@@ -142,6 +142,7 @@ OF_THE_RUN = {
     "selection",
     "bn_update",
     "network",
+    "initialisation",
     "head",
 }  # settings that no recipe may change: what is seen, and what is shared
 
@@ -178,7 +179,7 @@ def first_task(
     used = {
         k: v
         for k, v in asdict(cfg).items()
-        if k not in ("cache", "pool", "classes_per_task", "rho", "tau", "synthetic_share")
+        if k not in ("cache", "pool", "classes_per_task", "rho", "tau", "synthetic_share", "bn_statistics")
         and not k.startswith(("idc_weight", "margin_weight", "margin"))
     }
     code = modules_digest("core", "data", "heads", "losses", "models", "settings", "training")
@@ -224,6 +225,20 @@ def class_impression(
 ) -> tuple[nn.Module, History]:
     "The paper's method: impressions of old classes, new images, four loss terms."
     return first_task(task, cfg) if carry is None else fit_task(carry, task, impressions, cfg)
+
+# %% ../../nbs/methods/01_registry.ipynb #13b00002
+@method(
+    "class-impression-balanced",
+    "Class Impression, balanced once",
+    tier="M1",
+    impressions=True,
+    training=dict(class_weighting=False),
+)
+def class_impression_balanced(
+    carry: Carryover | None, task, impressions: Impressions | None, cfg: TrainConfig
+) -> tuple[nn.Module, History]:
+    "The paper's method without class weights: the sampler alone balances old and new classes."
+    return class_impression(carry, task, impressions, cfg)
 
 # %% ../../nbs/methods/01_registry.ipynb #f85f16c3
 @method("fine-tuning", "Fine-tuning", tier="M0")

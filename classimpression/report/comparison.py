@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
 from ..carryover import TIERS
-from ..core.errors import check
+from ..core.errors import StateError, check
 from ..core.files import locked, read_json, write_bytes
 from ..core.provenance import package_folder
-from ..runs.run_store import identity
+from ..runs.run_store import BEFORE, identity
 from ..methods.registry import METHODS, registered
 from ..metrics import bootstrap_interval, paired_interval
 from ..scenarios import make_scenario
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 __all__ = ['MAIN', 'MAIN_KEYS', 'MEASURES', 'LATEX', 'main_rows', 'merge_table', 'merge_main', 'merge_runs', 'title_of',
            'main_summary', 'latex_text', 'save_summary', 'paired_table', 'bootstrap_table', 'bootstrap_of',
            'reproduced', 'trials_of', 'told_apart', 'judged', 'rows_of', 'save_frame', 'renew_frame',
-           'expected_but_missing', 'verdict_count', 'merge_bootstrap']
+           'expected_but_missing', 'verdict_count', 'making', 'check_same_making', 'merge_bootstrap',
+           'beside_published', 'what_differs']
 
 # %% ../../nbs/report/02_comparison.ipynb #e3bd1e0f
 MAIN = (
@@ -465,6 +466,34 @@ def verdict_count(
     lines = [f"{v}: {len(g)} ({', '.join(g.method)})" for v, g in verdicts.groupby("verdict")]
     return "\n".join(lines)
 
+# %% ../../nbs/report/02_comparison.ipynb #26c00002
+def making(
+    run: dict,  # a result
+) -> tuple[str, str]:
+    "What all rows of a table have in common: rule of the first weights, and numbers."
+    settings = BEFORE | run.get("settings", {})
+    return settings["initialisation"], settings.get("dtype", "float32")
+
+# %% ../../nbs/report/02_comparison.ipynb #26c00003
+def check_same_making(
+    path: str | Path,  # of `merge_runs`; may be missing
+    results: Iterable[Any],  # runs that are to be added
+    scenario: str,  # name
+    profile: str,  # name
+) -> str:  # how all these runs were made, in words
+    "Raise `StateError` unless new runs and those of the table began alike."
+    old = rows_of(read_json(path) if Path(path).exists() else [], scenario, profile)
+    there, new = {making(r) for r in old}, {making(as_dict(r)) for r in results}
+    words = {m: f"first weights by the rule {m[0]!r}, computed in {m[1]}" for m in there | new}
+    check(
+        len(words) <= 1 or not new,
+        f"{path} and the new runs began differently ({'; '.join(sorted(words.values()))}): a table compares runs of "
+        f"one kind. "
+        "Give figures another folder, or move the old table away and make all its runs again",
+        StateError,
+    )
+    return "; ".join(sorted(words.values())) or "no runs yet"
+
 # %% ../../nbs/report/02_comparison.ipynb #e490f7db
 @locked
 def merge_bootstrap(
@@ -484,3 +513,27 @@ def merge_bootstrap(
         .sort_values(["seed", "method"], kind="stable")
         .reset_index(drop=True),
     )
+
+# %% ../../nbs/report/02_comparison.ipynb #26c00011
+def beside_published(
+    runs: list[dict],  # of one scenario and profile, from `merge_runs`
+    scenario: str,  # name
+) -> DataFrame:  # one row per published method
+    "LifeLonger's accuracy after the last task, and ours by the same measure: mean over tasks, per cent."
+    import pandas as pd
+
+    published = read_json(package_folder() / "assets" / "published_medmnist.json")["per_cent"]
+    rows = []
+    for m, theirs in published.get(scenario.removesuffix("-mini"), {}).items():
+        ours = [float(np.mean(r["tasks"][-1]["row"])) for r in runs if r["method"] == m]
+        said = mean_and_spread(pd.Series(ours)) if ours else "no run"
+        rows.append(dict(method=title_of(m), LifeLonger=theirs, ours=said, repeats=len(ours)))
+    return pd.DataFrame(rows, columns=["method", "LifeLonger", "ours", "repeats"])
+
+# %% ../../nbs/report/02_comparison.ipynb #26c00012
+def what_differs() -> DataFrame:  # one row per setting
+    "Where LifeLonger's protocol and ours part."
+    import pandas as pd
+
+    differs = read_json(package_folder() / "assets" / "published_medmnist.json")["differs"]
+    return pd.DataFrame([dict(setting=k, LifeLonger=theirs, ours=ours) for k, (theirs, ours) in differs.items()])

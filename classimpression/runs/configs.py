@@ -115,7 +115,8 @@ class RunConfig(TrainConfig):
             f"{self.method} keeps no real images, so exemplars cannot be set",
         )
         check(
-            self.head == "cosine" or self.method in ("class-impression", "fine-tuning", "joint"),
+            self.head == "cosine"
+            or self.method in ("class-impression", "class-impression-balanced", "fine-tuning", "joint"),
             f"head='linear' is an ablation of class-impression, fine-tuning and joint; {self.method} has a head of "
             f"its own",
         )

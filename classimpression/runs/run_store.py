@@ -33,10 +33,10 @@ from ..synthesis import Impressions
 from ..tasks import overlaps
 
 # %% auto #0
-__all__ = ['PLACES', 'EVERY_RUN', 'K_MIN', 'Count', 'Tier', 'protocol_name', 'identity', 'code_of', 'first_names', 'run_folder',
-           'RowFacts', 'ScenarioFacts', 'ResultFacts', 'current_result', 'wrong_labels', 'wrong_tasks', 'check_result',
-           'file_digest', 'RunResult', 'finished_run', 'run_lock', 'check_settings', 'read_row', 'read_carry',
-           'finished_tasks']
+__all__ = ['PLACES', 'EVERY_RUN', 'K_MIN', 'BEFORE', 'Count', 'Tier', 'protocol_name', 'identity', 'code_of', 'first_names',
+           'run_folder', 'RowFacts', 'ScenarioFacts', 'ResultFacts', 'current_result', 'wrong_labels', 'wrong_tasks',
+           'check_result', 'file_digest', 'RunResult', 'finished_run', 'run_lock', 'check_settings', 'read_row',
+           'read_carry', 'finished_tasks']
 
 # %% ../../nbs/runs/02_run_store.ipynb #a9990aae
 PLACES = ("root", "out", "cache", "any_code")
@@ -72,14 +72,16 @@ def protocol_name(
         loose.append(f"test images in training={shared['train, test']}")
     return ", ".join(loose) or "strict"
 
+# %% ../../nbs/runs/02_run_store.ipynb #21b00003
+BEFORE = {"initialisation": "torch"}  # what results were made with that do not name the setting
+
 # %% ../../nbs/runs/02_run_store.ipynb #1db089a9
 def identity(
     settings: dict,  # of a run, by name
 ) -> dict:  # what tells it from other runs
-    "The settings that differ from their defaults, places aside."
-    usual = {f.name: f.default for f in fields(RunConfig)}
-    now = current_names(settings)
-    return {k: v for k, v in now.items() if k not in PLACES and (k not in usual or v != usual[k])}
+    "The settings that differ from what results without them were made with, places aside."
+    usual = {f.name: f.default for f in fields(RunConfig)} | BEFORE
+    return {k: v for k, v in (BEFORE | current_names(settings)).items() if k not in PLACES and (k not in usual or v != usual[k])}
 
 # %% ../../nbs/runs/02_run_store.ipynb #ea450e25
 @lru_cache(maxsize=None)
@@ -181,7 +183,7 @@ def current_result(
     "A result whose settings, protocol and tasks are named as today's are."
     protocol = re.sub(r"\b(\w+)=", lambda m: f"{OLD_NAMES.get(m[1], m[1])}=", result.get("protocol", ""))
     tasks = [{("cached_seconds" if k == "spared" else k): v for k, v in t.items()} for t in result["tasks"]]
-    named = dict(settings=current_names(result["settings"]), tasks=tasks)
+    named = dict(settings=BEFORE | current_names(result["settings"]), tasks=tasks)
     return result | named | ({"protocol": protocol} if "protocol" in result else {})
 
 # %% ../../nbs/runs/02_run_store.ipynb #8511f48b

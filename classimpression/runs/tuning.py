@@ -5,7 +5,8 @@
 # %% ../../nbs/runs/05_tuning.ipynb #fcaab505
 from __future__ import annotations
 from pathlib import Path
-from .configs import profile, profile_config, tuning_repeat
+from typing import TYPE_CHECKING, Callable
+from .configs import profile, profile_config, tuned_choice, tuning_repeat
 from ..core.errors import check
 from ..core.files import read_json, write_json
 from ..core.provenance import package_folder
@@ -14,8 +15,12 @@ from .run_store import finished_run
 from ..methods.registry import find_method
 from .runner import RunConfig, RunResult
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 # %% auto #0
-__all__ = ['N_TRIALS', 'SHOWN', 'trial_configs', 'choose', 'tune', 'with_choice']
+__all__ = ['N_TRIALS', 'SHOWN', 'trial_configs', 'choose', 'tune', 'with_choice', 'stage_plan', 'staged_configs', 'trial_row',
+           'repeat_spread', 'nearest_of_best', 'stage_trials', 'tune_in_stages', 'searched']
 
 # %% ../../nbs/runs/05_tuning.ipynb #3c0b6def
 N_TRIALS = 8
@@ -116,3 +121,138 @@ def with_choice(
     if name != "blood" and before:
         return known | {method: before | dict(scenarios=others | {name: choice})}
     return known | {method: choice | (dict(scenarios=others) if others else {})}
+
+# %% ../../nbs/runs/05_tuning.ipynb #24b00002
+def stage_plan() -> dict:  # stages, seeds, published values, rule
+    "The committed plan of the staged search."
+    return read_json(package_folder() / "assets" / "stages.json")
+
+# %% ../../nbs/runs/05_tuning.ipynb #1a449061
+def staged_configs(
+    method: str,  # registered method
+    options: dict,  # of one trial
+    plan: dict,  # from `stage_plan`
+    **settings,  # root, out
+) -> list[RunConfig]:  # one per seed
+    "The runs of one trial."
+    order = tuning_repeat(plan["scenario"])["class_order"]
+    same = dict(scenario=plan["scenario"], eval_split="val", options=options, class_order=order)
+    return [profile_config(plan["profile"], method, tuned=False, seed=s, **same, **settings) for s in plan["seeds"]]
+
+# %% ../../nbs/runs/05_tuning.ipynb #013cda67
+def trial_row(
+    options: dict,  # of the trial
+    results: list[RunResult],  # one per seed
+) -> dict:  # options, means over the seeds, what each seed gave
+    "What one trial came to."
+    mean = lambda values: round(sum(values) / len(values), 2)
+    by_seed = [round(r.metrics["balanced_accuracy"], 2) for r in results]
+    measures = {k: mean([r.metrics[k] for r in results]) for k in SHOWN}
+    return dict(options=options, **measures, by_seed=by_seed, seconds=round(sum(r.data["seconds"] for r in results), 1))
+
+# %% ../../nbs/runs/05_tuning.ipynb #24b00004
+def repeat_spread(
+    rows: list[dict],  # from `trial_row`, two seeds each
+) -> float:  # points
+    "Standard deviation of a repeat, pooled over trials."
+    return (sum((r["by_seed"][0] - r["by_seed"][1]) ** 2 / 2 for r in rows) / len(rows)) ** 0.5
+
+# %% ../../nbs/runs/05_tuning.ipynb #6b268ce0
+def nearest_of_best(
+    rows: list[dict],  # the trials to choose from
+    plan: dict,  # with the published values
+    spread: float,  # points within which trials are tied
+) -> dict:  # one of the rows
+    "The best trial, or of those that are tied with it the one nearest to the published recipe."
+    best = max(r["balanced_accuracy"] for r in rows)
+    tied = [r for r in rows if r["balanced_accuracy"] >= best - spread]
+
+    def distance(r: dict) -> tuple:
+        changed = sum(r["options"].get(k, v) != v for k, v in plan["published"].items())
+        return changed, -r["balanced_accuracy"]
+
+    return min(tied, key=distance)
+
+# %% ../../nbs/runs/05_tuning.ipynb #24b00006
+def stage_trials(
+    stage: dict,  # of the plan
+    plan: dict,  # with the ladders
+    chosen: dict,  # options so far
+    rows: list[dict],  # all trials so far
+) -> list[dict]:  # options of the trials that the stage asks for now; those that are there already are left out
+    "What to try next; nothing once a stage is done."
+    known = [r["options"] for r in rows]
+    if "ladder" in stage:
+        name, rungs = stage["ladder"], plan["ladder"][stage["ladder"]]
+        tried = [o[name] for o in known if o == chosen | {name: o.get(name)}]
+        if not tried:
+            return [chosen | {name: v} for v in rungs[:3]]
+        top = nearest_of_best([r for r in rows if r["options"].get(name) in tried], plan, repeat_spread(rows))
+        above = [v for v in rungs if v > max(tried)]
+        return [chosen | {name: above[0]}] if above and top["options"][name] == max(tried) else []
+    wanted = stage.get("after", {}).items() <= chosen.items()
+    changes = stage.get("changes", []) if wanted else []
+    if "together" in stage:
+        earlier = next(s for s in plan["stages"] if s["name"] == stage["together"])["changes"]
+        value = lambda o: next(r["balanced_accuracy"] for r in rows if r["options"] == o)
+        changed = next(o for o in known if set(o) & set(plan["published"]))
+        base = {k: v for k, v in changed.items() if k not in plan["published"]}
+        better = [c for c in earlier if value(base | c) > value(base)]
+        best = {}
+        for c in sorted(better, key=lambda c: value(base | c)):
+            best |= c  # of two values of one setting the better one stays
+        return [o for o in [base | best] if len(best) > 1 and o not in known]
+    return [o for o in (chosen | c for c in changes) if o not in known]
+
+# %% ../../nbs/runs/05_tuning.ipynb #24b00008
+def tune_in_stages(
+    method: str,  # registered method
+    path: str | Path | None = None,  # file to add the choice to; None: the package's own
+    jobs: int = 0,  # runs at a time; 0: in this process
+    tell: Callable[[str], None] = print,  # told about every trial
+    plan: dict | None = None,  # None: the committed one
+    **settings,  # root, out
+) -> dict:  # the choice, as the file holds it
+    "Run the stages one after the other and write down what was chosen. Raises if a run failed."
+    path, plan = Path(path or package_folder() / "assets" / "tuned.json"), plan or stage_plan()
+    rows, chosen, last = [], {}, None
+    for stage in plan["stages"]:
+        while todo := stage_trials(stage, plan, chosen, rows):
+            for options in todo:
+                results, failed = run_all(staged_configs(method, options, plan, **settings), jobs, tell)
+                raise_failures(failed)
+                rows.append(trial_row(options, results) | dict(stage=stage["name"]))
+                last = results[0].data
+                tell(f"{method} {options}: {rows[-1]['balanced_accuracy']:.2f} {rows[-1]['by_seed']}")
+        chosen = nearest_of_best(rows, plan, repeat_spread(rows))["options"]
+    where = {k: last["scenario"][k] for k in ("class_order", "sizes", "checksum")}
+    facts = dict(
+        scenario=plan["scenario"], seed=plan["seeds"], profile=plan["profile"], protocol=last["protocol"], **where
+    )
+    choice = dict(
+        options=chosen,
+        trials=rows,
+        spread=round(repeat_spread(rows), 2),
+        **facts,
+        environment=last["environment"],
+        failed=0,
+    )
+    write_json(path, with_choice(read_json(path) if path.exists() else {}, method, choice))
+    return choice
+
+# %% ../../nbs/runs/05_tuning.ipynb #24b00011
+def searched(
+    methods: list[str],  # registered methods
+    scenario: str = "blood",  # whose choice
+) -> DataFrame:  # one row per trial
+    "The trials of a search as a table; the chosen one is marked."
+    import pandas as pd
+
+    rows = []
+    for m in methods:
+        found = tuned_choice(m, scenario)
+        for t in found.get("trials", []):
+            seeds = " / ".join(map(str, t.get("by_seed", [])))
+            row = dict(method=m) | t["options"] | dict(balanced=t["balanced_accuracy"], by_seed=seeds)
+            rows.append(row | dict(chosen="yes" if t["options"] == found["options"] else ""))
+    return pd.DataFrame(rows).fillna("")
