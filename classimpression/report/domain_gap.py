@@ -173,7 +173,7 @@ def separable(
 def separability(
     e: Exhibit,  # from `exhibit`
 ) -> DataFrame:  # network, class, impressions, synthetic, unseen
-    "Per cent right when training images are to be separated from impressions, and from unseen images, within each class."
+    "Per cent right when training images are separated from impressions, and from unseen images, within each class."
     import pandas as pd
 
     rows = []

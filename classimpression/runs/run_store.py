@@ -81,7 +81,8 @@ def identity(
 ) -> dict:  # what tells it from other runs
     "The settings that differ from what results without them were made with, places aside."
     usual = {f.name: f.default for f in fields(RunConfig)} | BEFORE
-    return {k: v for k, v in (BEFORE | current_names(settings)).items() if k not in PLACES and (k not in usual or v != usual[k])}
+    now = BEFORE | current_names(settings)
+    return {k: v for k, v in now.items() if k not in PLACES and (k not in usual or v != usual[k])}
 
 # %% ../../nbs/runs/02_run_store.ipynb #ea450e25
 @lru_cache(maxsize=None)
