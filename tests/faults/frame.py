@@ -130,7 +130,8 @@ def tried(f: Fault) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="fault-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         held, said = judged(f, Path(folder))
-    said = " ".join(said.replace(folder, "FOLDER").split())
+    temporary = rf"{re.escape(tempfile.gettempdir())}/faults?-[\w-]+"
+    said = " ".join(re.sub(temporary, "FOLDER", said).split())
     return Outcome(f, held, said[:400], time.perf_counter() - start)
 
 
