@@ -1,8 +1,6 @@
 "The command line: what it refuses, and what it says."
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
