@@ -57,8 +57,8 @@ DEFECTS = [
     (
         "the best impressions are an alias of the last",
         "synthesis.py",
-        "best = torch.where(better.repeat_interleave(len(x) // G).view(-1, 1, 1, 1), x, best)",
-        "best = x.data",
+        "self.x, self.total = torch.where(images, x, self.x),",
+        "self.x, self.total = x,",
         "test_synthesis.py",
     ),
     (

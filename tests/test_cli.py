@@ -1,6 +1,8 @@
 "The command line: what it refuses, and what it says."
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
