@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['MAIN', 'MAIN_KEYS', 'MEASURES', 'LATEX', 'main_rows', 'merge_table', 'merge_main', 'merge_runs', 'title_of',
-           'main_summary', 'latex_text', 'save_summary', 'paired_table', 'bootstrap_table', 'bootstrap_of',
-           'reproduced', 'trials_of', 'told_apart', 'judged', 'rows_of', 'save_frame', 'renew_frame',
+           'main_summary', 'latex_text', 'save_summary', 'paired_table', 'bootstrap_table', 'bootstrap_of', 'beaten_by',
+           'ours_in_words', 'reproduced', 'trials_of', 'told_apart', 'judged', 'rows_of', 'save_frame', 'renew_frame',
            'expected_but_missing', 'verdict_count', 'making', 'check_same_making', 'merge_bootstrap',
            'beside_published', 'what_differs']
 
@@ -318,6 +318,39 @@ def bootstrap_of(
     return bootstrap_table(hits, labels, against)
 
 # %% ../../nbs/report/02_comparison.ipynb #da2d8de7
+def beaten_by(
+    wide: DataFrame,  # a row per repeat, a column per method
+    method: str,  # whose relations these are
+    expected: dict,  # of `assets/expectations.json`: near or above
+    margin: float,  # points within which two methods count as near each other
+) -> tuple[dict[str, Series], list[str], list[str]]:  # means by rival, rivals it falls short of, rivals without a run
+    "How a method stands to those that its paper names, each on the repeats that both have."
+    rivals = [expected["near"]] if "near" in expected else expected.get("above", [])
+    both = {o: part.mean() for o in rivals if o in wide and len(part := wide[[method, o]].dropna())}
+    far = lambda mine, other: abs(mine - other) > margin if "near" in expected else mine <= other
+    lost = [o for o, mean in both.items() if far(mean[method], mean[o])]
+    floor = wide[[method, "fine-tuning"]].dropna().mean() if "fine-tuning" in wide else None
+    if floor is not None and floor[method] < floor["fine-tuning"]:
+        lost = [*lost, "fine-tuning"]  # whatever else it is near to
+    return both, lost, [o for o in rivals if o not in both]
+
+# %% ../../nbs/report/02_comparison.ipynb #ff46dbab
+def ours_in_words(
+    wide: DataFrame,  # a row per repeat, a column per method
+    method: str,  # name
+    both: dict[str, Series],  # of `beaten_by`
+    absent: list[str],  # of `beaten_by`
+    caveat: str | None = None,  # what differs from the published protocol
+) -> str:
+    "What we measured."
+    runs = wide[method].notna().sum()
+    some = f" over {runs} of {len(wide)} repeats" if runs < len(wide) else ""
+    beside = ", ".join(f"{title_of(o)} {mean[o]:.1f}" for o, mean in both.items())
+    lacks = f"no run of {', '.join(map(title_of, absent))}" if absent else ""
+    said = "; ".join(filter(None, [f"{wide[method].mean():.1f}{some}", beside, lacks]))
+    return f"{said} ({caveat})" if caveat else said
+
+# %% ../../nbs/report/02_comparison.ipynb #7800a3b1
 def reproduced(
     frame: DataFrame,  # rows of one scenario, profile and protocol
     margin: float = 10.0,  # points within which two methods count as near each other
@@ -326,48 +359,22 @@ def reproduced(
     "Compare published relations between methods with ours."
     import pandas as pd
 
-    expected, wide, rows = (
-        read_json(package_folder() / "assets" / "expectations.json"),
-        frame.pivot_table(index=["seed", "class_order"], columns="method", values=measure),
-        [],
-    )
+    expected, rows = read_json(package_folder() / "assets" / "expectations.json"), []
+    wide = frame.pivot_table(index=["seed", "class_order"], columns="method", values=measure)
     for m, e in expected.items():
         row = dict(method=title_of(m), published=e["published"])
         if m not in wide:
             rows.append(row | dict(verdict="missing", told_apart="", ours="no run", why="", tried=""))
             continue
-        wanted = [e["near"]] if "near" in e else e.get("above", [])
-        both = {o: part.mean() for o in wanted if o in wide and len(part := wide[[m, o]].dropna())}
-        lost = [
-            o for o, mean in both.items() if (abs(mean[m] - mean[o]) > margin if "near" in e else mean[m] <= mean[o])
-        ]
-        absent, runs = [o for o in wanted if o not in both], wide[m].notna().sum()
-        floor = wide[[m, "fine-tuning"]].dropna().mean() if "fine-tuning" in wide else None
-        if floor is not None and floor[m] < floor["fine-tuning"]:
-            lost = [*lost, "fine-tuning"]  # whatever else it is near to
-        ours = [
-            f"{wide[m].mean():.1f}" + (f" over {runs} of {len(wide)} repeats" if runs < len(wide) else ""),
-            ", ".join(f"{title_of(o)} {mean[o]:.1f}" for o, mean in both.items()),
-            f"no run of {', '.join(map(title_of, absent))}" if absent else "",
-        ]
-        verdict = judged(lost, absent, bool(e.get("caveat")))
-        apart = [
-            title_of(o) for o in both if (part := wide[[m, o]].dropna()).shape[0] > 1 and told_apart(part[m], part[o])
-        ]
-        reasons = (
-            dict(why="", tried="")
-            if verdict.startswith("reproduced")
-            else dict(why=e.get("why", "not looked into"), tried=trials_of(m) if verdict == "not reproduced" else "")
+        both, lost, absent = beaten_by(wide, m, e, margin)
+        verdict, parts = judged(lost, absent, bool(e.get("caveat"))), {o: wide[[m, o]].dropna() for o in both}
+        apart = [title_of(o) for o, part in parts.items() if len(part) > 1 and told_apart(part[m], part[o])]
+        row |= dict(
+            verdict=verdict, told_apart=", ".join(apart), ours=ours_in_words(wide, m, both, absent, e.get("caveat"))
         )
-        rows.append(
-            row
-            | dict(
-                verdict=verdict,
-                told_apart=", ".join(apart),
-                ours="; ".join(filter(None, ours)) + (f" ({e['caveat']})" if e.get("caveat") else ""),
-            )
-            | reasons
-        )
+        tried = trials_of(m) if verdict == "not reproduced" else ""
+        why = "" if verdict.startswith("reproduced") else e.get("why", "not looked into")
+        rows.append(row | dict(why=why, tried=tried))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/report/02_comparison.ipynb #ea3801ab
