@@ -25,10 +25,10 @@ _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits"
 
 # %% auto #0
 __all__ = ['LYING', 'STANDING', 'IMAGE_ENDINGS', 'SYSTEM', 'NESTED', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'SCENARIOS',
-           'CITATION', 'MADE', 'FOLDER', 'read_image', 'hidden', 'class_folders', 'image_files', 'stacked', 'people',
-           'said', 'folder_split', 'nobody_twice', 'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info',
-           'data_file', 'placed', 'own_folder', 'make_scenario', 'list_data', 'download', 'npz_bytes', 'draw_rows',
-           'make_mini', 'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
+           'CITATION', 'MADE', 'FOLDER', 'OWN', 'read_image', 'hidden', 'class_folders', 'image_files', 'stacked',
+           'people', 'said', 'folder_split', 'nobody_twice', 'from_folder', 'DatasetInfo', 'register_scenario',
+           'scenario_info', 'data_file', 'placed', 'own_folder', 'make_scenario', 'list_data', 'download', 'npz_bytes',
+           'draw_rows', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
 
 # %% ../nbs/03_scenarios.ipynb #e8c6745a
 LYING, STANDING = "lie (wider than high)", "stand (higher than wide)"
@@ -331,18 +331,18 @@ def _load(path: Path, stamp: tuple[int, int], name: str, verify: bool) -> tuple[
     return splits, info.md5 if verify else file_md5(path)
 
 # %% ../nbs/03_scenarios.ipynb #e2c45822
-FOLDER = "folder:"
+FOLDER, OWN = "folder:", "folder-"  # what is typed before a path, and what names then begin with
 
 
 def placed(
     name: str,  # of a scenario
     root: str | Path | None = None,  # data folder
 ) -> tuple[str, str | Path | None]:  # name without a place in it, and the place
-    "`folder:/here/cells` is `folder:cells` in `/here`; other names stay as they are."
+    "`folder:/here/cells` is `folder-cells` in `/here`; other names stay as they are."
     if not name.startswith(FOLDER) or not (path := Path(name.removeprefix(FOLDER)).expanduser()).name:
         return name, root
     there = path if path.is_absolute() or not root else Path(root).expanduser() / path
-    return FOLDER + there.name, str(there.resolve().parent)
+    return OWN + there.name, str(there.resolve().parent)
 
 
 def own_folder(
@@ -354,7 +354,7 @@ def own_folder(
 ) -> Scenario:
     "A scenario from PATH/train, PATH/val and PATH/test, each with a folder for every class."
     name, root = placed(name, root)
-    folder = Path(root or ".") / name.removeprefix(FOLDER)
+    folder = Path(root or ".") / name.removeprefix(OWN)
     n = len(class_folders(folder / "train")) if sizes is None else 0
     sizes = sizes or [2] * (n // 2 - n % 2) + [3] * (n % 2) if n != 1 else [1]
     more = dict(class_order=class_order, name=name, size=size)
@@ -372,7 +372,7 @@ def make_scenario(
     "Make a named scenario. Raises `ConfigError` for the name or plan, `DataError` for a missing or wrong file."
     if isinstance(name, str) and name in MADE:
         return MADE[name](name, class_order, sizes, root, size, verify)
-    if isinstance(name, str) and name.startswith(FOLDER):
+    if isinstance(name, str) and name.startswith((FOLDER, OWN)):
         return own_folder(name, class_order, sizes, root, size)
     info = scenario_info(name)
     order, sizes = plan(info.n_classes, class_order, info.sizes if sizes is None else sizes)

@@ -134,7 +134,7 @@ def test_a_folder_of_images_is_a_scenario(tmp_path, monkeypatch, capsys):
     assert result["scenario"]["sizes"] == [2, 2] and str(tmp_path) not in json.dumps(result)
     assert result["metrics"]["final_accuracy"] == 100.0
     code, out, err = call(capsys, "reproduce", "foundation", "--scenario", f"folder:{tmp_path}/cells", "--plan")
-    assert code == 0 and "3 runs,    0 finished" in out and "foundation/folder:cells" in out, err
+    assert code == 0 and "3 runs,    0 finished" in out and "foundation/folder-cells" in out, err
 
 
 def test_info_is_json_without_names(capsys):
