@@ -38,30 +38,19 @@ class Split:
     varies = False  # is every draw for training another image?
 
     def __post_init__(self):
-        check(
-            self.x.dtype == torch.uint8 and self.x.ndim == 4,
-            f"Split.x must be uint8 [N, C, H, W], not {self.x.dtype} {list(self.x.shape)}; use as_split",
-            DataError,
-        )
-        check(
-            self.patient is None or self.patient.shape == self.y.shape,
-            f"Split.patient must be int64 [{len(self.x)}]",
-            DataError,
-        )
-        check(
-            self.y.dtype == torch.int64 and self.y.shape == self.x.shape[:1],
-            f"Split.y must be int64 [{len(self.x)}], not {self.y.dtype} {list(self.y.shape)}",
-            DataError,
-        )
+        x, y, who = self.x, self.y, self.patient
+        images = f"Split.x must be uint8 [N, C, H, W], not {x.dtype} {list(x.shape)}; use as_split"
+        check(x.dtype == torch.uint8 and x.ndim == 4, images, DataError)
+        check(who is None or who.shape == y.shape, f"Split.patient must be int64 [{len(x)}]", DataError)
+        labels = f"Split.y must be int64 [{len(x)}], not {y.dtype} {list(y.shape)}"
+        check(y.dtype == torch.int64 and y.shape == x.shape[:1], labels, DataError)
 
     def __len__(self) -> int:
         return len(self.y)
 
     def __repr__(self) -> str:
-        return (
-            f"Split({len(self)} images {'x'.join(map(str, self.x.shape[1:]))}, {len(self.y.unique())} classes, "
-            f"{self.x.device})"
-        )
+        shape = "x".join(map(str, self.x.shape[1:]))
+        return f"Split({len(self)} images {shape}, {len(self.y.unique())} classes, {self.x.device})"
 
     def to(self, device) -> Split:
         return replace(self, x=self.x.to(device), y=self.y.to(device))
@@ -82,9 +71,8 @@ class Split:
     def take(self, idx: Tensor | list[int]) -> Split:
         "The rows `idx`, in that order."
         idx = torch.as_tensor(idx, dtype=torch.int64, device=self.x.device)
-        return replace(
-            self, x=self.x[idx], y=self.y[idx], patient=None if self.patient is None else self.patient[idx.cpu()]
-        )
+        who = None if self.patient is None else self.patient[idx.cpu()]
+        return replace(self, x=self.x[idx], y=self.y[idx], patient=who)
 
     def where(self, classes: Iterable[int]) -> Split:
         "The images of `classes`, in their old order, labels unchanged."
@@ -334,16 +322,12 @@ def npz_header(
     size = archive.getinfo(f"{key}.npy").file_size
     with archive.open(f"{key}.npy") as f:
         version = np.lib.format.read_magic(f)
-        check(
-            version in ((1, 0), (2, 0)), f"array {key} has npy version {version}; (1, 0) and (2, 0) are read", DataError
-        )
+        known = version in ((1, 0), (2, 0))
+        check(known, f"array {key} has npy version {version}; (1, 0) and (2, 0) are read", DataError)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(f)
-        check(
-            dtype.kind in "biuf",
-            f"array {key} has dtype {dtype}; only plain numbers are read, pickled objects never",
-            DataError,
-        )
+        plain = f"array {key} has dtype {dtype}; only plain numbers are read, pickled objects never"
+        check(dtype.kind in "biuf", plain, DataError)
         n = math.prod(shape) * dtype.itemsize
         check(
             min(shape, default=1) >= 0 and n == size - f.tell(),
@@ -404,17 +388,11 @@ def data_root(
 ) -> Path:
     "Folder of the MedMNIST files: the argument, else `CLASSIMPRESSION_DATA`."
     given = root or os.environ.get(DATA_VARIABLE)
-    check(
-        given,
-        f"no data folder: pass root=... (command line: --root) or set the environment variable {DATA_VARIABLE}",
-        DataError,
-    )
+    how = f"pass root=... (command line: --root) or set the environment variable {DATA_VARIABLE}"
+    check(given, f"no data folder: {how}", DataError)
     path = Path(given).expanduser()
-    check(
-        path.is_dir(),
-        f"the data folder {path} does not exist; create it or give another (root=..., {DATA_VARIABLE})",
-        DataError,
-    )
+    missing = f"the data folder {path} does not exist; create it or give another (root=..., {DATA_VARIABLE})"
+    check(path.is_dir(), missing, DataError)
     return path
 
 # %% ../nbs/01_data.ipynb #8b5b5e4b
