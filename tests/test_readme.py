@@ -61,12 +61,12 @@ def test_two_commands():
 def test_the_example_on_own_data_runs(tmp_path, monkeypatch, capsys):
     from PIL import Image
 
-    for part, n in dict(train=12, val=4, test=4).items():
+    for blue, (part, n) in enumerate(dict(train=12, val=4, test=4).items()):
         for c, name in enumerate("abcd"):
             folder = tmp_path / "images" / part / name
             folder.mkdir(parents=True)
             for i in range(n):
-                Image.new("RGB", (32, 32), (60 * c + 2 * i, 200 - 40 * c, 90)).save(folder / f"{i}.png")
+                Image.new("RGB", (32, 32), (60 * c + 2 * i, 200 - 40 * c, 90 + blue)).save(folder / f"{i}.png")
     monkeypatch.chdir(tmp_path)
     code = "".join(re.findall(r"```python\n(.*?)```", text_of(README), re.S))
     assert code.count('"quick"') == 2 and "import classimpression as ci" in code and len(code.splitlines()) <= 10
