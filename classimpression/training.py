@@ -143,6 +143,12 @@ def start_model(
     "A fresh classifier, or the frozen one with imprinted weights for the new classes."
     if carry is None:
         return first_model(task, cfg).to(cfg.device, memory_format=torch.channels_last).train()
+    known = getattr(getattr(carry.model, "head", None), "n_classes", None)
+    check(
+        known == carry.n_classes,
+        f"{type(carry.model).__name__} has a head of {known or 'no'} classes, the carryover says {carry.n_classes}; an "
+        f"adopted network can be trained on if it ends in a linear layer and all its classes were adopted",
+    )
     model = copy.deepcopy(carry.model).to(cfg.device, memory_format=torch.channels_last).requires_grad_(True)
     with seeded(cfg.seed, "weights", task.idx):
         grow(model.head, len(task.labels), cfg.freeze_old)

@@ -22,10 +22,12 @@ NOTEBOOKS = [p for p in ALL if p not in (*EXPERIMENTS, *TUTORIALS)]
 PACKAGE = ROOT / "classimpression"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if not p.name.startswith("_"))
 # From the ground up: a room may use itself and what stands before it. "" is the top: the method itself.
-ROOMS = ["core", "", "echo", "methods", "runs", "report", "studies", "adapters"]
+ROOMS = ["core", "", "echo", "methods", "pretrained", "runs", "report", "studies", "adapters"]
 DOOR = {"cli"}  # may use everything, and nothing uses it
 HEAVY = (
     "torchvision",
+    "timm",
+    "monai",
     "pydicom",
     "av",
     "nibabel",

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from ..carryover import Carryover
 from ..core.errors import ConfigError, check, check_number
-from ..models import batch_norms, called_norms, frozen_copy
+from ..heads import LinearHead
+from ..models import Classifier, batch_norms, called_norms, frozen_copy
 
 # %% auto #0
-__all__ = ['logits_of', 'Adopted', 'plain_network', 'n_outputs', 'per_channel', 'class_mean_images', 'adopt']
+__all__ = ['logits_of', 'Adopted', 'plain_network', 'n_outputs', 'per_channel', 'class_mean_images', 'AdoptedFeatures',
+           'last_layer', 'sorted_columns', 'adopt']
 
 # %% ../../nbs/adapters/01_adopt.ipynb #8b5d5c82
 def logits_of(
@@ -120,6 +122,66 @@ def class_mean_images(
     check(high <= 1, f"means must lie in [0, 1], and reach up to {high:.3g}: divide them by 255 first")
     return means
 
+# %% ../../nbs/adapters/01_adopt.ipynb #ad0a0004
+class AdoptedFeatures(nn.Module):
+    "What somebody else's classifier hands to its last layer."
+
+    def __init__(
+        self,
+        network: nn.Module,  # in evaluation mode, without its last layer
+        norms: list[nn.Module],  # its normalisation layers in the order of use
+        mean: Tensor,
+        std: Tensor,  # of its input, per channel [C]
+        n_features: int,  # that its last layer takes
+    ):
+        super().__init__()
+        self.norms, self.network, self.n_features = nn.ModuleList(norms), network, n_features
+        self.register_buffer("mean", mean.view(1, -1, 1, 1))
+        self.register_buffer("std", std.view(1, -1, 1, 1))
+
+    def features(self, x: Tensor) -> Tensor:  # [N, C, H, W] in [0, 1] -> [N, D]
+        return self.network((x - self.mean) / self.std)
+
+    forward = features
+
+# %% ../../nbs/adapters/01_adopt.ipynb #ad0a0002
+@torch.no_grad()
+def last_layer(
+    network: nn.Module,  # in evaluation mode; its last linear layer is replaced by nothing, in place
+    example: Tensor,  # images that it takes, normalised or not
+    k: int,  # number of its outputs
+) -> LinearHead | None:  # with that layer's weights; None if it does not end in one, and the network is as it was
+    "Cut a classifier before its last layer."
+    before = network(example)
+    ends = [n for n, m in network.named_modules() if isinstance(m, nn.Linear) and m.out_features == k]
+    if not ends or not isinstance(before, Tensor):
+        return None
+    owner, _, name = ends[-1].rpartition(".")
+    layer = network.get_submodule(ends[-1])
+    setattr(network.get_submodule(owner), name, nn.Identity())
+    head = LinearHead(layer.in_features, [k])
+    head.blocks[0].copy_(layer.weight)
+    head.offsets[0].copy_(torch.zeros(k) if layer.bias is None else layer.bias)
+    try:
+        f = network(example)
+        same = f.shape == (len(example), layer.in_features) and torch.allclose(head(f), before, rtol=1e-3, atol=1e-4)
+    except (RuntimeError, TypeError, AttributeError):  # it does more with the scores than hand them out
+        same = False
+    if not same:
+        setattr(network.get_submodule(owner), name, layer)
+    return head if same else None
+
+# %% ../../nbs/adapters/01_adopt.ipynb #ad0a0003
+@torch.no_grad()
+def sorted_columns(
+    head: LinearHead,  # one block
+    order: list[int],  # all its outputs, those to invert first
+) -> LinearHead:
+    "The same head with its outputs in another order."
+    head.blocks[0].copy_(head.blocks[0][order].clone())
+    head.offsets[0].copy_(head.offsets[0][order].clone())
+    return head
+
 # %% ../../nbs/adapters/01_adopt.ipynb #632b90b6
 def adopt(
     network: nn.Module,  # a trained classifier, images [N, C, H, W] to logits [N, K] or [N, 1]; it is not changed
@@ -153,5 +215,10 @@ def adopt(
     )
     order = wanted + [c for c in range(k) if c not in set(wanted)]
     looks = (per_channel("mean", mean, channels), per_channel("std", std, channels))
-    model = Adopted(net, called_norms(net, example) if norms else [], *looks, order)
+    layers = called_norms(net, example) if norms else []
+    if head := last_layer(net, example, k):
+        backbone = AdoptedFeatures(net, layers, *looks, head.n_features)
+        model = Classifier(backbone, sorted_columns(head, order), channels=channels)
+    else:
+        model = Adopted(net, layers, *looks, order)
     return Carryover(frozen_copy(model), len(wanted), class_mean_images(means, (len(wanted), channels, *size)))

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from ..carryover import Carryover, ExemplarCarryover, choose_exemplars, hand_over, load_carryover
 from ..carryover import refuse_few, save_carryover, take_exemplars
 from ..runs.configs import RunConfig, plain_value, profile_config, synthesis_settings, training_settings
@@ -21,12 +21,13 @@ from ..core.seeding import generator, seeded
 from ..data import Split, as_split
 from ..methods.registry import UnionTask, find_method, sort_options
 from ..models import rebuild
+from ..pretrained.backbones import as_network
 from ..synthesis import synthesize
 from ..training import teacher_features
 
 # %% auto #0
 __all__ = ['as_labels', 'kind_of', 'number_labels', 'keep_exemplars', 'learn_task', 'not_fitted', 'refuse_weights',
-           'EstimatorFacts', 'IncrementalClassifier']
+           'EstimatorFacts', 'with_backbone', 'IncrementalClassifier']
 
 # %% ../../nbs/adapters/02_estimator.ipynb #fbee941b
 def as_labels(
@@ -164,6 +165,17 @@ class EstimatorFacts(msgspec.Struct):
     sizes: list[Annotated[int, msgspec.Meta(ge=1)]]
     image_shape: list[Annotated[int, msgspec.Meta(ge=1)]]
 
+# %% ../../nbs/adapters/02_estimator.ipynb #e57a0002
+def with_backbone(
+    name: str,  # registered method
+    settings: dict,  # fields of `RunConfig`
+    network: str,  # registered network
+) -> dict:  # settings that use it
+    "Put a network where the method looks for it."
+    if "backbone" not in find_method(name).hyper_parameters:
+        return settings | dict(network=network)
+    return settings | dict(options=(settings.get("options") or {}) | dict(backbone=network))
+
 # %% ../../nbs/adapters/02_estimator.ipynb #dca21ea9
 class IncrementalClassifier:
     "A registered method with scikit-learn's verbs; every call of `partial_fit` brings new classes."
@@ -181,8 +193,9 @@ class IncrementalClassifier:
         random_state: int | None = 0,  # seed of everything drawn; None or a generator of numpy: drawn at the first task
         settings: dict | None = None,  # fields of `RunConfig` that differ, such as dict(epochs=3, options=dict(...))
         image_shape: tuple[int, ...] | None = None,  # of an image in this layout, for images that come as rows [N, D]
+        backbone: str | nn.Module | None = None,  # a pretrained network by name, or a module; None: the method's own
     ):
-        self.method, self.profile, self.layout = method, profile, layout
+        self.method, self.profile, self.layout, self.backbone = method, profile, layout, backbone
         self.random_state, self.settings, self.image_shape = random_state, settings, image_shape
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -236,9 +249,10 @@ class IncrementalClassifier:
         """All settings of the method under the profile. Raises `ConfigError` for those that need images which an
         estimator does not have.
         """
-        cfg = profile_config(
-            self.profile, self.method, **dict(dict(seed=self.draw_seed(), scenario="custom"), **(self.settings or {}))
-        )
+        given = dict(seed=self.draw_seed(), scenario="custom") | (self.settings or {})
+        if self.backbone is not None:
+            given = with_backbone(self.method, given, as_network(self.backbone))
+        cfg = profile_config(self.profile, self.method, **given)
         check(
             cfg.pool in ("none", "new-train") and cfg.selection == "last",
             f"an estimator sees the new task's training images only: pool 'none' or 'new-train', selection 'last', "
@@ -351,6 +365,10 @@ class IncrementalClassifier:
         check(kinds[0] == kinds[1], f"the classes learned are {kinds[0]}, these labels are {kinds[1]}", DataError)
         return float(np.average(found == y, weights=sample_weight))
 
+    def network_name(self) -> str | None:
+        "The backbone's name, which is what a file can hold."
+        return self.backbone if self.backbone is None else as_network(self.backbone)
+
     def save(
         self,
         path: str | Path,  # where to write
@@ -358,7 +376,7 @@ class IncrementalClassifier:
         "Write what was learned. Raises `StateError` before the first task."
         self.check_fitted()
         facts = dict(
-            params=plain_value(self.get_params() | dict(random_state=self.seed_)),
+            params=plain_value(self.get_params() | dict(random_state=self.seed_, backbone=self.network_name())),
             classes=self.classes_.tolist(),
             sizes=self.sizes_,
             image_shape=list(self.image_shape_),
@@ -369,8 +387,11 @@ class IncrementalClassifier:
     def load(
         cls,
         path: str | Path,  # a file that `save` wrote
+        backbone: str | nn.Module | None = None,  # the same network as in training, where a name does not say which
     ) -> IncrementalClassifier:
         "Read an estimator; loading runs no code. Raises `StateError` for a file that holds none."
+        if backbone is not None:
+            as_network(backbone)
         carry, meta = load_carryover(path, rebuild)
         check(
             "estimator" in meta, f"{path} holds a carryover but no estimator; read it with load_carryover", StateError

@@ -37,6 +37,9 @@ def ready_to_export(
 ) -> nn.Module:  # a frozen copy on the CPU
     "A copy without lazy parts. Raises `ConfigError` for a model that does not map such images to scores."
     model = frozen_copy(model).cpu()
+    for module in model.modules():
+        if hasattr(module, "settle"):  # crop boxes become constants, public networks come inside
+            module.settle()
     head = getattr(model, "statistical_head", None)
     if isinstance(head, NearestMean) and not head.cosine:
         model.statistical_head = PlainDistances(head.means)

@@ -98,7 +98,7 @@ class Census(nn.Module):
         layout: str,  # "rings", "grid" or "quadrants"
     ):
         super().__init__()
-        self.net, self.layout = net, layout
+        self.net, self.layout, self.fixed = net, layout, None
         self.patches = nn.ModuleList(PatchFeatures(channels, CENTROIDS[layout], side) for side in SIDES)
         codes = len(SIDES) * CENTROIDS[layout] * len(pooling_regions(layout, 23, False))
         self.n_features = codes + channels * len(pooling_regions(layout, 28, True)) + net.n_features
@@ -106,9 +106,13 @@ class Census(nn.Module):
         self.register_buffer("centre", torch.zeros(self.n_features))
         self.register_buffer("scale", torch.ones(self.n_features))
 
+    def settle(self) -> None:
+        "Make the margins a constant, for export."
+        self.fixed = self.box.tolist()
+
     def cut(self, x: Tensor) -> Tensor:
         "Images without their margins."
-        top, bottom, left, right = self.box.tolist()
+        top, bottom, left, right = self.fixed or self.box.tolist()
         return x[..., top:bottom, left:right] if bottom else x
 
     @torch.no_grad()
@@ -127,8 +131,8 @@ class Census(nn.Module):
 
     def in_pose(self, x: Tensor) -> Tensor:
         net, x = self.net.features(x).float(), self.cut(x)
-        # few at a time, so that they fit the cache
-        codes = [torch.cat([self.counted(p.encode(b)) for b in x.split(32)]) for p in self.patches]
+        few = (x,) if torch.compiler.is_compiling() else x.split(32)  # so that they fit the cache
+        codes = [torch.cat([self.counted(p.encode(b)) for b in few]) for p in self.patches]
         return torch.cat([*codes, (x.flatten(2) @ self.pooling_regions(x.shape[2], True, x).T).flatten(1), net], 1)
 
     def counted(self, h: Tensor) -> Tensor:  # codes [N, centroids, n, n] -> [N, regions * centroids]

@@ -41,8 +41,8 @@ _all_ = ["RunConfig", "RunResult", "profile", "profile_config", "run_folder", "s
 __all__ = ['find_scenario', 'check_run', 'prepare', 'owner', 'memory_mb', 'reset_peak', 'Stopwatch', 'impressions_key',
            'resumed_synthesis', 'add_seconds', 'earlier_impressions', 'synthesis_price', 'make_impressions',
            'with_exemplars', 'plan_of', 'fitted', 'row_files', 'received', 'new_exemplars', 'train_task',
-           'carried_facts', 'store_task', 'run_task', 'run', 'clear', 'all_tasks', 'collect', 'RunConfig', 'RunResult',
-           'profile', 'profile_config', 'run_folder', 'setting_types']
+           'carried_facts', 'store_task', 'outside', 'run_task', 'run', 'clear', 'all_tasks', 'collect', 'RunConfig',
+           'RunResult', 'profile', 'profile_config', 'run_folder', 'setting_types']
 
 # %% ../../nbs/runs/03_runner.ipynb #7fe00ab8
 def find_scenario(
@@ -381,6 +381,16 @@ def store_task(
     write_json(folder / "row.json", sealed(row | dict(run=folder.parent.name, files=row_files(folder))))
     return load_carryover(path, rebuild)[0]
 
+# %% ../../nbs/runs/03_runner.ipynb #0f7a11c2
+def outside(
+    model: nn.Module,  # after a task
+) -> dict:  # the outside data behind its features, and bytes of the public network that anybody can fetch again
+    "What comes from elsewhere; it is listed beside what is carried, and counted in no tier."
+    backbone = getattr(model, "backbone", None)
+    return dict(
+        pretraining=getattr(backbone, "pretraining", "none"), public_bytes=getattr(backbone, "public_bytes", 0)
+    )
+
 # %% ../../nbs/runs/03_runner.ipynb #17659a40
 def run_task(
     cfg: RunConfig,  # settings of the run
@@ -409,6 +419,7 @@ def run_task(
         impressions=n_impressions,
         history=history.facts(),
         cached_seconds=history.cached_seconds,
+        **outside(model),
     )
     return store_task(here, following, row, dict(model.spec, settings=folder.name, task=t + 1))
 
@@ -498,6 +509,8 @@ def collect(
         own=method.own,
         protocol=protocol_name(cfg, facts["images"], facts["shared_images"]),
         seed=cfg.seed,
+        pretraining=max((r.get("pretraining", "none") for r in rows), key=lambda p: p != "none"),
+        public_bytes=max(r.get("public_bytes", 0) for r in rows),
         tasks=rows,
         files={f"task{r['task']}/{name}": d for r in rows for name, d in r.get("files", {}).items()},
         metrics=summarise([r["confusion"] for r in rows], scenario.sizes[: len(rows)]),

