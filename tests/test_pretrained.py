@@ -189,7 +189,9 @@ def test_what_adopt_returns_can_be_trained_on(toy):
 def test_estimator_takes_a_name_or_a_module(toy, tmp_path, backbone):
     torch.manual_seed(0)
     given = TINY if backbone == "name" else nn.Sequential(nn.Conv2d(3, 16, 5), nn.ReLU(), nn.Conv2d(16, 16, 3))
-    est = IncrementalClassifier("census-any", "smoke", backbone=given, settings=dict(options=dict(features="pretrained")))
+    est = IncrementalClassifier(
+        "census-any", "smoke", backbone=given, settings=dict(options=dict(features="pretrained"))
+    )
     train = toy(per_class=90, pixels=32)._store.splits["train"]
     for labels in ([0, 1], [2, 3]):
         part = train.where(labels)
