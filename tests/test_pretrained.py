@@ -1,4 +1,4 @@
-"Pretrained networks: bad inputs, libraries, the store of features, statistics within a budget, and what a user does with them."
+"Pretrained networks: bad inputs, libraries, the store, statistics within a budget, and what a user does with them."
 
 import json
 from dataclasses import replace

@@ -303,7 +303,7 @@ class PatchFeatures(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, 4 * centroids + 16 * C]
         self.check(x)
-        few = max(1, 2**22 // (len(self.centroids) * x.shape[2] * x.shape[3]))  # images at a time, so that they fit the cache
+        few = max(1, 2**22 // (len(self.centroids) * x.shape[2] * x.shape[3]))  # fit the cache
         return torch.cat(
             [
                 torch.cat([F.adaptive_avg_pool2d(h, n).flatten(1) for h, n in ((self.encode(b), 2), (b, 4))], 1)

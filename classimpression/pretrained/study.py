@@ -4,8 +4,6 @@
 
 # %% ../../nbs/pretrained/05_study.ipynb #9f2ba103
 from __future__ import annotations
-import time
-import torch
 from torch import Tensor
 from ..metrics import class_recalls, confusion_matrix
 from ..methods.census import READOUTS
