@@ -387,9 +387,7 @@ def outside(
 ) -> dict:  # the outside data behind its features, and bytes of the public network that anybody can fetch again
     "What comes from elsewhere; it is listed beside what is carried, and counted in no tier."
     backbone = getattr(model, "backbone", None)
-    return dict(
-        pretraining=getattr(backbone, "pretraining", "none"), public_bytes=getattr(backbone, "public_bytes", 0)
-    )
+    return dict(pretraining=getattr(backbone, "pretraining", "none"), public_bytes=getattr(backbone, "public_bytes", 0))
 
 # %% ../../nbs/runs/03_runner.ipynb #17659a40
 def run_task(
