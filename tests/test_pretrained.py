@@ -143,13 +143,15 @@ def test_every_head_exports(kind):
     if kind in ("sketched-lda", "packed-lda"):
         model = Classifier(Census(model.backbone, 3, "quadrants"), model.head).eval()
         model.backbone.learn(x, g, 2000, 2)
-    if kind in ("cosine", "linear"):
-        model.head = HEADS[kind](model.backbone.n_features, [3])
+    n = model.backbone.n_features
+    if kind in ("cosine", "linear", "bottleneck"):
+        model.head = HEADS[kind](*((n, 8, [3]) if kind == "bottleneck" else (n, [3])))
     else:
-        model.statistical_head = HEADS[kind](model.backbone.n_features)
-        f = torch.cat([model.features(b.float() / 255) for b in x.split(20)]).detach()
-        more = (1000.0,) if kind in ("sketched-lda", "packed-lda") else ()
-        model.statistical_head.update(f, y, [0, 1, 2], *more)
+        model.statistical_head = head = HEADS[kind](*((n, 8) if kind == "bottleneck-gaussians" else (n,)))
+        with torch.no_grad():
+            f = torch.cat([model.features(b.float() / 255) for b in x.split(20)])
+            f = head.project(f) if kind == "bottleneck-gaussians" else f
+        head.update(f, y, [0, 1, 2], *((1000.0,) if kind in ("sketched-lda", "packed-lda") else ()))
     program, unit = export_torch(model, 32, 3), x[:50].float() / 255
     with torch.no_grad():
         expected, found = model(unit), program.module()(unit)
