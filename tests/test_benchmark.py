@@ -158,7 +158,13 @@ def test_without_a_gpu_the_cpu_is_measured_and_said_so(tmp_path, monkeypatch):
     rows = growth.bench(tmp_path, rounds=1, memory=False, pixels=16, tell=lambda _: None)
     assert set(rows.device) == {"cpu"} and (tmp_path / "benchmark" / "speed.csv").exists()
     assert '"gpu_found": false' in (tmp_path / "benchmark" / "speed.json").read_text()
-    assert list(pd.read_csv(tmp_path / "benchmark.csv").columns)[:5] == ["row", "device", "threads", "batch", "dtype"]
+    assert list(pd.read_csv(tmp_path / "benchmark" / "speed.csv").columns)[:5] == [
+        "row",
+        "device",
+        "threads",
+        "batch",
+        "dtype",
+    ]
     assert growth.goal_table(rows).met.tolist() == [False, False, True, False, False]
 
 

@@ -338,32 +338,32 @@ class TestToldApart:
     x = torch.randn(600, 10, generator=g)
 
     def test_one_distribution_is_chance(self):
-        assert abs(likeness.told_apart(self.x[:300], self.x[300:]) - 50) < 6
+        assert abs(likeness.separable(self.x[:300], self.x[300:]) - 50) < 6
 
     def test_apart_is_certain(self):
-        assert likeness.told_apart(self.x[:300], self.x[300:] + 3) > 99
+        assert likeness.separable(self.x[:300], self.x[300:] + 3) > 99
 
     def test_between_it_is_what_theory_says(self):
         shift = torch.zeros(10)
         shift[4] = 2.0  # Φ(1) = 84.1 %
-        assert abs(likeness.told_apart(self.x[:300] * 5, (self.x[300:] + shift) * 5) - 84.1) < 4
+        assert abs(likeness.separable(self.x[:300] * 5, (self.x[300:] + shift) * 5) - 84.1) < 4
 
     def test_a_direction_of_small_variance_counts(self):
         scale, shift = torch.ones(10), torch.zeros(10)
         scale[0], shift[0] = 0.1, 0.5  # five deviations, but little in absolute terms
-        assert likeness.told_apart(self.x[:300] * scale, self.x[300:] * scale + shift, shrink=0.001) > 97
+        assert likeness.separable(self.x[:300] * scale, self.x[300:] * scale + shift, shrink=0.001) > 97
 
     def test_fit_and_judgement_use_different_images(self):
         wide = torch.randn(
             40, 500, generator=torch.Generator().manual_seed(1)
         )  # more features than images: could be learned by heart
-        assert likeness.told_apart(wide[:20], wide[20:]) < 75
+        assert likeness.separable(wide[:20], wide[20:]) < 75
 
     def test_few_or_equal_images(self):
-        assert np.isnan(likeness.told_apart(self.x[:3], self.x)) and np.isnan(likeness.told_apart(self.x[:0], self.x))
-        assert likeness.told_apart(torch.ones(10, 4), torch.ones(10, 4)) == pytest.approx(50)
-        assert likeness.told_apart(torch.ones(10, 4), torch.zeros(10, 4)) == pytest.approx(100)
-        assert np.isfinite(likeness.told_apart(self.x[:5], self.x[5:]))  # the rarer kind decides how many count
+        assert np.isnan(likeness.separable(self.x[:3], self.x)) and np.isnan(likeness.separable(self.x[:0], self.x))
+        assert likeness.separable(torch.ones(10, 4), torch.ones(10, 4)) == pytest.approx(50)
+        assert likeness.separable(torch.ones(10, 4), torch.zeros(10, 4)) == pytest.approx(100)
+        assert np.isfinite(likeness.separable(self.x[:5], self.x[5:]))  # the rarer kind decides how many count
 
     def test_synthetic_noise_is_told_from_cells(self, e):
         t = likeness.separability(e)
