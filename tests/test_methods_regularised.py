@@ -170,7 +170,7 @@ def test_distillation_keeps_old_answers(toy, name):
         model, _ = find_method(name).fit(None, task, None, replace(CFG, epochs=4, initialisation="torch"))
         old, gaps = hand_over(model, task, None, False), []
     strong = replace(CFG, epochs=25, momentum=0.0, initialisation="torch")  # weights that move far
-    for kd in (0.0, 5.0):
+    for kd in (0.0, 10.0):
         with scenario.again().training(1) as task, torch.no_grad():
             with torch.enable_grad():
                 model, _ = find_method(name).fit(old, task, None, strong, kd=kd)
