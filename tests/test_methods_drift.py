@@ -414,7 +414,7 @@ def test_distillation_holds_the_old_logits(toy):
     gap = {}
     for kd in (0.0, 10.0):
         for t, carry, model, _, (x, _, _) in run(
-            "sdc", toy((2, 2)), replace(CFG, initialisation="torch", epochs=10, lr=0.05), kd=kd
+            "sdc", toy((2, 2)), replace(CFG, epochs=20, lr=0.1), kd=kd
         ):
             if t:
                 gap[kd] = float(
@@ -426,7 +426,7 @@ def test_distillation_holds_the_old_logits(toy):
                     .abs()
                     .mean()
                 )
-    assert gap[10.0] < gap[0.0]
+    assert gap[10.0] < gap[0.0] / 2
 
 
 def test_knobs_matter(toy):
