@@ -35,9 +35,9 @@ class Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(n_out)
         self.conv2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(n_out)
-        narrow = nn.Conv2d(n_in, n_out, 1, stride, bias=False)
-        same = stride == 1 and n_in == n_out
-        self.shortcut = nn.Identity() if same else nn.Sequential(narrow, nn.BatchNorm2d(n_out))
+        self.shortcut = nn.Identity()
+        if stride > 1 or n_in != n_out:  # only then: a layer that is thrown away would move the random start of others
+            self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
         self.last_relu = last_relu
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 from classimpression.core.errors import ConfigError
 from classimpression.core.provenance import tensor_digest
 from classimpression.heads import CosineHead, grow, imprint
-from classimpression.models import Classifier, LargeNet, SmallNet, adapt_resnet, build_classifier, frozen_copy
+from classimpression.models import Block, Classifier, LargeNet, SmallNet, adapt_resnet, build_classifier, frozen_copy
 from classimpression.models import frozen_statistics
 
 
@@ -94,3 +94,16 @@ def test_what_is_no_network_is_refused():
         adapt_resnet(nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="unknown network"):
         build_classifier("transformer", 3, [2])
+
+
+def test_a_block_draws_the_weights_that_it_keeps_and_no_more():
+    "Else every later layer starts elsewhere, and reported results cannot be repeated."
+    for n_in, n_out, stride in ((16, 16, 1), (16, 32, 1), (16, 16, 2)):
+        torch.manual_seed(0)
+        block = Block(n_in, n_out, stride)
+        after = torch.get_rng_state()
+        torch.manual_seed(0)
+        for w in [m.weight for m in block.modules() if isinstance(m, torch.nn.Conv2d)]:
+            again = torch.nn.Conv2d(w.shape[1], w.shape[0], w.shape[2], bias=False)
+            assert torch.equal(again.weight, w)
+        assert torch.equal(torch.get_rng_state(), after)
