@@ -181,7 +181,7 @@ def test_a_scheduler_of_its_own_with_two_workers_gives_the_same_numbers(tmp_path
             scheduler=address,
         )
         ends = [line for line in said if re.match(r" *\d/3 ", line)]  # the other lines tell of tasks
-    assert len(results) == 2 and len(failed) == 1 and len(ends) == 3 and "DataError" in "".join(failed.values())
+        assert len(results) == 2 and len(failed) == 1 and len(ends) == 3 and "DataError" in "".join(failed.values())
         assert numbers(results[0].folder) == whole
         assert all(t["peak_memory_mb"] for t in results[0].data["tasks"])
     finally:

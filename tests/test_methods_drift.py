@@ -413,9 +413,7 @@ def test_distillation_holds_the_old_logits(toy):
     "A strong weight leaves the old answers nearer to the teacher's than none."
     gap = {}
     for kd in (0.0, 10.0):
-        for t, carry, model, _, (x, _, _) in run(
-            "sdc", toy((2, 2)), replace(CFG, epochs=20, lr=0.1), kd=kd
-        ):
+        for t, carry, model, _, (x, _, _) in run("sdc", toy((2, 2)), replace(CFG, epochs=20, lr=0.1), kd=kd):
             if t:
                 gap[kd] = float(
                     (
