@@ -4,7 +4,7 @@
 
 # %% ../../nbs/report/12_explorers.ipynb #acc52d2b
 from __future__ import annotations
-import asyncio, io, math, os, time
+import asyncio, io, math, os, re, time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['SLIDERS', 'RESULT_VIEWS', 'OF_CLASSES', 'Descent', 'widgets_wanted', 'picture', 'with_picture', 'ImpressionExplorer',
-           'explore_impressions', 'with_recalls', 'stored_runs', 'load_results', 'repeat_name', 'choose_results',
-           'images_of_cell', 'ResultsBrowser', 'browse_results']
+           'explore_impressions', 'with_recalls', 'with_variant', 'stored_runs', 'load_results', 'repeat_name',
+           'choose_results', 'images_of_cell', 'ResultsBrowser', 'browse_results']
 
 # %% ../../nbs/report/12_explorers.ipynb #fe5f7629
 class Descent:
@@ -301,6 +301,15 @@ def with_recalls(
     return r | dict(tasks=[*earlier, task_summary(last["confusion"], r["scenario"]["sizes"]) | last])
 
 
+def with_variant(
+    r: dict,  # a run
+    variant: str,  # of an ablation
+) -> dict:
+    "The run under a name that says its variant; a name holds no punctuation that a file could not."
+    method = re.sub(r"[^\w .+-]", "", f"{r['method']} {variant}")[:80]
+    return r | dict(method=method, title=f"{r['title']}: {variant}")
+
+
 def stored_runs(
     path: Path,  # <experiment>/<scenario>_runs.json
 ) -> list[dict]:  # with their settings, tasks and scenario; empty for another kind of file
@@ -315,10 +324,7 @@ def stored_runs(
     table = path.parent / "runs.csv"
     frame = pd.read_csv(table) if table.exists() else pd.DataFrame()
     named = dict(zip(frame.run_id, frame.variant)) if "variant" in frame else {}
-    return [
-        r | {k: f"{r[k]}: {named[r['run_id']]}" for k in ("method", "title")} if r["run_id"] in named else r
-        for r in runs
-    ]
+    return [with_variant(r, named[r["run_id"]]) if r["run_id"] in named else r for r in runs]
 
 # %% ../../nbs/report/12_explorers.ipynb #9d583d16
 def load_results(
