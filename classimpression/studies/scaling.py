@@ -145,11 +145,11 @@ def measure(
 
 # %% ../../nbs/studies/13_scaling.ipynb #e5c89c52
 def bench(
-    figures: str | Path = "figures",  # folder for benchmark.csv and benchmark.json
+    figures: str | Path = "figures",  # folder for benchmark/speed.csv and speed.json
     profile: str = "standard",  # other profiles get a folder inside
     **how,  # arguments of `measure`
 ) -> DataFrame:
-    "Measure, write `benchmark.csv` with its facts beside it, and return the rows."
+    "Measure, write `benchmark/speed.csv` with its facts beside it, and return the rows."
     stem = figures_folder(figures, profile) / "benchmark" / "speed"
     rows, facts = measure(**how)
     write_json(f"{stem}.json", facts)
