@@ -199,7 +199,7 @@ def plot_regimes(
             line[0].set_ylabel("mean recall, %")
         for ax in axes[-1]:
             ax.set_xlabel("steps")
-        axes[0, 0].legend(fontsize=7)
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return fig
 
 # %% ../../nbs/studies/14_regimes.ipynb #35c00016
