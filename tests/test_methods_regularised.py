@@ -333,12 +333,14 @@ def test_fisher_is_a_loop_over_single_images_and_leaves_the_model_alone():
         m.training for m in net.modules()
     ]
     assert all(p.grad is None for p in net.parameters()) and torch.equal(rng, torch.random.get_rng_state())
+    assert found.dtype == torch.float32 and found.shape == R.flat_weights(net).shape
     still, total = copy.deepcopy(net).eval(), 0
     for i in range(70):
         grads = torch.autograd.grad(still(x[[i]]).log_softmax(1)[0, y[i]], list(still.backbone.parameters()))
         total = total + torch.cat([v.reshape(-1) for v in grads]).square()
-    assert found.dtype == torch.float32 and found.shape == R.flat_weights(net).shape
-    assert torch.allclose(found, total / 70, rtol=1e-3, atol=1e-8 * float(total.max()))
+    wanted = total / 70
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-4  # processors round in other orders
+    assert torch.allclose(found, wanted, rtol=1e-2, atol=1e-6 * float(wanted.max()))
     batch = torch.autograd.grad(F.cross_entropy(still(x), y), list(still.backbone.parameters()))
     assert float(torch.cat([v.reshape(-1) for v in batch]).square().sum()) < 0.5 * float(
         found.sum()
