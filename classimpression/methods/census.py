@@ -107,7 +107,7 @@ class Census(nn.Module):
         self.register_buffer("scale", torch.ones(self.n_features))
 
     def settle(self) -> None:
-        "Make the margins a constant, for export."
+        "Make margins and pooling regions constants, for export; an image must pass once before."
         self.fixed = self.box.tolist()
 
     def cut(self, x: Tensor) -> Tensor:
@@ -140,7 +140,12 @@ class Census(nn.Module):
         return (self.pooling_regions(h.shape[2], False, h) @ h.flatten(1, 2)).flatten(1)
 
     def pooling_regions(self, n: int, fine: bool, like: Tensor) -> Tensor:
-        return pooling_regions(self.layout, n, fine).to(like)
+        name = f"regions_{n}_{'fine' if fine else 'coarse'}"
+        if self.fixed is None:
+            return pooling_regions(self.layout, n, fine).to(like)
+        if not hasattr(self, name):  # settled: a constant, since drawing regions takes a thousand operations
+            self.register_buffer(name, pooling_regions(self.layout, n, fine).to(like), persistent=False)
+        return getattr(self, name)
 
     def features(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, D]
         return (self.describe(x) - self.centre) / self.scale
