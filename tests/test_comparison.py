@@ -60,7 +60,12 @@ def test_tuning_never_reads_a_test_image(toy, tmp_path):
 
 def test_trials_are_as_many_for_all_and_chosen_values_come_from_them():
     tuned = read_json(package_folder() / "assets" / "tuned.json")
-    others = {"class-impression-balanced", "census-any", "joint-probe"}  # searched in stages, or by a plan of their own
+    others = {
+        "class-impression-balanced",
+        "census-any",
+        "joint-probe",
+        "first-session",
+    }  # searched in stages, or by a plan of their own
     for m in set(METHODS) - others:
         trials = trial_configs(m)
         assert len(trials) == (2 if m == "ncm" else 8) and all(

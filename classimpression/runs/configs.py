@@ -14,7 +14,7 @@ import numpy as np
 from ..echo.scenario import made_scenario  # noqa: F401  registers its task sequences
 from ..methods import analytic, census, drift, generated, prototypes, regularised  # noqa: F401
 from ..methods import rehearsal  # noqa: F401  they register themselves
-from ..pretrained import census_any  # noqa: F401
+from ..pretrained import adapted, census_any  # noqa: F401
 from ..core.errors import ConfigError, check, check_name, check_number
 from ..core.files import read_json
 from ..core.machine import best_device, number_type
