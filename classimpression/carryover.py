@@ -22,7 +22,7 @@ from .tasks import Task, image_keys
 # %% auto #0
 __all__ = ['TIERS', 'refuse_few', 'class_means', 'Extra', 'n_bytes', 'tensors_in', 'hidden_tensors', 'fresh_buffers', 'memory_of',
            'Carryover', 'ExemplarCarryover', 'herd', 'choose_exemplars', 'take_exemplars', 'as_images', 'images_among',
-           'hand_over', 'allowed_tier', 'save_carryover', 'CarryFacts', 'check_facts', 'numbers_in', 'load_carryover']
+           'hand_over', 'allowed_tier', 'save_carryover', 'CarryFacts', 'numbers_in', 'check_facts', 'load_carryover']
 
 # %% ../nbs/06_carryover.ipynb #7042f615
 def refuse_few(
@@ -113,9 +113,8 @@ def memory_of(
     backbone = getattr(model, "backbone", model)
     if type(backbone).__module__.partition(".")[0] == Split.__module__.partition(".")[0]:
         return []  # our own networks hold nothing of the kind
-    usual = {
-        id(b) for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._NormBase) for b in m._buffers.values()
-    }
+    norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    usual = {id(b) for m in norms for b in m._buffers.values()}
     fresh = {k: b for k, b in fresh_buffers(model).items() if b is not None}
     same = lambda k, b: k in fresh and fresh[k].shape == b.shape and torch.equal(fresh[k].to(b), b)
     filled = [b for k, b in backbone.named_buffers() if id(b) not in usual and not same(k, b)]
@@ -231,20 +230,15 @@ def as_images(
     "The images that a tensor may hold: none if its shape or its values say otherwise."
     c, h, w = shape
     last, pixels = (h, w, c), c * h * w
-    fits = (
-        tuple(t.shape[-3:]) in (shape, last)
-        or t.ndim
-        and t.shape[-1] == pixels
-        or c == 1
-        and tuple(t.shape[-2:]) == (h, w)
-    )
+    size = tuple(t.shape)
+    fits = size[-3:] in (shape, last) or size[-1:] == (pixels,) or c == 1 and size[-2:] == (h, w)
     if not fits or not t.numel():
         return
     t = t.detach().cpu().double()
     low, high = float(t.min()), float(t.max())
     if not (0 <= low and high <= 255):
         return
-    if tuple(t.shape[-3:]) == last and last != shape:
+    if size[-3:] == last and last != shape:
         t = t.movedim(-1, -3)
     flat = t.reshape(-1, pixels)
     yield (flat * (255 if high <= 1 else 1)).round().byte()
@@ -311,6 +305,18 @@ class CarryFacts(msgspec.Struct):
     tiers: dict[str, Literal["M0", "M1", "M2", "reference"]]
     raw: Annotated[int, msgspec.Meta(ge=0)] = 0
 
+# %% ../nbs/06_carryover.ipynb #d0b3244f
+def numbers_in(
+    facts: Any,  # what JSON can hold
+) -> Iterator[int]:
+    "Whole numbers in the facts about a network, seeds aside."
+    if isinstance(facts, dict):
+        facts = [v for k, v in facts.items() if "seed" not in k]
+    if isinstance(facts, int):
+        yield facts
+    for v in facts if isinstance(facts, list) else []:
+        yield from numbers_in(v)
+
 # %% ../nbs/06_carryover.ipynb #10c91c4d
 def check_facts(
     path: str | Path,  # the file, for messages
@@ -323,42 +329,16 @@ def check_facts(
     except msgspec.ValidationError as e:
         raise StateError(f"{path} holds no carryover: {e}") from e
     odd = set(facts.tiers) ^ {k.removeprefix("extra/") for k in tensors if k.startswith("extra/")}
-    check(
-        not odd,
-        f"{path}: the further tensors and the facts about them differ in {sorted(odd)}; the file was changed",
-        StateError,
-    )
+    said = f"{path}: the further tensors and the facts about them differ in {sorted(odd)}; the file was changed"
+    check(not odd, said, StateError)
     bad = [k for k, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
     check(not bad, f"{path} holds NaN or infinity in {bad[:3]}; make the run again", StateError)
     means = tensors.get("means")
     fits = means is None or means.ndim == 4 and len(means) == facts.n_classes and 0 <= means.min() and means.max() <= 1
     check(fits, f"{path}: its class means are not {facts.n_classes} images in [0, 1]; the file was changed", StateError)
-    wanted, there = (
-        max(numbers_in({k: meta.get(k) for k in ("head", "statistical_head", "channels", "blocks")}), default=0),
-        sum(t.numel() for t in tensors.values()),
-    )
-    check(
-        wanted <= max(there, 4096),
-        f"{path} asks for a network larger than the file itself; the file was changed",
-        StateError,
-    )
-
-# %% ../nbs/06_carryover.ipynb #d0b3244f
-def numbers_in(
-    facts: Any,  # what JSON can hold
-) -> Iterator[int]:
-    "Whole numbers in the facts about a network, seeds aside."
-    inner = (
-        [v for k, v in facts.items() if "seed" not in k]
-        if isinstance(facts, dict)
-        else facts
-        if isinstance(facts, list)
-        else []
-    )
-    if isinstance(facts, int):
-        yield facts
-    for v in inner:
-        yield from numbers_in(v)
+    wanted = max(numbers_in({k: meta.get(k) for k in ("head", "statistical_head", "channels", "blocks")}), default=0)
+    small = wanted <= max(sum(t.numel() for t in tensors.values()), 4096)
+    check(small, f"{path} asks for a network larger than the file itself; the file was changed", StateError)
 
 # %% ../nbs/06_carryover.ipynb #f6d8a82c
 def load_carryover(
@@ -372,17 +352,13 @@ def load_carryover(
     try:
         model = build(meta)
         model.load_state_dict(part("model/"))
+    except StateError:
+        raise
     except (RuntimeError, KeyError, TypeError, AttributeError, ValueError) as e:
-        if isinstance(e, StateError):
-            raise
         raise StateError(f"{path} belongs to another network: {e}") from e
-    answers = getattr(
-        getattr(model, "statistical_head", None) or getattr(model, "head", None), "n_classes", meta["n_classes"]
-    )
-    check(
-        answers == meta["n_classes"],
-        f"{path}: its model knows {answers} classes, its facts say {meta['n_classes']}; the file was changed",
-        StateError,
-    )
+    n, head = meta["n_classes"], getattr(model, "statistical_head", None) or getattr(model, "head", None)
+    known = getattr(head, "n_classes", n)
+    said = f"{path}: its model knows {known} classes, its facts say {n}; the file was changed"
+    check(known == n, said, StateError)
     extra = {k: Extra(v, meta["tiers"][k]) for k, v in part("extra/").items()}
     return Carryover(frozen_copy(model), meta["n_classes"], tensors.get("means"), extra, raw=meta.get("raw", 0)), meta

@@ -6,26 +6,33 @@
 from __future__ import annotations
 import argparse, ast, importlib.util, json, os, signal, sys
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Callable, Sequence
 from .core.errors import ClassImpressionError, ConfigError, check
 
 # %% auto #0
-__all__ = ['PASSED_ON', 'OF_THE_DATA', 'OPTIONAL', 'COMMANDS', 'source', 'Field', 'fields_of', 'run_fields', 'words_of',
-           'choices', 'asset', 'profiles', 'read_as', 'truth', 'dictionary', 'add_fields', 'reproduce_some',
-           'add_reproduce', 'add_places', 'add_log', 'use_loggers', 'config_file', 'settings_of', 'run_one', 'add_run',
-           'tune_some', 'add_tune', 'verify_some', 'add_verify', 'list_files', 'download_file', 'index_series',
-           'show_store', 'add_index', 'add_data', 'bench_some', 'add_bench', 'listed', 'list_some', 'add_list',
-           'version', 'show_info', 'Parser', 'parser', 'Terminated', 'terminate', 'main']
+__all__ = ['Name', 'Folder', 'File', 'Flag', 'PASSED_ON', 'OF_THE_DATA', 'FILES', 'OPTIONAL', 'COMMANDS', 'package', 'source',
+           'Field', 'fields_of', 'run_fields', 'words_of', 'asset', 'profiles', 'choices', 'truth', 'dictionary',
+           'read_as', 'add_fields', 'add_options', 'Places', 'Log', 'reproduce_some', 'ReproduceOptions',
+           'add_reproduce', 'use_loggers', 'config_file', 'settings_of', 'run_one', 'add_run', 'tune_some', 'add_tune',
+           'verify_some', 'VerifyOptions', 'add_verify', 'list_files', 'download_file', 'index_series', 'show_store',
+           'IndexOptions', 'add_index', 'add_data', 'bench_some', 'BenchOptions', 'add_bench', 'listed', 'list_some',
+           'add_list', 'version', 'show_info', 'Parser', 'parser', 'Terminated', 'terminate', 'main']
 
 # %% ../nbs/12_cli.ipynb #d4bec0b2
+def package() -> Path:
+    "Folder of the package."
+    return Path(importlib.util.find_spec("classimpression").submodule_search_locations[0])
+
+# %% ../nbs/12_cli.ipynb #7dcd4cb7
+@cache
 def source(
     module: str,  # path in the package, such as "runs/configs"
 ) -> tuple[ast.Module, list[str]]:  # syntax tree and lines
     "A module that is read and not imported."
-    folder = Path(importlib.util.find_spec("classimpression").submodule_search_locations[0])
-    text = (folder / f"{module}.py").read_text(encoding="utf-8")
+    text = (package() / f"{module}.py").read_text(encoding="utf-8")
     return ast.parse(text), text.splitlines()
 
 # %% ../nbs/12_cli.ipynb #7840955e
@@ -38,12 +45,12 @@ class Field:
     default: Any  # its value unless given
     note: str  # the comment behind it
 
-
+# %% ../nbs/12_cli.ipynb #a02fadda
 def fields_of(
     module: str,  # path in the package
-    name: str,  # dataclass
+    name: str,  # of a class
 ) -> dict[str, Field]:  # in their order
-    "The fields of a dataclass."
+    "The annotated fields of a class."
     tree, lines = source(module)
     (cls,) = (c for c in tree.body if isinstance(c, ast.ClassDef) and c.name == name)
     found = {}
@@ -72,7 +79,22 @@ def words_of(
     (value,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == name)
     return list(ast.literal_eval(value))
 
+# %% ../nbs/12_cli.ipynb #6864cfb2
+def asset(
+    name: str,  # path below the package's assets
+) -> Any:
+    "What a data file of the package holds."
+    return json.loads((package() / "assets" / name).read_text(encoding="utf-8"))
 
+# %% ../nbs/12_cli.ipynb #c38000b8
+def profiles() -> dict[str, str]:  # name -> what it is for, planned ones first
+    "All profiles."
+    names = sorted(p.stem for p in (package() / "assets" / "profiles").glob("*.json"))
+    plan = list(dict.fromkeys(p for e in asset("experiments.json").values() for p in e["profiles"]))
+    order = ["first", *plan, *names]
+    return {n: asset(f"profiles/{n}.json")["about"] for n in dict.fromkeys(order) if n in names}
+
+# %% ../nbs/12_cli.ipynb #de29d625
 def choices() -> dict[str, list[str]]:  # setting -> the words that it may have
     "Words that the checks of settings allow, where these are fixed."
     tree, tasks = source("settings")[0], source("tasks")[0]
@@ -87,22 +109,16 @@ def choices() -> dict[str, list[str]]:  # setting -> the words that it may have
     here["dtype"] = [*here["dtype"], "auto"]
     return here | {k: words_of(*v) for k, v in named.items()} | own
 
-# %% ../nbs/12_cli.ipynb #6864cfb2
-def asset(
-    name: str,  # path below the package's assets
-) -> Any:
-    "What a data file of the package holds."
-    folder = Path(importlib.util.find_spec("classimpression").submodule_search_locations[0])
-    return json.loads((folder / "assets" / name).read_text(encoding="utf-8"))
+# %% ../nbs/12_cli.ipynb #17563f1e
+def truth(text: str) -> bool:
+    "true or false."
+    return dict(true=True, false=False)[text.lower()] if text.lower() in ("true", "false") else int("neither")
 
-
-def profiles() -> dict[str, str]:  # name -> what it is for, planned ones first
-    "All profiles."
-    folder = Path(importlib.util.find_spec("classimpression").submodule_search_locations[0])
-    names = sorted(p.stem for p in (folder / "assets" / "profiles").glob("*.json"))
-    plan = list(dict.fromkeys(p for e in asset("experiments.json").values() for p in e["profiles"]))
-    order = ["first", *plan, *names]
-    return {n: asset(f"profiles/{n}.json")["about"] for n in dict.fromkeys(order) if n in names}
+# %% ../nbs/12_cli.ipynb #a075b68f
+def dictionary(text: str) -> dict:
+    "A dictionary in JSON."
+    value = json.loads(text)
+    return value if isinstance(value, dict) else int("none")
 
 # %% ../nbs/12_cli.ipynb #01b12a0d
 def read_as(
@@ -111,24 +127,13 @@ def read_as(
     "What turns a word into a value of this kind; argparse refuses what it cannot read."
     base, _, rest = kind.partition(" | ")
     base = base.removeprefix("list[").removesuffix("]")
-    plain = dict(int=int, float=float, str=str, bool=truth, dict=dictionary)[base]
+    plain = dict(int=int, float=float, bool=truth, dict=dictionary).get(base, str)
 
     def read(text: str) -> Any:
         return None if rest and text.lower() == "none" else plain(text)
 
     read.__name__ = {"bool": "truth value", "dict": "dictionary"}.get(base, base)  # argparse's messages name it
     return read
-
-
-def truth(text: str) -> bool:
-    "true or false."
-    return dict(true=True, false=False)[text.lower()] if text.lower() in ("true", "false") else int("neither")
-
-
-def dictionary(text: str) -> dict:
-    "A dictionary in JSON."
-    value = json.loads(text)
-    return value if isinstance(value, dict) else int("none")
 
 # %% ../nbs/12_cli.ipynb #3067a9cf
 def add_fields(
@@ -139,13 +144,44 @@ def add_fields(
     "An option for every field; what is not typed is absent from the outcome."
     for name, f in fields.items():
         many = dict(nargs="+") if f.kind.startswith("list") else {}
-        flag = dict(nargs="?", const=True) if f.kind == "bool" else {}
-        usual = f.default if f.default is not None else ""
-        note = f"{f.note} [{usual}]" if usual != "" else f.note
+        truth = dict(nargs="?", const=True) if f.kind == "bool" else {}
+        usual = " ".join(map(str, f.default)) if isinstance(f.default, list) else f.default
         kind = f.kind.replace(" | None", "").removeprefix("list[").removesuffix("]").upper()
         words = dict(choices=allowed[name]) if name in allowed else dict(metavar=kind)
+        how = dict(action="store_true") if kind == "FLAG" else dict(type=read_as(f.kind), **many, **truth, **words)
+        note = f.note if usual in (None, "") or kind == "FLAG" else f"{f.note} [{usual}]"
         option, said = f"--{name.replace('_', '-')}", note.replace("%", "%%")
-        p.add_argument(option, type=read_as(f.kind), default=argparse.SUPPRESS, help=said, **many, **flag, **words)
+        p.add_argument(option, default=argparse.SUPPRESS, help=said, **how)
+
+# %% ../nbs/12_cli.ipynb #b99bc8d0
+Name = Folder = File = str  # what a text stands for, as the help calls it
+Flag = bool  # true if its option is typed; nothing follows it
+
+
+def add_options(
+    p: argparse.ArgumentParser,  # of a command
+    name: str,  # class of this module whose fields are the options
+    allowed: dict[str, list[str]] | None = None,  # words, where they are fixed
+    **defaults,  # in place of the class's
+) -> None:
+    "The options of a command; what is not typed has its default."
+    fields = {k: replace(f, default=defaults.get(k, f.default)) for k, f in fields_of("cli", name).items()}
+    add_fields(p, fields, allowed or {})
+    p.set_defaults(**{k: f.default for k, f in fields.items()})
+
+# %% ../nbs/12_cli.ipynb #0bf5a27d
+class Places:
+    "What all commands ask that run something: which images, and where to."
+
+    scenario: Name | None = None  # see `classimpression list scenarios`, or folder:PATH for PATH/train|val|test/CLASS
+    root: Folder | None = None  # folder of the MedMNIST files [the variable CLASSIMPRESSION_DATA]
+    out: Folder | None = None  # folder for runs; runs unless given
+
+# %% ../nbs/12_cli.ipynb #bb133b8f
+class Log:
+    "Where numbers go besides JSON and CSV."
+
+    log: list[Name] = []  # also tell every epoch and task to tensorboard, tensorboard:FOLDER, mlflow or mlflow:ADDRESS
 
 # %% ../nbs/12_cli.ipynb #2f9f4873
 PASSED_ON = ("scenario", "seeds", "repeats", "methods", "root", "out", "figures", "any_code")  # notebooks' parameters
@@ -166,95 +202,35 @@ def reproduce_some(
     use_loggers(args.log)
     return reproduce(names, profile, given, args.jobs, args.scheduler, args.plan, Page, args.insecure)
 
-# %% ../nbs/12_cli.ipynb #69f9065f
+# %% ../nbs/12_cli.ipynb #0444d702
+class ReproduceOptions:
+    "What `reproduce` can be told besides places."
+
+    only: list[Name] = []  # experiments, after other options
+    plan: Flag = False  # print what would be done and how long it takes, and stop
+    jobs: int | None = None  # runs at a time; 0: in this process; -1: only read finished ones; all cores but one
+    scheduler: Name = ""  # address of a running Dask scheduler, such as tls://10.0.0.5:8786, in place of processes
+    insecure: Flag = False  # let settings and code travel to another machine without encryption (tcp://)
+    repeats: list[int] | None = None  # committed repeats of seed and class order
+    seeds: list[int] | None = None  # instead of repeats: a run for each seed, published class order (foundation)
+    methods: list[Name] | None = None  # what to compare: `classimpression list methods`; all
+    any_code: Flag | None = None  # take finished runs that other code made
+    figures: Folder | None = None  # for tables, figures, executed notebooks and report.html [figures, or one inside]
+
+# %% ../nbs/12_cli.ipynb #93153bd9
 def add_reproduce(p: argparse.ArgumentParser) -> None:
     "Options of `reproduce`."
-    p.add_argument(
-        "experiments",
-        nargs="*",
-        help="names, such as foundation or main_table: `classimpression list experiments` [all that the profile plans]",
-    )
-    p.add_argument("--only", nargs="+", default=[], metavar="EXPERIMENT", help="the same, after other options")
+    names = "names, such as foundation or main_table: `classimpression list experiments` [all that the profile plans]"
+    p.add_argument("experiments", nargs="*", help=names)
     about = "; ".join(f"{k}: {v}" for k, v in profiles().items())
     p.add_argument("--profile", metavar="NAME", help=f"{about} [first; quick where experiments are named]")
-    p.add_argument("--plan", action="store_true", help="print what would be done and how long it takes, and stop")
-    p.add_argument(
-        "--jobs",
-        type=int,
-        metavar="INT",
-        help="runs at a time; 0: in this process; -1: none, only read "
-        "finished runs [all cores but one, and both of two, as far as memory allows]",
-    )
-    p.add_argument(
-        "--scheduler",
-        default="",
-        metavar="ADDRESS",
-        help="address of a running Dask scheduler, such as tls://10.0.0.5:8786, in place of processes on this machine",
-    )
-    p.add_argument(
-        "--insecure",
-        action="store_true",
-        help="let settings and code travel to a scheduler on another machine without encryption (tcp://)",
-    )
-    add_places(p)
-    p.add_argument("--repeats", nargs="+", type=int, metavar="INT", help="committed repeats of seed and class order")
-    p.add_argument(
-        "--seeds",
-        nargs="+",
-        type=int,
-        metavar="INT",
-        help="instead of repeats: one run of every method for each seed, with the published class order (foundation)",
-    )
-    p.add_argument(
-        "--methods", nargs="+", metavar="METHOD", help="what to compare: `classimpression list methods`; all"
-    )
-    p.add_argument("--any-code", action="store_true", default=None, help="take finished runs that other code made")
-    p.add_argument(
-        "--figures",
-        metavar="FOLDER",
-        help="folder for tables, figures, executed notebooks and report.html; "
-        "profiles other than standard get a folder inside [figures]",
-    )
-    p.add_argument(
-        "-p",
-        "--parameter",
-        nargs=2,
-        metavar=("NAME", "VALUE"),
-        action="append",
-        default=[],
-        help="any other parameter of the notebooks",
-    )
-    add_log(p)
+    add_options(p, "ReproduceOptions")
+    add_options(p, "Places")
+    pair = dict(nargs=2, metavar=("NAME", "VALUE"), action="append", default=[])
+    p.add_argument("-p", "--parameter", help="any other parameter of the notebooks", **pair)
+    add_options(p, "Log")
 
-# %% ../nbs/12_cli.ipynb #c3239216
-def add_places(
-    p: argparse.ArgumentParser,  # of a command
-    scenario: str | None = None,  # default
-    out: str | None = None,  # default
-) -> None:
-    "Options of all commands that run something: which images, and where to."
-    p.add_argument(
-        "--scenario",
-        default=scenario,
-        metavar="NAME",
-        help="task sequence: `classimpression list "
-        "scenarios`, or folder:PATH for images in PATH/train|val|test/CLASS" + (f" [{scenario}]" if scenario else ""),
-    )
-    p.add_argument("--root", metavar="FOLDER", help="folder of the MedMNIST files [the variable CLASSIMPRESSION_DATA]")
-    p.add_argument("--out", default=out, metavar="FOLDER", help=f"folder for runs [{out or 'runs'}]")
-
-
-def add_log(p: argparse.ArgumentParser) -> None:
-    "Where numbers go besides JSON and CSV."
-    p.add_argument(
-        "--log",
-        nargs="+",
-        default=[],
-        metavar="WHERE",
-        help="also tell every epoch and task to tensorboard, tensorboard:FOLDER, mlflow or mlflow:ADDRESS",
-    )
-
-
+# %% ../nbs/12_cli.ipynb #832ae9e6
 def use_loggers(
     names: list[str],  # such as tensorboard:FOLDER
 ) -> None:
@@ -327,13 +303,12 @@ def run_one(
     print(done.folder)
     return 0
 
-
+# %% ../nbs/12_cli.ipynb #8523cdfc
 def add_run(p: argparse.ArgumentParser) -> None:
     "Options of `run`: every field of `RunConfig`."
-    p.add_argument(
-        "--config", default="", metavar="FILE", help="YAML or JSON file with settings; also the settings.json of a run"
-    )
-    add_log(p)
+    config = "YAML or JSON file with settings; also the settings.json of a run"
+    p.add_argument("--config", default="", metavar="FILE", help=config)
+    add_options(p, "Log")
     group = p.add_argument_group("settings", "in brackets: the default, where the profile says nothing [quick]")
     add_fields(group, run_fields(), choices())
 
@@ -349,11 +324,11 @@ def tune_some(
         print(m, chosen[m]["options"], max(t["balanced_accuracy"] for t in chosen[m]["trials"]))
     return 0
 
-
+# %% ../nbs/12_cli.ipynb #4946f177
 def add_tune(p: argparse.ArgumentParser) -> None:
     "Options of `tune`."
     p.add_argument("methods", nargs="+", help="registered methods, with trials in assets/trials.json")
-    add_places(p, "blood", "runs")
+    add_options(p, "Places", scenario="blood", out="runs")
     p.add_argument("--jobs", type=int, default=1, metavar="INT", help="runs at a time [1]")
     p.add_argument("--path", metavar="FILE", help="file of the choices [assets/tuned.json of the package]")
 
@@ -372,28 +347,24 @@ def verify_some(
     print(table[list(SHOWN)].to_string(index=False))
     return int(not set(table.verdict) <= set(CONFIRMED))
 
+# %% ../nbs/12_cli.ipynb #2de39cba
+class VerifyOptions:
+    "What `verify` can be told besides places."
 
+    sample: int = 3  # how many reported runs to repeat
+    seed: int = 0  # of the draw
+    methods: list[Name] | None = None  # only results of these methods
+    tables: list[Name] | None = None  # only results in these tables, such as main_table or losses
+    minutes: float | None = None  # only runs that took at most so long when they were reported
+    save: File | None = None  # add the outcome to this .csv; versions and machine go into a .json beside it
+    figures: Folder = "figures"  # folder of reported results
+    jobs: int = 1  # runs at a time; 0: in this process
+
+# %% ../nbs/12_cli.ipynb #734ce646
 def add_verify(p: argparse.ArgumentParser) -> None:
     "Options of `verify`."
-    p.add_argument("--sample", type=int, default=3, metavar="INT", help="how many reported runs to repeat [3]")
-    p.add_argument("--seed", type=int, default=0, metavar="INT", help="of the draw [0]")
-    p.add_argument("--methods", nargs="+", metavar="METHOD", help="only results of these methods")
-    p.add_argument(
-        "--tables",
-        nargs="+",
-        metavar="TABLE",
-        help="only results in these tables, such as main_table or losses [all that lie in the folder]",
-    )
-    p.add_argument("--minutes", type=float, help="only runs that took at most so long when they were reported")
-    p.add_argument(
-        "--save",
-        metavar="NAME.csv",
-        help="add the outcome to this table, such as "
-        "figures/verify/verified.csv; versions and machine go into NAME.json beside it",
-    )
-    p.add_argument("--figures", default="figures", metavar="FOLDER", help="folder of reported results [figures]")
-    add_places(p, None, "runs/verify")
-    p.add_argument("--jobs", type=int, default=1, metavar="INT", help="runs at a time; 0: in this process [1]")
+    add_options(p, "VerifyOptions")
+    add_options(p, "Places", out="runs/verify")
 
 # %% ../nbs/12_cli.ipynb #b9d72384
 def list_files(
@@ -407,7 +378,7 @@ def list_files(
         print("  ".join(f"{r[k]!s:{w}}" for k, w in widths.items()).rstrip())
     return int(args.strict and any(r["status"] == "wrong checksum" for r in rows))
 
-
+# %% ../nbs/12_cli.ipynb #c390647e
 def download_file(
     args: argparse.Namespace,  # from the command line
 ) -> int:  # exit code
@@ -441,7 +412,7 @@ def index_series(
     show_store(index_manifest(table, root / "echo", *how, tuple(args.views), args.marks, args.bits))
     return 0
 
-
+# %% ../nbs/12_cli.ipynb #647554a5
 def show_store(
     store: Any,  # of cine series
 ) -> None:
@@ -453,73 +424,40 @@ def show_store(
     for what, n in store.index.get("noticed", {}).items():
         print(f"  noticed: {n} {what}")
 
-# %% ../nbs/12_cli.ipynb #cb91a66d
+# %% ../nbs/12_cli.ipynb #411a5e9b
+class IndexOptions:
+    "What `data index` can be told."
+
+    files: Folder | None = None  # folder that the manifest's paths start from [the manifest's own]
+    size: int = 112  # height and width of the stored frames; 224 for the paper's setting
+    layout: Name | None = None  # make the manifest from the folder of a public collection (--files)
+    list: File | None = None  # write the table that --layout makes, which names patients, to this .csv and stop
+    bits: int | None = None  # how many bits the numbers in files have, where files do not tell, such as 12 in 16
+    skip_unreadable: Flag = False  # leave out what cannot be read, after listing it in echo.report.json
+    colour: Name = "refuse"  # what to do with colour Doppler
+    mask: File | None = None  # picture: pixels that are not black are kept; for files with burned-in annotation
+    marks: Name = "refuse"  # what to do with series in which something bright stands still in the sector
+    views: list[Name] = []  # names of your views, in order of arrival
+    salt: File | None = None  # secret behind the patients' hashes, made if missing [echo.salt beside the store]
+    seed: int = 0  # of the split by patient
+    root: Folder | None = None  # folder of the store `echo` [the variable CLASSIMPRESSION_DATA]
+
+# %% ../nbs/12_cli.ipynb #012337c0
 def add_index(p: argparse.ArgumentParser) -> None:
     "Options of `data index`."
-    p.add_argument(
-        "manifest", nargs="?", help="CSV or Parquet with the columns path, view, patient and, if you like, split"
-    )
-    p.add_argument("--files", metavar="FOLDER", help="folder that the manifest's paths start from [the manifest's own]")
-    p.add_argument(
-        "--size",
-        type=int,
-        default=112,
-        metavar="INT",
-        help="height and width of the stored frames; 224 for the paper's setting [112]",
-    )
-    p.add_argument(
-        "--layout",
-        choices=["camus", "echonet", "tmed2"],
-        help="make the manifest from the folder of a public collection (--files)",
-    )
-    p.add_argument(
-        "--list", metavar="FILE.csv", help="write the table that --layout makes, which names patients, and stop"
-    )
-    p.add_argument(
-        "--bits",
-        type=int,
-        metavar="INT",
-        help="how many bits the numbers in files have, where the files do not tell, such as 12 in 16",
-    )
-    p.add_argument(
-        "--skip-unreadable",
-        action="store_true",
-        help="leave out what cannot be read, after listing it in echo.report.json",
-    )
-    p.add_argument(
-        "--colour", choices=["refuse", "mean"], default="refuse", help="what to do with colour Doppler [refuse]"
-    )
-    p.add_argument(
-        "--mask",
-        metavar="FILE",
-        help="picture whose pixels other than black are kept, for all series; needed "
-        "for files that declare burned-in annotation",
-    )
-    p.add_argument(
-        "--marks",
-        choices=["refuse", "keep"],
-        default="refuse",
-        help="what to do with series in which "
-        "something bright, perhaps letters, stands still inside the sector [refuse]",
-    )
-    views = words_of(source("echo/phantom")[0], "VIEWS")
-    p.add_argument(
-        "--views",
-        nargs="+",
-        default=views,
-        metavar="VIEW",
-        help=f"names of your views, in order of arrival [{' '.join(views)}]",
-    )
-    p.add_argument(
-        "--salt",
-        metavar="FILE",
-        help="secret behind the patients' hashes, made if missing [echo.salt beside the store]",
-    )
-    p.add_argument("--seed", type=int, default=0, metavar="INT", help="of the split by patient [0]")
+    table = "CSV or Parquet with the columns path, view, patient and, if you like, split"
+    p.add_argument("manifest", nargs="?", help=table)
+    words = dict(layout=["camus", "echonet", "tmed2"], colour=["refuse", "mean"], marks=["refuse", "keep"])
+    add_options(p, "IndexOptions", words, views=words_of(source("echo/phantom")[0], "VIEWS"))
     add_fields(p.add_argument_group("limits"), fields_of("echo/readers", "Limits"), {})
-    p.add_argument("--root", metavar="FOLDER", help="folder of the store `echo` [the variable CLASSIMPRESSION_DATA]")
 
 # %% ../nbs/12_cli.ipynb #cb2f68e8
+FILES = {
+    "list": ("every data file and its state", False),
+    "check": ("the same; fails if a checksum is wrong", True),
+}
+
+
 def add_data(p: argparse.ArgumentParser) -> None:
     "Commands of `data`."
     actions = p.add_subparsers(required=True, metavar="ACTION")
@@ -529,15 +467,12 @@ def add_data(p: argparse.ArgumentParser) -> None:
         q.set_defaults(command=run, **more)
         return q
 
-    for name, text, strict in (
-        ("list", "every data file and its state", False),
-        ("check", "the same; fails if a checksum is wrong", True),
-    ):
-        q = action(name, text, list_files, strict=strict)
-        q.add_argument("--root", metavar="FOLDER", help="folder of the files [the variable CLASSIMPRESSION_DATA]")
+    root = dict(metavar="FOLDER", help="folder of the files [the variable CLASSIMPRESSION_DATA]")
+    for name, (text, strict) in FILES.items():
+        action(name, text, list_files, strict=strict).add_argument("--root", **root)
     q = action("download", "fetch a file; the only command that opens the network", download_file)
     q.add_argument("name", nargs="?", default="blood", help="scenario [blood]")
-    q.add_argument("--root", metavar="FOLDER", help="folder of the files [the variable CLASSIMPRESSION_DATA]")
+    q.add_argument("--root", **root)
     add_index(action("index", "make the store of cine series for the scenario echo", index_series))
 
 # %% ../nbs/12_cli.ipynb #bb685fcc
@@ -557,38 +492,21 @@ def bench_some(
     print(bench(args.figures, args.profile, scenario=args.scenario, root=args.root, **how).to_string(index=False))
     return 0
 
+# %% ../nbs/12_cli.ipynb #a0ab611b
+class BenchOptions:
+    "What `bench` can be told."
 
+    scenario: Name = "blood-mini"  # task sequence whose numbers of images the composed run has
+    rounds: int = 7  # rounds of every measurement, of which ratios are medians
+    threads: list[int] = [1, 2]  # numbers of CPU threads to measure with, where there are cores for them
+    profile: Name = "standard"  # smoke: one round of small measurements, in seconds; standard: all of them
+    root: Folder | None = None  # folder of the MedMNIST files [the variable CLASSIMPRESSION_DATA]
+    figures: Folder = "figures"  # folder of the tables
+
+# %% ../nbs/12_cli.ipynb #50570fc4
 def add_bench(p: argparse.ArgumentParser) -> None:
     "Options of `bench`."
-    p.add_argument(
-        "--scenario",
-        default="blood-mini",
-        metavar="NAME",
-        help="task sequence whose numbers of images the composed run has [blood-mini]",
-    )
-    p.add_argument(
-        "--rounds",
-        type=int,
-        default=7,
-        metavar="INT",
-        help="rounds of every measurement, of which ratios are medians [7]",
-    )
-    p.add_argument(
-        "--threads",
-        nargs="+",
-        type=int,
-        default=[1, 2],
-        metavar="INT",
-        help="numbers of CPU threads to measure with, where there are cores for them [1 2]",
-    )
-    p.add_argument(
-        "--profile",
-        choices=["smoke", "standard"],
-        default="standard",
-        help="smoke: one round of small measurements, in seconds; standard: all of them [standard]",
-    )
-    p.add_argument("--root", metavar="FOLDER", help="folder of the MedMNIST files [the variable CLASSIMPRESSION_DATA]")
-    p.add_argument("--figures", default="figures", metavar="FOLDER", help="folder of the tables [figures]")
+    add_options(p, "BenchOptions", dict(profile=["smoke", "standard"]))
 
 # %% ../nbs/12_cli.ipynb #7bc20c61
 def listed(
@@ -609,7 +527,7 @@ def listed(
     own = {"folder:PATH": "your images, in PATH/train|val|test/CLASS"}
     return {k: f"{i.title}, {'in the package' if i.embedded else i.file}" for k, i in SCENARIOS.items()} | made | own
 
-
+# %% ../nbs/12_cli.ipynb #93e07624
 def list_some(
     args: argparse.Namespace,  # from the command line
 ) -> int:  # exit code
@@ -619,26 +537,16 @@ def list_some(
     print("\n".join(f"{k:{width}}  {v}" for k, v in found.items()))
     return 0
 
-
+# %% ../nbs/12_cli.ipynb #5238141d
 def add_list(p: argparse.ArgumentParser) -> None:
     "Options of `list`."
     p.add_argument("what", choices=["methods", "scenarios", "experiments", "profiles"], help="what to list")
 
 # %% ../nbs/12_cli.ipynb #3b296993
-OPTIONAL = (
-    "torchvision",
-    "papermill",
-    "distributed",
-    "medmnist",
-    "matplotlib",
-    "seaborn",
-    "jupyterlab",
-    "ipywidgets",
-    "onnx",
-    "avalanche-lib",
-    "tensorboard",
-    "mlflow",
-)
+OPTIONAL = [
+    *("torchvision", "papermill", "distributed", "medmnist", "matplotlib", "seaborn", "jupyterlab", "ipywidgets"),
+    *("onnx", "avalanche-lib", "tensorboard", "mlflow"),
+]
 
 
 def version(
@@ -650,7 +558,7 @@ def version(
     except metadata.PackageNotFoundError:
         return None
 
-
+# %% ../nbs/12_cli.ipynb #6410ede5
 def show_info(
     args: argparse.Namespace,  # from the command line
 ) -> int:  # exit code
@@ -709,7 +617,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
-
+# %% ../nbs/12_cli.ipynb #ca1fcafa
 def parser() -> argparse.ArgumentParser:
     "The parser of all commands."
     about = "Class-incremental learning without keeping patients' images"
@@ -728,12 +636,12 @@ def parser() -> argparse.ArgumentParser:
 class Terminated(KeyboardInterrupt):
     "SIGTERM came."
 
-
+# %% ../nbs/12_cli.ipynb #96145f68
 def terminate(*_) -> None:
     "Handler of SIGTERM."
     raise Terminated()
 
-
+# %% ../nbs/12_cli.ipynb #59440ec6
 def main(
     argv: Sequence[str] | None = None,  # arguments; those of the process unless given
 ) -> int:  # see the table above

@@ -16,9 +16,9 @@ from .core.errors import ClassImpressionError, DataError, check, check_number
 from .core.provenance import file_md5, tensor_digest
 
 # %% auto #0
-__all__ = ['LAYOUTS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS', 'to_unit', 'Split', 'as_numpy', 'pieces', 'extremes', 'mean_of',
-           'depth_of', 'as_bytes', 'as_labels', 'as_split', 'pad', 'augment', 'batches', 'npz_header', 'read_npz',
-           'data_root', 'load_medmnist']
+__all__ = ['LAYOUTS', 'HEADERS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS', 'to_unit', 'Labelled', 'Split', 'as_numpy', 'pieces',
+           'extremes', 'mean_of', 'depth_of', 'as_bytes', 'as_labels', 'check_shape', 'as_split', 'pad', 'augment',
+           'batches', 'npz_header', 'checked_keys', 'read_npz', 'data_root', 'load_medmnist']
 
 # %% ../nbs/01_data.ipynb #7902055f
 def to_unit(
@@ -29,13 +29,12 @@ def to_unit(
 
 # %% ../nbs/01_data.ipynb #ff7865f3
 @dataclass(frozen=True, eq=False)
-class Split:
-    "Labelled images that stay in memory."
+class Labelled:
+    "Images with labels, checked and counted."
 
     x: Tensor  # uint8 [N, C, H, W]
     y: Tensor  # int64 [N], on the same device
     patient: Tensor | None = None  # whose image it is, int64 [N]; None: not known, each image somebody's
-    varies = False  # is every draw for training another image?
 
     def __post_init__(self):
         x, y, who = self.x, self.y, self.patient
@@ -52,9 +51,6 @@ class Split:
         shape = "x".join(map(str, self.x.shape[1:]))
         return f"Split({len(self)} images {shape}, {len(self.y.unique())} classes, {self.x.device})"
 
-    def to(self, device) -> Split:
-        return replace(self, x=self.x.to(device), y=self.y.to(device))
-
     def digest(self) -> str:
         return tensor_digest(self.x, self.y)
 
@@ -67,6 +63,16 @@ class Split:
         if self.patient is None:
             return self.counts(n_classes)
         return torch.bincount(torch.stack([self.y.cpu(), self.patient], 1).unique(dim=0)[:, 0], minlength=n_classes)
+
+# %% ../nbs/01_data.ipynb #039c6bef
+@dataclass(frozen=True, eq=False, repr=False)
+class Split(Labelled):
+    "Labelled images that stay in memory."
+
+    varies = False  # is every draw for training another image?
+
+    def to(self, device) -> Split:
+        return replace(self, x=self.x.to(device), y=self.y.to(device))
 
     def take(self, idx: Tensor | list[int]) -> Split:
         "The rows `idx`, in that order."
@@ -106,17 +112,14 @@ def as_numpy(
     what: str,  # what the user calls it
 ) -> np.ndarray:
     "A numpy array of numbers. Object arrays are refused, because only unpickling or a ragged list makes them."
+    if isinstance(a, Tensor):
+        a = a.detach().cpu().float() if a.is_floating_point() else a.detach().cpu()
     try:
-        a = (
-            (a.detach().cpu().float() if a.is_floating_point() else a.detach().cpu()).numpy()
-            if isinstance(a, Tensor)
-            else np.asarray(a)
-        )
+        a = np.asarray(a)
     except ValueError as e:
         raise DataError(f"{what} are not one rectangular array: {e}") from e
-    check(
-        a.dtype.kind in "biuf", f"{what} must be numbers, not dtype {a.dtype}; object arrays are never read", DataError
-    )
+    numbers = f"{what} must be numbers, not dtype {a.dtype}; object arrays are never read"
+    check(a.dtype.kind in "biuf", numbers, DataError)
     return a
 
 # %% ../nbs/01_data.ipynb #938419ea
@@ -135,12 +138,8 @@ def extremes(
     "The range of the numbers. Raises `DataError` for NaN and infinity."
     parts = [x[p].reshape(len(x[p]), -1) for p in pieces(x.shape)]
     bad = np.flatnonzero(np.concatenate([~np.isfinite(p).all(1) for p in parts])) if x.dtype.kind == "f" else []
-    check(
-        not len(bad),
-        f"image {bad[0] if len(bad) else ''} holds NaN or infinity ({len(bad)} of {len(x)} images do); "
-        "remove or repair them",
-        DataError,
-    )
+    said = f"image {[*bad, ''][0]} holds NaN or infinity ({len(bad)} of {len(x)} images do); remove or repair them"
+    check(not len(bad), said, DataError)
     return min(p.min() for p in parts), max(p.max() for p in parts)
 
 # %% ../nbs/01_data.ipynb #8e4a9309
@@ -167,26 +166,17 @@ def depth_of(
     """How many bits the numbers have. Raises `DataError` where neither the user, nor the file, nor their type tells
     credibly.
     """
-    needed, typed = (
-        max(8, int(high).bit_length()),
-        declared or (16 if x.dtype.kind == "u" and x.dtype.itemsize == 2 else None),
-    )
+    needed = max(8, int(high).bit_length())
+    typed = declared or (16 if x.dtype.kind == "u" and x.dtype.itemsize == 2 else None)
     fix = f"say how many bits they have: bits={needed} (--bits {needed})"
-    if bits is None:
-        check(
-            typed,
-            f"images must be uint8, uint16 or float in [0, 1], not {x.dtype}; convert them to uint8, or {fix}",
-            DataError,
-        )
+    kinds = f"images must be uint8, uint16 or float in [0, 1], not {x.dtype}; convert them to uint8, or {fix}"
+    check(typed or bits is not None, kinds, DataError)
     depth = typed if bits is None else bits
     check_number("bits", depth, 8, 32, integer=True)
     check(high < 2**depth, f"numbers up to {high:,.0f} do not fit into {depth} bits; {fix}", DataError)
-    check(
-        bits is not None or not high or needed > typed - 4 or typed == 8,
-        f"of {typed} bits the highest are empty: no number is above {high:,.0f}, "
-        f"the picture would be almost black; {fix}, or bits={typed} if it is so dark",
-        DataError,
-    )
+    credible = bits is not None or not high or needed > typed - 4 or typed == 8
+    dark = f"of {typed} bits the highest are empty: no number is above {high:,.0f}, the picture would be almost black"
+    check(credible, f"{dark}; {fix}, or bits={typed} if it is so dark", DataError)
     return depth
 
 # %% ../nbs/01_data.ipynb #c798375d
@@ -202,12 +192,9 @@ def as_bytes(
         return np.where(x, np.uint8(255), np.uint8(0))
     low, high = extremes(x)
     unit = x.dtype.kind == "f" and bits is None and declared is None
-    check(
-        not unit or low >= 0 and high <= 1,
-        f"float images must lie in [0, 1], these in [{low:.4g}, {high:.4g}]; "
-        f"divide by 255, pass uint8, or say how many bits they have: bits={max(8, int(max(high, 0)).bit_length())}",
-        DataError,
-    )
+    fix = f"pass uint8, or say how many bits they have: bits={max(8, int(max(high, 0)).bit_length())}"
+    said = f"float images must lie in [0, 1], these in [{low:.4g}, {high:.4g}]; divide by 255, {fix}"
+    check(not unit or low >= 0 and high <= 1, said, DataError)
     check(low >= 0, f"images hold negative numbers, down to {low:.4g}; brightness starts at 0", DataError)
     k = 255.0 if unit else 2.0 ** (8 - depth_of(x, high, bits, declared))
     out = np.empty(x.shape, np.uint8)
@@ -222,18 +209,31 @@ def as_labels(
 ) -> np.ndarray:  # int64 [N]
     "Labels as MedMNIST or a user gives them, checked."
     check(y.dtype.kind in "iu", f"labels must be whole numbers, not {y.dtype}; one class index per image", DataError)
-    check(
-        y.ndim == 1 or y.ndim == 2 and y.shape[1] == 1,
-        f"labels must have shape [N] or [N, 1], not {list(y.shape)}; one label per image",
-        DataError,
-    )
+    shape = f"labels must have shape [N] or [N, 1], not {list(y.shape)}; one label per image"
+    check(y.ndim == 1 or y.ndim == 2 and y.shape[1] == 1, shape, DataError)
     y = y.reshape(-1).astype(np.int64)
     top = math.inf if n_classes is None else n_classes
     bad = np.flatnonzero((y < 0) | (y >= top))
-    check(
-        not len(bad), f"label {y[bad[:1]]} of image {bad[:1]} lies outside 0..{top - 1}; labels start at 0", DataError
-    )
+    outside = f"label {y[bad[:1]]} of image {bad[:1]} lies outside 0..{top - 1}; labels start at 0"
+    check(not len(bad), outside, DataError)
     return y
+
+# %% ../nbs/01_data.ipynb #b50fa11c
+def check_shape(
+    shape: tuple[int, ...],  # of an array of images
+    n_labels: int,  # labels that come with them
+    layout: str,  # order of the axes, one of LAYOUTS
+) -> None:
+    "Raises `DataError` unless the array holds as many images as there are labels, grey or in colour."
+    check(layout in LAYOUTS, f"unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
+    axes = f"layout {layout} needs {len(layout)} axes, the images have shape {list(shape)}"
+    check(len(shape) == len(layout), axes, DataError)
+    none = f"no images: shape {list(shape)}, {n_labels} labels; a split needs at least one"
+    check(math.prod(shape) and n_labels, none, DataError)
+    check(shape[0] == n_labels, f"{shape[0]} images but {n_labels} labels; give one label per image", DataError)
+    channels = shape[layout.index("C")] if "C" in layout else 1
+    said = f"images need 1 or 3 channels; layout {layout} finds {channels} in shape {list(shape)}"
+    check(channels in (1, 3), said, DataError)
 
 # %% ../nbs/01_data.ipynb #71cf69ca
 def as_split(
@@ -244,23 +244,8 @@ def as_split(
     bits: int | None = None,  # how many bits the numbers have, where their type does not tell: see `as_bytes`
 ) -> Split:  # a copy: later changes of the arrays do not reach it
     "Check images and labels and store them as a `Split`. Raises `DataError`."
-    check(layout in LAYOUTS, f"unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
     x, y = as_numpy(x, "images"), as_numpy(y, "labels")
-    check(
-        x.ndim == len(layout),
-        f"layout {layout} needs {len(layout)} axes, the images have shape {list(x.shape)}",
-        DataError,
-    )
-    check(
-        x.size and len(y), f"no images: shape {list(x.shape)}, {len(y)} labels; a split needs at least one", DataError
-    )
-    check(len(x) == len(y), f"{len(x)} images but {len(y)} labels; give one label per image", DataError)
-    channels = x.shape[layout.index("C")] if "C" in layout else 1
-    check(
-        channels in (1, 3),
-        f"images need 1 or 3 channels; layout {layout} finds {channels} in shape {list(x.shape)}",
-        DataError,
-    )
+    check_shape(x.shape, len(y), layout)
     t = torch.from_numpy(as_bytes(x, bits)).permute(LAYOUTS[layout])
     return Split((t if "C" in layout else t[:, None]).contiguous(), torch.from_numpy(as_labels(y, n_classes)))
 
@@ -272,11 +257,8 @@ def pad(
     "Centre images on a black square."
     check_number("size", to, low=1, integer=True)
     h, w = to - x.shape[-2], to - x.shape[-1]
-    check(
-        h >= 0 and w >= 0,
-        f"images of {x.shape[-2]}x{x.shape[-1]} pixels do not fit in {to}x{to}; choose a larger size or resize them",
-        DataError,
-    )
+    said = f"images of {x.shape[-2]}x{x.shape[-1]} pixels do not fit in {to}x{to}; choose a larger size or resize them"
+    check(h >= 0 and w >= 0, said, DataError)
     return F.pad(x, (w // 2, w - w // 2, h // 2, h - h // 2))
 
 # %% ../nbs/01_data.ipynb #8d3f26fb
@@ -314,6 +296,9 @@ def batches(
     return ((split.images(i, device), split.y[i].to(device or split.y.device)) for i in order.split(batch_size))
 
 # %% ../nbs/01_data.ipynb #cba8c280
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
 def npz_header(
     archive: zipfile.ZipFile,  # an open npz file
     key: str,  # name of an array in it
@@ -322,24 +307,36 @@ def npz_header(
     size = archive.getinfo(f"{key}.npy").file_size
     with archive.open(f"{key}.npy") as f:
         version = np.lib.format.read_magic(f)
-        known = version in ((1, 0), (2, 0))
-        check(known, f"array {key} has npy version {version}; (1, 0) and (2, 0) are read", DataError)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(f)
+        known = f"array {key} has npy version {version}; (1, 0) and (2, 0) are read"
+        check(version in HEADERS, known, DataError)
+        shape, _, dtype = HEADERS[version](f)
         plain = f"array {key} has dtype {dtype}; only plain numbers are read, pickled objects never"
         check(dtype.kind in "biuf", plain, DataError)
-        n = math.prod(shape) * dtype.itemsize
-        check(
-            min(shape, default=1) >= 0 and n == size - f.tell(),
-            f"array {key} declares {list(shape)} {dtype} but holds {size - f.tell():,} bytes",
-            DataError,
-        )
+        n, held = math.prod(shape) * dtype.itemsize, size - f.tell()
+    said = f"array {key} declares {list(shape)} {dtype} but holds {held:,} bytes"
+    check(min(shape, default=1) >= 0 and n == held, said, DataError)
     return n
 
-# %% ../nbs/01_data.ipynb #8c310aad
+# %% ../nbs/01_data.ipynb #aa3bdfc9
 MAX_BYTES = 4e9  # largest npz that is read, bytes after decompression
 
 
+def checked_keys(
+    path: Path,  # of an npz file
+    keys: Iterable[str] = (),  # arrays to read; empty: every array
+    max_bytes: float = MAX_BYTES,  # refuse more
+) -> list[str]:
+    "Names of arrays that may be read. Raises `DataError` for those that are missing, too large, or hold objects."
+    with zipfile.ZipFile(path) as z:
+        there = [n.removesuffix(".npy") for n in z.namelist()]
+        missing = [k for k in keys if k not in there]
+        check(not missing, f"{path} lacks the arrays {missing}; it holds {there}", DataError)
+        keys = list(keys) or there
+        total = sum(npz_header(z, k) for k in keys)
+    check(total <= max_bytes, f"{path} declares {total:,} bytes of arrays; the limit is {max_bytes:,.0f}", DataError)
+    return keys
+
+# %% ../nbs/01_data.ipynb #8c310aad
 def read_npz(
     path: str | Path,  # the file
     md5: str | None = None,  # what its MD5 must be; None: not checked
@@ -350,33 +347,17 @@ def read_npz(
     objects.
     """
     path = Path(path)
-    check(
-        path.is_file(),
-        f"there is no file {path}; give the right folder, or fetch it with `classimpression data download`",
-        DataError,
-    )
-    check(
-        md5 is None or file_md5(path) == md5,
-        f"{path} is not the expected file: its MD5 is not {md5}; delete it and download it again",
-        DataError,
-    )
+    how = "give the right folder, or fetch it with `classimpression data download`"
+    check(path.is_file(), f"there is no file {path}; {how}", DataError)
+    right = f"{path} is not the expected file: its MD5 is not {md5}; delete it and download it again"
+    check(md5 is None or file_md5(path) == md5, right, DataError)
     try:
-        with zipfile.ZipFile(path) as z:
-            there = [n.removesuffix(".npy") for n in z.namelist()]
-            missing = [k for k in keys if k not in there]
-            check(not missing, f"{path} lacks the arrays {missing}; it holds {there}", DataError)
-            keys = list(keys) or there
-            total = sum(npz_header(z, k) for k in keys)
-            check(
-                total <= max_bytes,
-                f"{path} declares {total:,} bytes of arrays; the limit is {max_bytes:,.0f}",
-                DataError,
-            )
+        keys = checked_keys(path, list(keys), max_bytes)
         with np.load(path, allow_pickle=False) as z:
             return {k: z[k] for k in keys}
+    except ClassImpressionError:
+        raise
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
-        if isinstance(e, ClassImpressionError):
-            raise
         raise DataError(f"{path} is damaged or no npz file ({e}); delete it and download it again") from e
 
 # %% ../nbs/01_data.ipynb #61662132
@@ -407,11 +388,7 @@ def load_medmnist(
 ) -> dict[str, Split]:  # train, val, test
     "Load the three official splits."
     arrays = read_npz(path, md5, keys=[f"{p}_{kind}" for p in PARTS for kind in ("images", "labels")])
-    wrong = [f"{p}: {list(a.shape)}" for p in PARTS if (a := arrays[f"{p}_images"]).ndim != (4 if channels == 3 else 3)]
-    check(
-        not wrong,
-        f"{path} should hold {'colour' if channels == 3 else 'grey'} images, found {'; '.join(wrong)}",
-        DataError,
-    )
-    layout = "NHWC" if channels == 3 else "NHW"
+    layout, kind = ("NHWC", "colour") if channels == 3 else ("NHW", "grey")
+    wrong = [f"{p}: {list(a.shape)}" for p in PARTS if (a := arrays[f"{p}_images"]).ndim != len(layout)]
+    check(not wrong, f"{path} should hold {kind} images, found {'; '.join(wrong)}", DataError)
     return {p: as_split(arrays[f"{p}_images"], arrays[f"{p}_labels"], layout, n_classes) for p in PARTS}

@@ -236,18 +236,13 @@ def contradictions(
     metrics: dict,  # from `summarise`
     sizes: Sequence[int],  # number of classes of each task
 ) -> list[str]:  # "task 2: accuracy", "balanced_accuracy", ...; empty for an honest result
-    """Stored measures that do not follow from the stored confusion matrices. Raises `DataError` for matrices that are
-    none.
-    """
+    "Stored measures that do not follow from the confusion matrices. Raises `DataError` for matrices that are none."
     confs = [t["confusion"] for t in tasks]
     again = [task_summary(c, sizes[: t + 1]) for t, c in enumerate(confs)]
     wrong = [f"task {t + 1}: {k}" for t, (said, new) in enumerate(zip(tasks, again)) for k in differing(said, new)]
     images = [np.asarray(c).sum(1) for c in confs]
-    moved = [
-        f"task {t + 1}: test images"
-        for t in range(1, len(images))
-        if (images[t][: len(images[t - 1])] != images[t - 1]).any()
-    ]
+    changed = lambda t: (images[t][: len(images[t - 1])] != images[t - 1]).any()
+    moved = [f"task {t + 1}: test images" for t in range(1, len(images)) if changed(t)]
     if len(confs) < len(sizes):
         return [*wrong, *moved, f"{len(confs)} of {len(sizes)} tasks"]
     derived = summarise(confs, sizes)

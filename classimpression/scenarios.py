@@ -27,8 +27,9 @@ _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits"
 __all__ = ['LYING', 'STANDING', 'IMAGE_ENDINGS', 'SYSTEM', 'NESTED', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'SCENARIOS',
            'CITATION', 'MADE', 'FOLDER', 'OWN', 'read_image', 'hidden', 'class_folders', 'image_files', 'stacked',
            'people', 'said', 'folder_split', 'nobody_twice', 'from_folder', 'DatasetInfo', 'register_scenario',
-           'scenario_info', 'data_file', 'placed', 'own_folder', 'make_scenario', 'list_data', 'download', 'npz_bytes',
-           'draw_rows', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
+           'scenario_info', 'data_file', 'placed', 'own_folder', 'make_scenario', 'list_data', 'fetched', 'download',
+           'npz_bytes', 'draw_rows', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays',
+           'from_splits', 'plan']
 
 # %% ../nbs/03_scenarios.ipynb #e8c6745a
 LYING, STANDING = "lie (wider than high)", "stand (higher than wide)"
@@ -344,7 +345,7 @@ def placed(
     there = path if path.is_absolute() or not root else Path(root).expanduser() / path
     return OWN + there.name, str(there.resolve().parent)
 
-
+# %% ../nbs/03_scenarios.ipynb #d3c25bc8
 def own_folder(
     name: str,  # folder:PATH
     class_order: list[int] | None,
@@ -386,9 +387,7 @@ def make_scenario(
 
 # %% ../nbs/03_scenarios.ipynb #8593b3b5
 def list_data(
-    root: str
-    | Path
-    | None = None,  # data folder; None: the environment variable, and without it only embedded data are found
+    root: str | Path | None = None,  # data folder; None: the environment variable, else embedded data only
 ) -> list[dict]:  # rows with scenario, file, status, bytes, note
     "Status of every named scenario's file: embedded, present, missing or wrong checksum."
     folder, rows = root or os.environ.get(DATA_VARIABLE), []
@@ -396,17 +395,29 @@ def list_data(
         path = data_file(name) if info.embedded else Path(folder or "").expanduser() / info.file
         there = path.is_file() and bool(info.embedded or folder)
         right = there and file_md5(path) == info.md5
-        status = (
-            "missing" if not there else "wrong checksum" if not right else "embedded" if info.embedded else "present"
-        )
-        rows.append(
-            dict(
-                scenario=name, file=info.file, status=status, bytes=path.stat().st_size if there else 0, note=info.note
-            )
-        )
+        found = "embedded" if info.embedded else "present"
+        status = "missing" if not there else found if right else "wrong checksum"
+        size = path.stat().st_size if there else 0
+        rows.append(dict(scenario=name, file=info.file, status=status, bytes=size, note=info.note))
     return rows
 
 # %% ../nbs/03_scenarios.ipynb #9a8501ad
+def fetched(
+    dataset: Callable,  # class of the `medmnist` package
+    info: DatasetInfo,  # what its file should be
+    tmp: str,  # folder to load into
+    wanted: Path,  # folder where the file belongs, for the message
+) -> Path:  # in `tmp`
+    "Download a file and check it. Raises `DataError` where either fails."
+    try:
+        dataset(split="val", root=tmp, download=True)
+    except Exception as e:
+        raise DataError(f"cannot download {info.file}: {e}. Fetch it by hand and put it into {wanted}") from e
+    right = file_md5(Path(tmp) / info.file) == info.md5
+    check(right, f"the downloaded {info.file} is damaged (wrong MD5); try again", DataError)
+    return Path(tmp) / info.file
+
+# %% ../nbs/03_scenarios.ipynb #29b0e089
 def download(
     name: str,  # one of the names in SCENARIOS
     root: str | Path | None = None,  # data folder; None: the environment variable
@@ -423,14 +434,7 @@ def download(
     dataset = getattr(medmnist, medmnist.INFO[path.stem]["python_class"])
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as tmp:
-            try:
-                dataset(split="val", root=tmp, download=True)
-            except Exception as e:
-                advice = f"Fetch it by hand and put it into {path.parent}"
-                raise DataError(f"cannot download {info.file}: {e}. {advice}") from e
-            right = file_md5(Path(tmp) / info.file) == info.md5
-            check(right, f"the downloaded {info.file} is damaged (wrong MD5); try again", DataError)
-            os.replace(Path(tmp) / info.file, path)
+            os.replace(fetched(dataset, info, tmp, path.parent), path)
     except OSError as e:
         raise StateError(f"cannot write to {path.parent}: {e.strerror or e}") from e
     return path
@@ -476,17 +480,9 @@ def make_mini(
         drawn[part] = draw_rows(y, n, seed, "subset", part)
         kept |= {f"{part}_{k}": full[f"{part}_{k}"][drawn[part]] for k in ("images", "labels")}
     path = write_bytes(out, npz_bytes(kept))
-    facts = dict(
-        file=path.name,
-        md5=file_md5(path),
-        source=Path(source).name,
-        source_md5=file_md5(source),
-        seed=seed,
-        per_class=dict(zip(PARTS, per_class, strict=True)),
-        images={p: len(i) for p, i in drawn.items()},
-        rows=tensor_digest(*(torch.from_numpy(i) for i in drawn.values())),
-        licence="CC BY 4.0",
-        citation=CITATION,
-    )
+    facts = dict(file=path.name, md5=file_md5(path), source=Path(source).name, source_md5=file_md5(source), seed=seed)
+    facts |= dict(per_class=dict(zip(PARTS, per_class, strict=True)), images={p: len(i) for p, i in drawn.items()})
+    rows = tensor_digest(*(torch.from_numpy(i) for i in drawn.values()))
+    facts |= dict(rows=rows, licence="CC BY 4.0", citation=CITATION)
     write_json(path.with_suffix(".json"), facts)
     return facts

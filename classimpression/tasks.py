@@ -55,9 +55,8 @@ def plan(
     return [int(c) for c in order], [int(s) for s in sizes]
 
 # %% ../nbs/02_tasks.ipynb #89959893
-IN_TRAINING: ContextVar[dict | None] = ContextVar(
-    "in_training", default=None
-)  # checksum of data -> the gate whose task is open
+# checksum of data -> the gate whose task is open
+IN_TRAINING: ContextVar[dict | None] = ContextVar("in_training", default=None)
 
 
 @dataclass(eq=False)
@@ -71,11 +70,8 @@ class Gate:
     def alone(self) -> None:
         "Raise `LeakError` while a task of the same data is in training behind another gate."
         other = (IN_TRAINING.get() or {}).get(self.data)
-        check(
-            other in (None, self),
-            "a task of the same data is in training: what it may use has to be handed to it before",
-            LeakError,
-        )
+        busy = "a task of the same data is in training: what it may use has to be handed to it before"
+        check(other in (None, self), busy, LeakError)
 
     def idle(self, what: str) -> None:
         "Raise `LeakError` while any task of these data is in training."
@@ -84,14 +80,10 @@ class Gate:
 
     def task(self, t: int) -> None:
         "Raise `LeakError` unless the images of task `t` may be read."
-        check(
-            t >= self.closed, f"task {t} is over: its images are gone. What survives a task is the Carryover", LeakError
-        )
-        check(
-            self.open in (None, t),
-            f"task {self.open} is in training: the images of task {t} are not at hand",
-            LeakError,
-        )
+        over = f"task {t} is over: its images are gone. What survives a task is the Carryover"
+        check(t >= self.closed, over, LeakError)
+        busy = f"task {self.open} is in training: the images of task {t} are not at hand"
+        check(self.open in (None, t), busy, LeakError)
         self.alone()
 
     def test(self) -> None:
@@ -381,12 +373,9 @@ def refuse_overlap(
     if overlap == "mark":
         return
     shared, n_test = made.shared_images, made.facts()["images"]["test"]
-    check(
-        not overlaps(shared, n_test),
-        f"{shared['train, test']} of {n_test} test images are training images too; "
-        "split the images (by patient) first, or pass overlap='mark' to go on and have every result say so",
-        DataError,
-    )
+    how = "split the images (by patient) first, or pass overlap='mark' to go on and have every result say so"
+    said = f"{shared['train, test']} of {n_test} test images are training images too; {how}"
+    check(not overlaps(shared, n_test), said, DataError)
 
 # %% ../nbs/02_tasks.ipynb #bd76ce32
 def from_splits(
