@@ -8,11 +8,13 @@ import copy, itertools, os, subprocess, sys, time
 from contextlib import contextmanager
 from statistics import median
 from types import SimpleNamespace
-from typing import Callable, Iterator
+from typing import TYPE_CHECKING, Callable, Iterator
 import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from ..carryover import Carryover
 from ..core.errors import check, check_number
-from ..core.machine import progress
+from ..core.machine import keep_freed_memory, progress
 from ..core.seeding import generator
 from ..data import Split, to_unit
 from ..models import build_classifier, frozen_copy
@@ -22,10 +24,14 @@ from ..settings import TrainConfig
 from ..synthesis import Impressions, SynthesisConfig, descend, draw_group, synthesize
 from ..training import TaskData, class_impression_terms, epoch_batches, evaluate, start_model, train_epoch
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 # %% auto #0
-__all__ = ['WEIGHTS', 'KINDS', 'make_case', 'training_contenders', 'inversion_contenders', 'evaluation_contenders', 'threads',
-           'take_turns', 'ratio', 'bench_row', 'speed_rows', 'peak_memory', 'peak_here', 'memory_rows', 'step_counts',
-           'composed_rows']
+__all__ = ['WEIGHTS', 'CONTENDERS', 'KINDS', 'OPERATIONS', 'make_case', 'training_contenders', 'inversion_contenders',
+           'evaluation_contenders', 'threads', 'take_turns', 'ratio', 'bench_row', 'speed_rows', 'peak_memory',
+           'peak_here', 'memory_rows', 'step_counts', 'composed_rows', 'step_flops', 'peak_rate', 'roofline_rows',
+           'kind_of', 'profile_rows']
 
 # %% ../../nbs/studies/11_benchmark.ipynb #f1fe393d
 def make_case(
@@ -40,18 +46,16 @@ def make_case(
     "A second task of given shape."
     check(n_old % blocks == 0, f"{n_old} old classes cannot come in {blocks} tasks of one size")
     g, shape = generator(0, "benchmark", pixels), (channels, pixels, pixels)
-    model = frozen_copy(build_classifier("small", channels, [n_old // blocks] * blocks)).to(
-        memory_format=torch.channels_last
-    )
+    fresh = build_classifier("small", channels, [n_old // blocks] * blocks)
+    model = frozen_copy(fresh).to(memory_format=torch.channels_last)
     x = torch.randint(256, (n_real, *shape), generator=g, dtype=torch.uint8)
     y = torch.arange(n_real) % n_new + n_old
-    task = SimpleNamespace(
-        idx=1, train=Split(x, y), pool=x, labels=list(range(n_old, n_old + n_new)), n_old=n_old, n_seen=n_old + n_new
-    )
+    n_seen = n_old + n_new
+    images = dict(train=Split(x, y), pool=x)
+    task = SimpleNamespace(idx=1, labels=list(range(n_old, n_seen)), n_old=n_old, n_seen=n_seen, **images)
     fake = Impressions(torch.rand(n_synthetic, *shape, generator=g), torch.arange(n_synthetic) % n_old, {}, {})
-    return SimpleNamespace(
-        carry=Carryover(model, n_old, torch.rand(n_old, *shape, generator=g)), task=task, impressions=fake
-    )
+    carry = Carryover(model, n_old, torch.rand(n_old, *shape, generator=g))
+    return SimpleNamespace(carry=carry, task=task, impressions=fake)
 
 # %% ../../nbs/studies/11_benchmark.ipynb #94a1c1b3
 WEIGHTS = {"cross_entropy": 1.0, "distillation": 5.0, "margin": 1.0, "intra_domain": 1.0}
@@ -195,6 +199,9 @@ def ratio(over: list[float], under: list[float]) -> float:
     return median(a / b for a, b in zip(over, under, strict=True))
 
 # %% ../../nbs/studies/11_benchmark.ipynb #71a17c2d
+CONTENDERS = ("ours", "naive", "plain", "limit")
+
+
 def bench_row(
     row: str,  # what is measured
     seconds: dict[str, list[float]],  # of `take_turns`: ours, limit and, if measured, naive and plain
@@ -203,19 +210,9 @@ def bench_row(
     "Medians and ratios of one measurement."
     ms = lambda name: round(1e3 * median(seconds[name]), 3) if name in seconds else None
     against = lambda name: round(ratio(seconds[name], seconds["ours"]), 3) if name in seconds else None
-    return dict(
-        row=row,
-        **facts,
-        unit="ms",
-        ours=ms("ours"),
-        naive=ms("naive"),
-        plain=ms("plain"),
-        limit=ms("limit"),
-        ratio_to_naive=against("naive"),
-        ratio_to_plain=against("plain"),
-        ratio_to_limit=against("limit"),
-        load=round(os.getloadavg()[0], 1),
-    )
+    times = {k: ms(k) for k in CONTENDERS}
+    ratios = {f"ratio_to_{k}": against(k) for k in CONTENDERS[1:]}
+    return dict(row=row, **facts, unit="ms", **times, **ratios, load=round(os.getloadavg()[0], 1))
 
 # %% ../../nbs/studies/11_benchmark.ipynb #c74d5ba6
 def speed_rows(
@@ -231,47 +228,22 @@ def speed_rows(
     "Training, inversion and evaluation on one device."
     rows, facts = [], dict(device=device, threads=cpu_threads)
     counts = dict(ours=steps, limit=steps, naive=1, plain=max(1, steps // 2))
+    once = dict(ours=1, limit=1, naive=1, plain=1)
+
+    def measured(row: str, found: dict, counts: dict, rounds: int = rounds, **more) -> None:
+        rows.append(bench_row(row, take_turns(found, counts, rounds, device), **facts, **more))
+
     with threads(cpu_threads):
         for dtype in dtypes:
             for b in batches:
                 found = training_contenders(case, TrainConfig(batch_size=b, dtype=dtype, device=device, lr=1e-3))
-                rows.append(
-                    bench_row(
-                        "training step",
-                        take_turns(
-                            found, counts if b < 100 else dict(counts, ours=1, limit=1, plain=1), rounds, device
-                        ),
-                        **facts,
-                        batch=b,
-                        dtype=dtype,
-                    )
-                )
+                measured("training step", found, counts if b < 100 else once, batch=b, dtype=dtype)
             for compiled in (False, True) if compile_too else (False,):
-                found = inversion_contenders(case, 1, dtype, device, compiled=compiled)
-                rows.append(
-                    bench_row(
-                        "inversion step" + ", compiled" * compiled,
-                        take_turns(found, dict(counts, naive=max(1, steps // 2)), rounds, device),
-                        **facts,
-                        batch=40,
-                        dtype=dtype,
-                    )
-                )
-        name = f"evaluation of {min(1000, len(case.task.train)):,} images"
-        rows.append(
-            bench_row(
-                name,
-                take_turns(
-                    evaluation_contenders(case, device),
-                    dict(counts, ours=1, limit=1, plain=1),
-                    max(1, rounds // 2),
-                    device,
-                ),
-                **facts,
-                batch=500,
-                dtype="float32",
-            )
-        )
+                found, row = inversion_contenders(case, 1, dtype, device, compiled=compiled), "inversion step"
+                again = dict(counts, naive=max(1, steps // 2))
+                measured(row + ", compiled" * compiled, found, again, batch=40, dtype=dtype)
+        name, found = f"evaluation of {min(1000, len(case.task.train)):,} images", evaluation_contenders(case, device)
+        measured(name, found, once, max(1, rounds // 2), batch=500, dtype="float32")
     return rows
 
 # %% ../../nbs/studies/11_benchmark.ipynb #cb9646e4
@@ -325,21 +297,9 @@ def memory_rows(
     for row, b, names in progress(wanted, "peak memory"):
         mb = {n: peak_memory(row, n, b, **case) for n in names}
         share = lambda n, mb=mb: round(mb[n] / mb["ours"], 3) if mb.get(n) and mb["ours"] else None
-        rows.append(
-            dict(
-                row=f"peak memory, {row}",
-                device="cpu",
-                threads=1,
-                batch=b,
-                dtype="float32",
-                unit="MB",
-                **{n: mb.get(n) for n in ("ours", "naive", "plain", "limit")},
-                ratio_to_naive=share("naive"),
-                ratio_to_plain=share("plain"),
-                ratio_to_limit=share("limit"),
-                load=round(os.getloadavg()[0], 1),
-            )
-        )
+        facts = dict(row=f"peak memory, {row}", device="cpu", threads=1, batch=b, dtype="float32", unit="MB")
+        shares = {f"ratio_to_{n}": share(n) for n in CONTENDERS[1:]}
+        rows.append(facts | {n: mb.get(n) for n in CONTENDERS} | shares | dict(load=round(os.getloadavg()[0], 1)))
     return rows
 
 # %% ../../nbs/studies/11_benchmark.ipynb #4b75af59
@@ -366,22 +326,112 @@ def composed_rows(
     cells = {(r["device"], r["threads"], r["dtype"], r["row"]): r for r in rows if r["batch"] == 40 and r["row"] in n}
     for device, k, dtype in dict.fromkeys(key[:3] for key in cells):
         parts = {row: cells[device, k, dtype, row] for row in n}
-        total = lambda name, parts=parts: round(
-            sum(n[row] * (r[name] or r["naive"]) for row, r in parts.items()) / 1e3, 1
-        )
-        s = {name: total(name) for name in ("ours", "naive", "plain", "limit")}
-        ratios = {f"ratio_to_{k}": round(s[k] / s["ours"], 3) for k in ("naive", "plain", "limit")}
-        out.append(
-            dict(
-                row="four-task run, composed",
-                device=device,
-                threads=k,
-                batch=40,
-                dtype=dtype,
-                unit="s",
-                **s,
-                **ratios,
-                load=None,
-            )
-        )
+        ms = lambda name, parts=parts: sum(n[row] * (r[name] or r["naive"]) for row, r in parts.items())
+        s = {name: round(ms(name) / 1e3, 1) for name in CONTENDERS}
+        ratios = {f"ratio_to_{name}": round(s[name] / s["ours"], 3) for name in CONTENDERS[1:]}
+        facts = dict(row="four-task run, composed", device=device, threads=k, batch=40, dtype=dtype, unit="s")
+        out.append(facts | s | ratios | dict(load=None))
     return out
+
+# %% ../../nbs/studies/11_benchmark.ipynb #b4983d23
+def step_flops(
+    case: SimpleNamespace,  # of `make_case`
+    row: str,  # training step or inversion step
+    batch: int,  # images
+) -> int:  # operations of convolutions and matrix products
+    "Floating-point operations of a step's passes."
+    known = f"no operations are counted for {row!r}; known: training step, inversion step"
+    check(row in ("training step", "inversion step"), known)
+    train, model = row == "training step", copy.deepcopy(case.carry.model)
+    x = to_unit(case.task.train.x[:batch])
+    x = x.repeat(-(-batch // len(x)), 1, 1, 1)[:batch]
+    model.train(train).requires_grad_(train)
+    with FlopCounterMode(display=False) as counter:
+        if train:
+            (model.features(x).sum() + model.features(x).sum()).backward()
+        else:
+            model.features(x.requires_grad_()).sum().backward()
+    return counter.get_total_flops()
+
+# %% ../../nbs/studies/11_benchmark.ipynb #ca02156c
+def peak_rate(
+    dtype: str = "float32",  # or bfloat16
+    device: str = "cpu",  # where
+    cpu_threads: int = 1,  # of torch
+    tries: int = 100,  # the best counts
+) -> float:  # operations per second
+    "Highest measured rate of the network's largest convolution."
+    keep_freed_memory()
+    kind = dict(device=device, dtype=getattr(torch, dtype))
+    x, w = (
+        torch.randn(n, 64, k, k, **kind).contiguous(memory_format=torch.channels_last) for n, k in ((40, 16), (64, 3))
+    )
+    wait, best = torch.cuda.synchronize if str(device).startswith("cuda") else lambda: None, float("inf")
+    with threads(cpu_threads), torch.no_grad():
+        for _ in range(tries):
+            wait()
+            start = time.perf_counter()
+            F.conv2d(x, w, padding=1)
+            wait()
+            best = min(best, time.perf_counter() - start)
+    return 2 * 40 * 16 * 16 * 64 * 64 * 9 / best
+
+# %% ../../nbs/studies/11_benchmark.ipynb #7986d5ab
+def roofline_rows(
+    rows: DataFrame,  # of `measure`
+    case: SimpleNamespace,  # of `make_case`, as in the measurement
+    tries: int = 100,  # for each peak
+) -> list[dict]:  # row, device, threads, batch, dtype, operations, peak, floor, and ratios to it
+    "Floors under measured steps."
+    rates, out = {}, []
+    for r in rows[rows.row.isin(["training step", "inversion step", "inversion step, compiled"])].itertuples():
+        key, work = (r.dtype, r.device, r.threads), step_flops(case, r.row.removesuffix(", compiled"), r.batch)
+        if key not in rates:
+            rates[key] = peak_rate(*key, tries)
+        floor = 1e3 * work / rates[key]
+        facts = dict(row=r.row, device=r.device, threads=r.threads, batch=r.batch, dtype=r.dtype)
+        facts |= dict(gflop=round(work / 1e9, 3), peak_gflop_per_s=round(rates[key] / 1e9, 1))
+        facts |= dict(floor_ms=round(floor, 2), ours_ms=r.ours, share_of_peak=round(floor / r.ours, 3))
+        most = dict(naive=r.naive, plain=r.plain).items()
+        out.append(facts | {f"most_against_{k}": None if v is None else round(v / floor, 2) for k, v in most})
+    return out
+
+# %% ../../nbs/studies/11_benchmark.ipynb #208fb3c9
+OPERATIONS = {
+    "convolutions": ("conv",),
+    "normalisation": ("batch_norm",),
+    "activations": ("relu", "threshold", "clamp"),
+    "optimiser": ("optimizer", "adam", "sgd"),
+    "copies, shifts, types": ("copy", "roll", "cat", "flip", "index", "clone", "_to_", "contiguous"),
+    "statistics, losses, sums": tuple("mean sum norm square mul add sub div sqrt where softmax nll mm".split()),
+}
+
+
+def kind_of(
+    name: str,  # of an operation, such as aten::relu_
+) -> str:  # a key of `OPERATIONS`, or "the rest"
+    "What kind of work an operation is."
+    return next((k for k, parts in OPERATIONS.items() if any(p in name.lower() for p in parts)), "the rest")
+
+# %% ../../nbs/studies/11_benchmark.ipynb #47113548
+def profile_rows(
+    case: SimpleNamespace,  # of `make_case`
+    dtype: str = "float32",  # of the passes
+    cpu_threads: int = 1,  # of torch
+    steps: int = 20,  # that are profiled, after two that are not
+) -> list[dict]:  # row, dtype, threads, kind, milliseconds per step, share in per cent
+    "Where the processor time of our training and inversion steps goes, at batch 40."
+    training = training_contenders(case, TrainConfig(batch_size=40, dtype=dtype), naive=False)["ours"]
+    inversion = inversion_contenders(case, dtype=dtype, naive=False)["ours"]
+    ours, rows = {"training step": training, "inversion step": inversion}, []
+    for row, run in ours.items():
+        with threads(cpu_threads):
+            run(2)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as watched:
+                run(steps)
+        spent = {k: 0.0 for k in (*OPERATIONS, "the rest")}
+        for e in watched.key_averages():
+            spent[kind_of(e.key)] += e.self_cpu_time_total / 1e3 / steps
+        facts, all_ms = dict(row=row, dtype=dtype, threads=cpu_threads), sum(spent.values())
+        rows += [facts | dict(kind=k, ms=round(ms, 3), share=round(100 * ms / all_ms, 1)) for k, ms in spent.items()]
+    return rows
