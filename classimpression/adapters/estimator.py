@@ -365,6 +365,32 @@ class IncrementalClassifier:
         check(kinds[0] == kinds[1], f"the classes learned are {kinds[0]}, these labels are {kinds[1]}", DataError)
         return float(np.average(found == y, weights=sample_weight))
 
+    def card(
+        self,
+        X,  # images that it learned from, or some of each class
+        y,  # their labels
+        X_unseen,  # images of all classes that it never saw, at least four of each
+        y_unseen,  # their labels
+        **audit,  # seed, most, draws: see `membership`
+    ) -> str:  # Markdown
+        """One page: what is stored, how many bytes, what a membership attack finds, accuracy per class. Raises
+        `DataError` for too few images.
+        """
+        from classimpression.studies.card import card
+
+        self.check_fitted()
+        learned, unseen = (self.as_known(a, b) for a, b in ((X, y), (X_unseen, y_unseen)))
+        m = find_method(self.method)
+        facts = dict(method=f"{m.title} ({self.method})", tasks=" + ".join(map(str, self.sizes_)))
+        return card(self.carry_, self.classes_.tolist(), learned, unseen, "Incremental classifier", facts, **audit)
+
+    def as_known(self, X, y) -> Split:
+        "Images with labels as numbers of known classes. Raises `DataError` for an unknown label."
+        number = {k: i for i, k in enumerate(self.classes_.tolist())}
+        odd = sorted(set(found := as_labels(y).tolist()) - set(number))
+        check(not odd, f"the labels {odd} are not among the classes learned: {list(number)}", DataError)
+        return Split(self.as_images(X), torch.tensor([number[k] for k in found]))
+
     def network_name(self) -> str | None:
         "The backbone's name, which is what a file can hold."
         return self.backbone if self.backbone is None else as_network(self.backbone)

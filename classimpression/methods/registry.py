@@ -53,6 +53,11 @@ class Method:
         return self.exemplars == 0
 
     @property
+    def outside(self) -> bool:
+        "Does it start from a public network, unless told otherwise? Tables and experiments keep that apart."
+        return "backbone" in self.hyper_parameters
+
+    @property
     def summarises(self) -> bool:
         "Does it carry statistics of classes, and no images? Then each class needs `k_min` images."
         return self.data_free and self.tier != "M0"

@@ -106,7 +106,7 @@ def planned(
 def plan_runs(
     scenario: str,  # name of the task sequence
     profile: str,  # name of the settings' profile
-    methods: list[str],  # names of methods; ["all"]: every registered one
+    methods: list[str],  # names of methods; ["all"]: every registered one without outside data
     seeds: list[int] | None = None,  # one run of every method for each, with the published class order
     repeats: list[int] | None = None,  # instead of seeds: numbers of committed repeats of seed and class order
     root: str | None = None,  # folder of the data files; CLASSIMPRESSION_DATA unless given
@@ -123,7 +123,7 @@ def plan_runs(
         f"{scenario} has the repeats 0 to {len(committed) - 1}, not {repeats}",
     )
     chosen = [committed[i] for i in repeats] if repeats else [dict(seed=s) for s in seeds]
-    methods = list(registered()) if methods == ["all"] else methods
+    methods = [k for k, m in registered().items() if not m.outside] if methods == ["all"] else methods
     runs = [
         profile_config(profile, m, tuned, scenario=scenario, root=root or None, **settings, **c)
         for c in chosen

@@ -5,7 +5,7 @@
 # %% ../../nbs/studies/08_privacy.ipynb #3d97806d
 from __future__ import annotations
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from classimpression.synthesis import Impressions
 
 # %% auto #0
-__all__ = ['Published', 'pixels', 'published', 'distance_likeness', 'impression_attacks', 'audit_run', 'traced',
-           'nearer_to_training', 'mean_areas', 'overfitted', 'controls', 'not_asked', 'within_covariance', 'placebos']
+__all__ = ['Published', 'pixels', 'published', 'distance_likeness', 'impression_attacks', 'carried_attacks', 'audit_run',
+           'traced', 'nearer_to_training', 'mean_areas', 'overfitted', 'controls', 'not_asked', 'within_covariance',
+           'placebos']
 
 # %% ../../nbs/studies/08_privacy.ipynb #0ff45594
 @dataclass(frozen=True)
@@ -113,6 +114,22 @@ def impression_attacks(
     }
     return {k: (s, m, y) for k, s in scores.items()}
 
+# %% ../../nbs/studies/08_privacy.ipynb #ca77ed01
+def carried_attacks(
+    carry: Carryover,  # what is handed on
+    c: Candidates,  # of all classes
+    n: Tensor,  # images behind each class [K]
+) -> Iterator[tuple[str, str, Tensor, int | None]]:  # what is published, attack, score [N], dimensions
+    "The network and all statistics beside it, each attacked in its own way."
+    yield "network", "confidence", confidence_attack(carry.model, c.x, c.y), None
+    for p in published(carry, int(n.sum())):
+        f, own = p.vectors(c.x), own_moments(p.vectors(c.own.x), c.own.y, c.classes)
+        if p.cov is None:
+            yield p.what, "likelihood ratio", mean_attack(f, c.y, p.means, c.classes, own, n), f.shape[1]
+            continue
+        for name, o in (("distance", None), ("relative distance", own)):
+            yield p.what, name, covariance_attack(f, c.y, p.means, p.cov, c.classes, o), f.shape[1]
+
 # %% ../../nbs/studies/08_privacy.ipynb #e5510889
 def audit_run(
     result: RunResult,  # finished run
@@ -129,25 +146,7 @@ def audit_run(
         dict(method=result.data["method"], published=what, attack=attack, dimensions=D, images=len(train))
         | success(within_class(score, y), member, draws)
     )
-    rows = [row("network", "confidence", confidence_attack(carry.model, c.x, c.y), c.member, c.y)]
-    for p in published(carry, len(train)):
-        f, own = p.vectors(c.x), own_moments(p.vectors(c.own.x), c.own.y, c.classes)
-        if p.cov is None:
-            rows.append(
-                row(
-                    p.what,
-                    "likelihood ratio",
-                    mean_attack(f, c.y, p.means, c.classes, own, n),
-                    c.member,
-                    c.y,
-                    f.shape[1],
-                )
-            )
-        else:
-            rows += [
-                row(p.what, name, covariance_attack(f, c.y, p.means, p.cov, c.classes, o), c.member, c.y, f.shape[1])
-                for name, o in (("distance", None), ("relative distance", own))
-            ]
+    rows = [row(what, name, s, c.member, c.y, D) for what, name, s, D in carried_attacks(carry, c, n)]
     if result.data["tasks"][last].get("impressions"):
         rows += [
             row("impressions", name, *found)
