@@ -91,6 +91,25 @@ def test_no_number_is_typed_by_hand(page):
     assert not numbers(text_of(page)), "use <!-- value NAME --><!-- /value --> and assets/questions.json"
 
 
+def typed_results(text: str) -> list[str]:
+    "Measured numbers in a notebook's prose: shares and points with decimals, any of them under a heading 'Reading'."
+    text = re.sub(r"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\]\([^)]*\)|95 %", " ", text, flags=re.S)
+    digits = r"\d+(?:\.\d+)?" if re.search(r"^#+ .*Reading", text, re.M) else r"\d+\.\d+"
+    return re.findall(rf"(?<![\w.]){digits} ?(?:%|per cent|points)", text)
+
+
+def test_no_result_is_typed_into_a_notebook():
+    assert typed_results("## Reading\n\nIt ends at 31 %.") and typed_results("It gains 0.7 points.")
+    assert not typed_results("A sampler draws 66 % impressions, with a 95 % interval.")
+    typed = {
+        p.relative_to(ROOT).as_posix(): found
+        for p in NOTEBOOKS
+        for text in markdown_of(p)
+        if (found := typed_results(text))
+    }
+    assert not typed, "let a cell compute it, or say it without the number"
+
+
 def test_readings_are_short():
     from classimpression.report.readme import page_texts
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['KINDS', 'impression_share', 'share_rows', 'watched_task', 'standing', 'recognised', 'regime_rows', 'draw_panel',
-           'plot_regimes', 'at_epochs']
+           'plot_regimes', 'at_epochs', 'regimes_reading', 'recipes_reading']
 
 # %% ../../nbs/studies/13_regimes.ipynb #35c00006
 def impression_share(
@@ -209,3 +209,42 @@ def at_epochs(
     "The looks at the ends of epochs."
     ends = rows[rows.epoch > 0].groupby(["class_weights", "task", "epoch"], sort=False).tail(1)
     return ends.round(1).reset_index(drop=True)
+
+# %% ../../nbs/studies/14_regimes.ipynb #35c00031
+def regimes_reading(
+    shares: DataFrame,  # of `share_rows`
+    ends: DataFrame,  # of `at_epochs`
+) -> str:  # a list in Markdown
+    "Weights by arithmetic, and what either balancing leaves after the second and the last task."
+    told = shares[shares.class_weights]
+    first, last = sorted({ends.task.min(), ends.task.max()})[0], ends.task.max()
+    lines = [
+        f"* By arithmetic, impressions carry {told.per_cent.min():.0f} to {told.per_cent.max():.0f} % of the "
+        f"cross-entropy's weight with class weights, {shares[~shares.class_weights].per_cent.mean():.0f} % without."
+    ]
+    for weighted, name in ((True, "Balanced twice"), (False, "Balanced once")):
+        of = ends[ends.class_weights == weighted].groupby("task").tail(1).set_index("task")
+        stands = [
+            f"after task {t} {of.old[t]:.0f} % (old) and {of.new[t]:.0f} % (new)" for t in dict.fromkeys((first, last))
+        ]
+        lines.append(f"* {name}, the last epoch leaves real images recognised {', '.join(stands)}.")
+    return "\n".join(lines)
+
+# %% ../../nbs/studies/14_regimes.ipynb #35c00034
+def recipes_reading(
+    rows: DataFrame,  # one per repeat: method, balanced_accuracy
+    paired: DataFrame,  # differences to "balanced once": method, difference, low, high
+    taken: DataFrame,  # method, seed, task, per_cent of the impressions that are recognised
+) -> str:  # a list in Markdown
+    "Ends, differences and recognised impressions in words."
+    own = rows[rows.method.str.startswith("class-impression")].groupby("method").balanced_accuracy
+    lines = [
+        f"* {name}: {v.mean():.1f} % balanced (standard deviation {v.std():.1f}, {len(v)} repeats)." for name, v in own
+    ]
+    lines += [
+        f"* {r.method}: {r.difference:+.1f} points [{r.low:.1f}, {r.high:.1f}] against balanced once."
+        for r in paired.itertuples()
+    ]
+    for (name, t), v in taken.groupby(["method", "task"]).per_cent:
+        lines.append(f"* {name}: before task {t} {v.min():.0f} to {v.max():.0f} % of the impressions are recognised.")
+    return "\n".join(lines)
