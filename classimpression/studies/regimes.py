@@ -210,7 +210,7 @@ def at_epochs(
     ends = rows[rows.epoch > 0].groupby(["class_weights", "task", "epoch"], sort=False).tail(1)
     return ends.round(1).reset_index(drop=True)
 
-# %% ../../nbs/studies/14_regimes.ipynb #35c00031
+# %% ../../nbs/studies/13_regimes.ipynb #35c00031
 def regimes_reading(
     shares: DataFrame,  # of `share_rows`
     ends: DataFrame,  # of `at_epochs`
@@ -230,7 +230,7 @@ def regimes_reading(
         lines.append(f"* {name}, the last epoch leaves real images recognised {', '.join(stands)}.")
     return "\n".join(lines)
 
-# %% ../../nbs/studies/14_regimes.ipynb #35c00034
+# %% ../../nbs/studies/13_regimes.ipynb #35c00034
 def recipes_reading(
     rows: DataFrame,  # one per repeat: method, balanced_accuracy
     paired: DataFrame,  # differences to "balanced once": method, difference, low, high
