@@ -14,7 +14,8 @@ import pytest
 from classimpression import cli
 from classimpression.core.files import read_json
 from classimpression.core.provenance import package_folder
-from classimpression.report.comparison import MAIN, main_rows, main_summary, reproduced
+from classimpression.report.comparison import MAIN, main_rows, main_summary
+from classimpression.report.verdicts import reproduced
 from classimpression.runs.configs import reported_repeats
 from classimpression.runs.tables import merge_rows, read_rows, tidy
 from classimpression.runs.tuning import trial_configs

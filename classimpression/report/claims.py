@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 import numpy as np
 from .ablations import differences, variants_of
-from .budgets import better_budget
+from .comparison import better_budget, title_of
 from ..carryover import TIERS
-from .comparison import title_of
 from ..runs.configs import reported_repeats
 from ..core.files import read_json
 from ..core.provenance import package_folder
