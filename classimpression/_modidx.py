@@ -2921,4 +2921,6 @@ d = { 'settings': { 'branch': 'main',
                                           'classimpression.training.train_epoch': ( 'training.html#train_epoch',
                                                                                     'classimpression/training.py'),
                                           'classimpression.training.train_step': ( 'training.html#train_step',
-                                                                                   'classimpression/training.py')}}}
+                                                                                   'classimpression/training.py'),
+                                          'classimpression.training.unlabelled_scores': ( 'training.html#unlabelled_scores',
+                                                                                          'classimpression/training.py')}}}

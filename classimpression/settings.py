@@ -49,6 +49,7 @@ class TrainConfig:
     rho: float = 0.9  # share of the batch in its running centroids
     tau: float = 1.0  # its temperature
     idc_classes: str = "all"  # "all", or "pool": only classes that the pool really holds (the new ones)
+    idc_pool: str = "own"  # its unlabelled images: batches of their "own", or "shared": the batch's real images
     augment_shift: int = 0  # random shifts of training images, pixels; the paper uses none on MedMNIST
     augment_flip: bool = False  # random flips of training images
     dtype: str = "float32"  # of forward and backward passes: "float32" or "bfloat16"
@@ -64,6 +65,7 @@ CHOICES = dict(
     selection=tuple(SELECTIONS),
     schedule=SCHEDULES,
     idc_classes=("all", "pool"),
+    idc_pool=("own", "shared"),
     optimizer=("sgd", "adam"),
     head=("cosine", "linear"),
     dtype=("float32", "bfloat16"),
@@ -106,6 +108,8 @@ def check_training(
     check(cfg.schedule != "paper" or cfg.selection != "last", other)
     needs = "the intra-domain loss needs an unlabelled pool; choose one, or set idc_weight=0"
     check(cfg.pool != "none" or cfg.idc_weight == 0, needs)
+    mixed = f"idc_pool='shared' takes the new task's own training images; pool must be new-train, not {cfg.pool!r}"
+    check(cfg.idc_pool == "own" or cfg.pool == "new-train", mixed)
 
 # %% ../nbs/10_settings.ipynb #9837bbd3
 # before tasks 2, 3, 4: share of the batch in the centroids, temperature;

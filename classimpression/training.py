@@ -28,8 +28,8 @@ from .tasks import Task
 # %% auto #0
 __all__ = ['Terms', 'draw_epoch', 'Batch', 'teacher_features', 'TaskData', 'seen_by_teacher', 'epoch_batches', 'first_model',
            'start_model', 'History', 'predict', 'evaluate', 'accuracy', 'train_step', 'train_epoch', 'optimiser',
-           'train', 'mixed_features', 'pool_scores', 'Centroids', 'class_impression_terms', 'term_weights_of',
-           'fit_task']
+           'train', 'mixed_features', 'pool_scores', 'unlabelled_scores', 'Centroids', 'class_impression_terms',
+           'term_weights_of', 'fit_task']
 
 # %% ../nbs/11_training.ipynb #6f0dfb80
 def draw_epoch(
@@ -313,6 +313,16 @@ def pool_scores(model: nn.Module, x: Tensor, bn_update: bool) -> Tensor:
     with frozen_statistics(model):
         return cosines(model.head, model.features(x))
 
+# %% ../nbs/11_training.ipynb #7d0e0011
+def unlabelled_scores(
+    model: nn.Module,  # in training mode
+    b: Batch,  # real images first, then impressions; beside them the pool's
+    s: Tensor,  # scores of the batch [B, K]
+    cfg: TrainConfig,  # idc_pool, bn_update
+) -> Tensor:  # [P, K]
+    "Scores of the images whose labels the intra-domain loss does not see."
+    return s[: b.n_real] if cfg.idc_pool == "shared" else pool_scores(model, b.pool, cfg.bn_update)
+
 # %% ../nbs/11_training.ipynb #aaeea815
 class Centroids:
     "Running class centroids of the two domains, impressions with new images and pool; both start at zero."
@@ -348,7 +358,7 @@ def class_impression_terms(
         if weights.get("margin"):
             terms["margin"] = margin_loss(s, b.y, task.n_old, cfg.margin, cfg.margin_k)
         if weights.get("intra_domain"):
-            terms["intra_domain"] = centroids.loss(s, b.y, pool_scores(model, b.pool, cfg.bn_update), only)
+            terms["intra_domain"] = centroids.loss(s, b.y, unlabelled_scores(model, b, s, cfg), only)
         return terms
 
     return lambda epoch: partial(terms_of, Centroids(task.n_seen, cfg))
