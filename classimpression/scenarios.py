@@ -6,7 +6,7 @@
 from __future__ import annotations
 import io, os, tempfile, unicodedata, warnings, zipfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Callable
@@ -24,12 +24,12 @@ from .tasks import POOLS, SELECTIONS, Scenario, Task, from_arrays, from_splits, 
 _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits", "plan"]  # one address for the user
 
 # %% auto #0
-__all__ = ['LYING', 'STANDING', 'IMAGE_ENDINGS', 'SYSTEM', 'NESTED', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'SCENARIOS',
-           'CITATION', 'MADE', 'FOLDER', 'OWN', 'read_image', 'hidden', 'class_folders', 'image_files', 'stacked',
-           'people', 'said', 'folder_split', 'nobody_twice', 'from_folder', 'DatasetInfo', 'register_scenario',
-           'scenario_info', 'data_file', 'placed', 'own_folder', 'make_scenario', 'list_data', 'fetched', 'download',
-           'npz_bytes', 'draw_rows', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays',
-           'from_splits', 'plan']
+__all__ = ['LYING', 'STANDING', 'IMAGE_ENDINGS', 'SYSTEM', 'NESTED', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'LARGER',
+           'SCENARIOS', 'CITATION', 'MADE', 'FOLDER', 'OWN', 'read_image', 'hidden', 'class_folders', 'image_files',
+           'stacked', 'people', 'said', 'folder_split', 'nobody_twice', 'from_folder', 'DatasetInfo',
+           'register_scenario', 'scenario_info', 'base_name', 'data_file', 'placed', 'own_folder', 'make_scenario',
+           'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario',
+           'Task', 'from_arrays', 'from_splits', 'plan']
 
 # %% ../nbs/03_scenarios.ipynb #e8c6745a
 LYING, STANDING = "lie (wider than high)", "stand (higher than wide)"
@@ -212,6 +212,7 @@ class DatasetInfo:
     class_names: tuple[str, ...]  # in original order
     licence: str = "CC BY 4.0"  # of the images
     embedded: bool = False  # does the file come with the package?
+    pixels: int = 28  # height and width of the images
     note: str = ""  # status
 
     @property
@@ -264,6 +265,28 @@ TISSUE = (
     "thick ascending limb",
 )
 UNPROVED = "code path tested, no results"
+LARGER = {  # MedMNIST+: the same images with more pixels; MD5 of each file
+    "blood": {
+        64: "2b94928a2ae4916078ca51e05b6b800b",
+        128: "adace1e0ed228fccda1f39692059dd4c",
+        224: "b718ff6835fcbdb22ba9eacccd7b2601",
+    },
+    "path": {
+        64: "55aa9c1e0525abe5a6b9d8343a507616",
+        128: "ac42d08fb904d92c244187169d1fd1d9",
+        224: "2c51a510bcdc9cf8ddb2af93af1eadec",
+    },
+    "organa": {
+        64: "2dcccc29b88e6da5a01161ef20cda288",
+        128: "eeae80d0a227a8d099027e1b3cfd3b60",
+        224: "50747347e05c87dd3aaf92c49f9f3170",
+    },
+    "tissue": {
+        64: "123ece2eba09d0aa5d698fda57103344",
+        128: "61b955355d7425a89687b06cca3ce0c2",
+        224: "b077128c4a949f0a4eb01517f9037b9c",
+    },
+}
 SCENARIOS = {
     "blood-mini": DatasetInfo(
         "BloodMNIST, subset",
@@ -309,10 +332,24 @@ def register_scenario(
 def scenario_info(
     name: str,  # one of the names in SCENARIOS
 ) -> DatasetInfo:
-    "Look up a named scenario."
+    "Look up a named scenario; `blood-224` is `blood` with 224 pixels."
+    base, _, pixels = name.rpartition("-") if isinstance(name, str) else ("", "", "")
+    if base in LARGER and pixels in map(str, LARGER[base]):
+        info, side = SCENARIOS[base], int(pixels)
+        more = dict(title=f"{info.title}, {side} pixels", file=info.file.replace(".npz", f"_{side}.npz"))
+        return replace(info, **more, md5=LARGER[base][side], pixels=side, note=UNPROVED)
     known = isinstance(name, str) and name in SCENARIOS
-    check(known, f"unknown scenario {name!r}; choose from {', '.join([*SCENARIOS, *MADE])}")
+    larger = "; with more pixels blood-64, blood-128, blood-224, and so on"
+    check(known, f"unknown scenario {name!r}; choose from {', '.join([*SCENARIOS, *MADE])}{larger}")
     return SCENARIOS[name]
+
+# %% ../nbs/03_scenarios.ipynb #ba5e0001
+def base_name(
+    name: str,  # of a scenario
+) -> str:
+    "The data set that a name is a variant of: `blood` for `blood-mini` and `blood-224`."
+    base, _, variant = name.rpartition("-")
+    return base if variant == "mini" or base in LARGER and variant in map(str, LARGER[base]) else name
 
 # %% ../nbs/03_scenarios.ipynb #95a57bd9
 def data_file(
@@ -327,7 +364,7 @@ def data_file(
 @lru_cache(maxsize=2)
 def _load(path: Path, stamp: tuple[int, int], name: str, verify: bool) -> tuple[dict[str, Split], str]:
     "Splits and MD5 of a file; `stamp` (time, bytes) makes a changed file a new one."
-    info = SCENARIOS[name]
+    info = scenario_info(name)
     splits = load_medmnist(path, info.md5 if verify else None, info.channels, info.n_classes)
     return splits, info.md5 if verify else file_md5(path)
 
@@ -367,7 +404,7 @@ def make_scenario(
     class_order: list[int] | None = None,  # original class numbers in order of arrival; None: 0, 1, 2, ...
     sizes: list[int] | None = None,  # classes per task; None: the published ones
     root: str | Path | None = None,  # data folder; None: the environment variable
-    size: int | None = None,  # pad to this height and width; None: 32
+    size: int | None = None,  # pad to this height and width; None: 32, or those of the file if it has more
     verify: bool = True,  # False: take a file with another MD5 (its own MD5 is what results record)
 ) -> Scenario:
     "Make a named scenario. Raises `ConfigError` for the name or plan, `DataError` for a missing or wrong file."
@@ -382,7 +419,7 @@ def make_scenario(
     check(path.is_file(), f"there is no file {path}; {advice}", DataError)
     stat = path.stat()
     splits, md5 = _load(path, (stat.st_mtime_ns, stat.st_size), name, verify)
-    about = dict(name=name, class_names=info.class_names, size=32 if size is None else size, checksum=md5)
+    about = dict(name=name, class_names=info.class_names, checksum=md5)
     return from_splits(*splits.values(), sizes=sizes, class_order=order, **about)
 
 # %% ../nbs/03_scenarios.ipynb #8593b3b5
@@ -410,7 +447,8 @@ def fetched(
 ) -> Path:  # in `tmp`
     "Download a file and check it. Raises `DataError` where either fails."
     try:
-        dataset(split="val", root=tmp, download=True)
+        more = {} if info.pixels == 28 else dict(size=info.pixels)
+        dataset(split="val", root=tmp, download=True, **more)
     except Exception as e:
         raise DataError(f"cannot download {info.file}: {e}. Fetch it by hand and put it into {wanted}") from e
     right = file_md5(Path(tmp) / info.file) == info.md5
@@ -431,7 +469,7 @@ def download(
         import medmnist
     except ImportError as e:
         raise DataError("downloads need the medmnist package: pip install 'classimpression[data]'") from e
-    dataset = getattr(medmnist, medmnist.INFO[path.stem]["python_class"])
+    dataset = getattr(medmnist, medmnist.INFO[path.stem.partition("_")[0]]["python_class"])
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as tmp:
             os.replace(fetched(dataset, info, tmp, path.parent), path)

@@ -24,9 +24,11 @@ import torch
 from classimpression.core.errors import ConfigError, DataError, LeakError, StateError
 from classimpression.core.provenance import file_md5, package_folder
 from classimpression.core.seeding import generator
-from classimpression.data import DATA_VARIABLE, as_bytes, as_split, augment, batches, data_root, load_medmnist, read_npz
-from classimpression.scenarios import SCENARIOS, download, from_arrays, from_folder, list_data, make_mini, make_scenario
-from classimpression.scenarios import npz_bytes
+from classimpression.data import DATA_VARIABLE, PARTS, as_bytes, as_split, augment, batches, data_root, load_medmnist
+from classimpression.data import read_npz
+from classimpression.runs.configs import reported_repeats
+from classimpression.scenarios import LARGER, SCENARIOS, download, from_arrays, from_folder, list_data, make_mini
+from classimpression.scenarios import make_scenario, npz_bytes, scenario_info
 
 KEYS = [f"{p}_{k}" for p in ("train", "val", "test") for k in ("images", "labels")]
 
@@ -603,6 +605,22 @@ def test_download_replaces_a_file_only_by_a_right_one(medmnist, monkeypatch, tmp
     assert next(r for r in list_data(tmp_path) if r["scenario"] == "tissue")["status"] == "present"
 
 
+def test_more_pixels_of_the_same_images(tmp_path, monkeypatch):
+    "MedMNIST+: a file of 64 pixels is a scenario of that size, with the classes, tasks and repeats of the small one."
+    arrays = medmnist_arrays(3, 8) | {
+        f"{p}_images": np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8) for p in PARTS
+    }
+    arrays |= {f"{p}_labels": (np.arange(16) % 8)[:, None].astype(np.uint8) for p in PARTS}
+    (tmp_path / "bloodmnist_64.npz").write_bytes(npz_bytes(arrays))
+    with pytest.raises(DataError, match="its MD5 is not 2b94928a"):
+        make_scenario("blood-64", root=tmp_path)
+    scenario = make_scenario("blood-64", root=tmp_path, verify=False)
+    assert (scenario.size, scenario.name, scenario.sizes) == (64, "blood-64", [2, 2, 2, 2])
+    assert scenario.test(0).x.shape[1:] == (3, 64, 64) and reported_repeats("blood-64") == reported_repeats("blood")
+    with pytest.raises(ConfigError, match="blood-64, blood-128"):
+        make_scenario("blood-63", root=tmp_path)
+
+
 def test_download_needs_a_package_and_a_folder(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "medmnist", None)
     with pytest.raises(DataError, match=r"classimpression\[data\]"):
@@ -625,6 +643,11 @@ def test_unwritable_folder(medmnist, tmp_path, monkeypatch):
 def test_checksums_are_those_of_medmnist():
     info = pytest.importorskip("medmnist.info").INFO
     for name in ("blood", "path", "organa", "tissue"):
+        for pixels, md5 in LARGER[name].items():
+            assert md5 == info[f"{name}mnist"][f"MD5_{pixels}"]
+            assert (
+                info[f"{name}mnist"][f"url_{pixels}"].partition("?")[0].endswith(scenario_info(f"{name}-{pixels}").file)
+            )
         ours, theirs = SCENARIOS[name], info[SCENARIOS[name].file.removesuffix(".npz")]
         assert (ours.md5, ours.channels, ours.n_classes, ours.licence) == (
             theirs["MD5"],

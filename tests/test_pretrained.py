@@ -24,6 +24,7 @@ from classimpression.methods.registry import UnionTask  # noqa: E402
 from classimpression.models import NETWORKS, Classifier, rebuild  # noqa: E402
 from classimpression.pretrained import adapted, backbones, census_any, features, packed  # noqa: E402
 from classimpression.pretrained.backbones import LITE0_LEVELS, Backbone, Frozen, register_backbone  # noqa: E402
+from classimpression.pretrained.chunks import features_in_chunks, npz_chunks  # noqa: E402
 from classimpression.runs.configs import RunConfig  # noqa: E402
 from classimpression.runs.runner import run  # noqa: E402
 from classimpression.settings import TrainConfig  # noqa: E402
@@ -304,6 +305,34 @@ def test_recommend_fits_what_may_be_kept(toy):
     assert len(short.table) == 1 and "no time was left" in short.reason and short.method == "ncm"
     with pytest.raises(ConfigError, match="no method fits"):
         recommend(train.x, train.y, tier="M0", candidates=some[:1])
+
+
+def test_statistics_of_features_that_never_vary():
+    "A dozen live features among a thousand dead ones: 32 bits do not converge there."
+    cov = torch.zeros(1280, 1280, dtype=torch.float64)
+    cov[:12, :12] = torch.cov(torch.randn(12, 40, dtype=torch.float64)) * 1e-3
+    λ, v = packed.directions(cov)
+    assert torch.allclose((v * λ) @ v.T, cov.float(), atol=1e-7)
+
+
+def test_images_in_chunks_give_the_features_of_a_run(toy, tmp_path, monkeypatch):
+    train = toy(pixels=64)._store.splits["train"]
+    x, y = train.x.permute(0, 2, 3, 1).numpy(), train.y.numpy()
+    np.savez_compressed(tmp_path / "a.npz", train_images=x, train_labels=y)
+    with torch.no_grad():
+        expected = NETWORKS[TINY](3).features(train.images())
+    for folder in (None, str(tmp_path / "store")):  # computed, and kept
+        monkeypatch.delenv(features.FEATURES_VARIABLE, raising=False)
+        if folder:
+            monkeypatch.setenv(features.FEATURES_VARIABLE, folder)
+        f, labels = features_in_chunks(npz_chunks(tmp_path / "a.npz", n=16), TINY)
+        assert torch.allclose(f.float(), expected, rtol=1e-3, atol=1e-2) and labels.tolist() == y.tolist()
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:3000])
+    with pytest.raises(DataError, match="no file of images"):
+        list(npz_chunks(tmp_path / "cut.npz"))
+    np.savez(tmp_path / "odd.npz", train_images=x.astype(np.float32), train_labels=y)
+    with pytest.raises(DataError, match="must be uint8"):
+        list(npz_chunks(tmp_path / "odd.npz"))
 
 
 def test_packed_statistics():

@@ -15,7 +15,7 @@ from ..methods.statistical import StatisticalHead, expect_labels, feature_means
 
 # %% auto #0
 __all__ = ['CLIPS', 'ENERGY8', 'ENERGY4', 'CODECS', 'ROWS', 'round_rows', 'rounded', 'pack_nibbles', 'unpack_nibbles', 'Ranks',
-           'mixed_ranks', 'encode', 'decode', 'PackedLDA', 'within', 'empty_rows']
+           'mixed_ranks', 'directions', 'encode', 'decode', 'PackedLDA', 'within', 'empty_rows']
 
 # %% ../../nbs/pretrained/03_packed.ipynb #e41f3c91
 CLIPS = (1.8, 2.2, 2.6, 3.0, 3.5, 4.5, 6.0)  # largest entry that 4 bits hold, in standard deviations of the row
@@ -87,6 +87,19 @@ def mixed_ranks(
         kept = r16 + r8 + r4
     return Ranks(r16, r8, r4)
 
+# %% ../../nbs/pretrained/03_packed.ipynb #d17ec710
+def directions(
+    cov: Tensor,  # [D, D] float64
+) -> tuple[Tensor, Tensor]:  # variances, largest first [D], and directions as columns [D, D], float32
+    "Principal directions; in 64 bits where 32 do not converge, as with features that never vary."
+    try:
+        λ, v = torch.linalg.eigh(cov.float())
+    except torch.linalg.LinAlgError:
+        unit = cov.diagonal().mean().clamp(min=1e-300)
+        λ, v = torch.linalg.eigh(cov / unit)
+        λ, v = (λ * unit).float(), v.float()
+    return λ.flip(0).clamp(min=0), v.flip(1)
+
 # %% ../../nbs/pretrained/03_packed.ipynb #408d6cf1
 CODECS = {
     "low-rank-16": lambda λ, allowed: Ranks(r16=min(len(λ), int(max(0, allowed) // (2 * len(λ))))),
@@ -103,8 +116,7 @@ def encode(
     codec: str,  # a name in `CODECS`
 ) -> dict[str, Tensor]:
     "A covariance as rows in 16, 8 and 4 bits, and what the diagonal lacks."
-    λ, v = torch.linalg.eigh(cov.float())
-    λ, v = λ.flip(0).clamp(min=0), v.flip(1)
+    λ, v = directions(cov)
     r = CODECS[codec](λ, allowed - 2 * len(cov))
     kept = r.r16 + r.r8 + r.r4
     δ = λ[min(kept, len(λ) - 1)] if codec == "frequent-directions" else 0.0

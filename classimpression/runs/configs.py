@@ -21,7 +21,7 @@ from ..core.machine import best_device, number_type
 from ..core.provenance import package_folder
 from ..methods.registry import find_method, sort_options
 from ..models import NETWORKS
-from ..scenarios import placed
+from ..scenarios import base_name, placed
 from ..settings import TrainConfig, check_training, published_training
 from ..synthesis import SynthesisConfig, published_synthesis
 
@@ -262,7 +262,7 @@ def tuned_choice(
 ) -> dict:  # options, and how they were found; empty for a method that nobody tuned
     "What tuning chose: on this scenario if the method has trials on it, else on BloodMNIST."
     found = read_json(package_folder() / "assets" / "tuned.json").get(method, {})
-    return found.get("scenarios", {}).get(scenario.removesuffix("-mini"), found)
+    return found.get("scenarios", {}).get(base_name(scenario), found)
 
 # %% ../../nbs/runs/01_configs.ipynb #b58f87c6
 def profile_config(
@@ -319,7 +319,7 @@ def reported_repeats(
     "The committed repeats. Raises `ConfigError` for a scenario without."
     found = read_json(package_folder() / "assets" / "repeats.json")["scenarios"]
     check(
-        (name := scenario.removesuffix("-mini")) in found,
+        (name := base_name(scenario)) in found,
         f"no repeats are committed for {scenario!r}, only for {', '.join(found)}; give seeds and class orders yourself",
     )
     return found[name]["reported"]
@@ -330,6 +330,4 @@ def tuning_repeat(
 ) -> dict:  # seed and class_order
     "The pair on which hyper-parameters are chosen."
     reported_repeats(scenario)
-    return read_json(package_folder() / "assets" / "repeats.json")["scenarios"][scenario.removesuffix("-mini")][
-        "tuning"
-    ]
+    return read_json(package_folder() / "assets" / "repeats.json")["scenarios"][base_name(scenario)]["tuning"]
