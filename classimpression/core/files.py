@@ -5,9 +5,9 @@
 # %% ../../nbs/core/03_files.ipynb #2b6866c1
 from __future__ import annotations
 import hashlib, json, os, secrets
-from functools import wraps
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +16,7 @@ from torch import Tensor
 from .errors import ClassImpressionError, DataError, StateError, check
 
 # %% auto #0
-__all__ = ['FORMAT', 'DIGEST', 'usable_path', 'write_bytes', 'write_json', 'checked_json', 'read_json', 'locked',
+__all__ = ['FORMAT', 'DIGEST', 'usable_path', 'write_bytes', 'write_json', 'checked_json', 'read_json', 'lock_of', 'update_file',
            'content_digest', 'save_tensors', 'facts_of_header', 'load_tensors', 'inside']
 
 # %% ../../nbs/core/03_files.ipynb #b09141e8
@@ -103,30 +103,45 @@ def read_json(
     return data if kind is None else checked_json(data, kind, path)
 
 # %% ../../nbs/core/03_files.ipynb #adec79fd
-def locked(
-    change: Callable,  # (path, ...) -> result; reads a file, adds to it and writes it
-) -> Callable:  # the same, one process at a time in a folder
-    "Decorator for what changes a file that others change too: nothing that they added is lost."
+@contextmanager
+def lock_of(
+    path: str | Path,  # what one process at a time may write: a file, or "folder/" for all that lies in it
+    waiting: Callable[[], None] | None = None,  # called if another process holds the lock
+    advice: str = "Free some space or choose another output folder",  # for whoever cannot write here
+) -> Iterator[None]:
+    "Hold a lock within a block; others wait. Raises `StateError` where no lock can be written."
+    from filelock import FileLock, Timeout
 
-    @wraps(change)
-    def alone(path: str | Path, *args, **more):
-        from filelock import FileLock
-
-        folder = usable_path(path).parent
-        lock = FileLock(folder / ".lock")
+    file = usable_path(f"{path}.lock")
+    lock = FileLock(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            if waiting:
+                waiting()
             lock.acquire()
-        except OSError as e:
-            raise StateError(
-                f"cannot write the lock of {folder}: {e.strerror or e}. Free some space or choose another output folder"
-            ) from e
-        try:
-            return change(path, *args, **more)
-        finally:
-            lock.release()
+    except OSError as e:
+        raise StateError(f"cannot write the lock {file}: {e.strerror or e}. {advice}") from e
+    try:
+        yield
+    finally:
+        lock.release()
 
-    return alone
+# %% ../../nbs/core/03_files.ipynb #55d97cda
+def update_file(
+    path: str | Path,  # the file; made if it is missing
+    read: Callable[[Path], Any],  # path -> what is in it; asked only if there is a file
+    change: Callable[[Any], Any],  # what is in it, or None -> what it is to hold
+    write: Callable[[Path, Any], Any],  # (path, that)
+) -> Any:  # what the file holds now
+    "Change a file that others change too, one process at a time in a folder: nothing that they added is lost."
+    path = usable_path(path)
+    with lock_of(f"{path.parent}/"):
+        new = change(read(path) if path.exists() else None)
+        write(path, new)
+    return new
 
 # %% ../../nbs/core/03_files.ipynb #7000def4
 FORMAT = "classimpression-1"  # key of our facts in the header

@@ -5,20 +5,20 @@
 # %% ../../nbs/core/04_provenance.ipynb #1390aae8
 from __future__ import annotations
 import ast, hashlib, importlib.util, inspect, json, os, platform, re, subprocess, time, warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 import torch
 from torch import Tensor
 from .errors import StateError, check
-from .files import load_tensors, save_tensors
+from .files import load_tensors, lock_of, save_tensors
 
 # %% auto #0
 __all__ = ['digest', 'tensor_digest', 'sealed', 'check_seal', 'file_md5', 'package_folder', 'is_own_import', 'plain_source',
            'module_files', 'plain_code', 'named_modules', 'modules_digest', 'imported_modules', 'used_modules',
-           'foreign_source', 'code_version', 'lock_of', 'what_fits', 'cached', 'price_of_cached', 'environment']
+           'foreign_source', 'code_version', 'what_fits', 'cached', 'price_of_cached', 'environment']
 
 # %% ../../nbs/core/04_provenance.ipynb #0b7620a3
 def digest(
@@ -209,25 +209,6 @@ def code_version() -> dict[str, str | None]:
     except (OSError, subprocess.SubprocessError):
         pass  # no git on this machine: the modules' hash names the code as well
     return dict(modules=modules_digest(), commit=commit)
-
-# %% ../../nbs/core/04_provenance.ipynb #a4bd603e
-@contextmanager
-def lock_of(
-    path: Path,  # a file that one process at a time may write
-) -> Iterator[None]:
-    "One process at a time. Raises `StateError` where no lock can be written."
-    from filelock import FileLock
-
-    lock = FileLock(f"{path}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as e:
-        raise StateError(f"cannot write a lock in {path.parent}: {e.strerror or e}; choose another folder") from e
-    try:
-        yield
-    finally:
-        lock.release()
 
 # %% ../../nbs/core/04_provenance.ipynb #da1bfe2e
 def what_fits(

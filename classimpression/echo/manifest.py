@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Iterable, Iterator
 import numpy as np
 from .store import CineStore, check_disjoint, npy_header, write_store
 from ..core.errors import ClassImpressionError, DataError, StateError, check
-from ..core.files import inside, read_json, write_bytes, write_json
+from ..core.files import inside, lock_of, read_json, write_bytes, write_json
 from ..core.machine import progress
 from ..core.provenance import file_md5
 from ..data import PARTS
@@ -447,8 +447,6 @@ def index_manifest(
     """Make a store from a manifest, or open it if it is there. Raises `DataError` for wrong rows and series,
     `StateError` for a store of other files.
     """
-    from filelock import FileLock
-
     check(marks in ("refuse", "keep"), f"marks must be 'refuse' or 'keep', not {marks!r}")
     check(root or not hasattr(manifest, "columns"), "a table needs the folder of its paths: pass root=...")
     folder, f = Path(folder), read_manifest(manifest, views)
@@ -478,8 +476,7 @@ def index_manifest(
             DataError,
         )
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with lock_of(folder):
         if (folder / "index.json").exists():
             return store_there(folder, settings, views)
         present = (v for v in views if v in {r["view"] for r in kept})  # asked for when all series are written

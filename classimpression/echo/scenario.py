@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Iterator
 import numpy as np
 from .store import CineStore, cine_splits, write_store
-from ..core.errors import DataError, StateError, check
+from ..core.errors import DataError, check
+from ..core.files import lock_of
 from ..core.machine import progress
 from ..core.provenance import digest, modules_digest
 from ..data import data_root
@@ -60,23 +61,11 @@ def phantom_store(
     folder: Path | None = None,  # where sets are kept; None: the cache folder
 ) -> CineStore:
     "A phantom set, made if it is not there yet."
-    from filelock import FileLock
-
     settings = dict(asdict(cfg), code=modules_digest("phantom"))
     path = (folder or cache_folder()) / f"phantom-{digest(settings)}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{path}.lock")
-        lock.acquire()
-    except OSError as e:
-        raise StateError(
-            f"cannot write to {path.parent}: {e.strerror or e}; set {CACHE_VARIABLE} to another folder"
-        ) from e
-    try:
+    with lock_of(path, advice=f"Set {CACHE_VARIABLE} to another folder"):
         if not (path / "index.json").exists():
             write_store(path, phantom_rows(cfg), cfg.size, VIEWS, settings)
-    finally:
-        lock.release()
     return CineStore.open(path)
 
 # %% ../../nbs/echo/06_scenario.ipynb #ac92ef08

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from ..core.errors import StateError, check
-from ..core.files import read_json, write_json
+from ..core.files import lock_of, read_json, write_json
 from ..core.provenance import digest, environment
 from ..core.machine import progress
 
@@ -73,17 +73,14 @@ def append(
     f: Tensor,  # features [n, D]
 ) -> None:
     "Add features at the end. Raises `StateError` if they are not finite in 16 bits, or the disk is full."
-    from filelock import FileLock
-
     half = f.detach().cpu().half()
     check(
         bool(torch.isfinite(half).all()),
         "features are not finite in 16 bits; is the input size or the normalisation wrong?",
         StateError,
     )
-    self.folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(self.folder / ".lock"):
+        with lock_of(f"{self.folder}/"):
             self.refresh()
             new = [i for i, name in enumerate(names) if name not in self.known]
             with open(self.values, "ab") as g:

@@ -4,35 +4,26 @@
 
 # %% ../../nbs/report/02_comparison.ipynb #b99d7882
 from __future__ import annotations
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
 from ..carryover import TIERS
 from ..core.errors import StateError, check
-from ..core.files import locked, read_json, write_bytes
-from ..runs.run_store import BEFORE, identity
+from ..core.files import read_json, update_file, write_bytes
+from ..runs.run_store import BEFORE
 from ..methods.registry import registered
 from ..metrics import paired_interval
-from classimpression.runs.tables import (
-    as_dict,
-    mean_and_spread,
-    read_results,
-    read_table,
-    renewed,
-    shortened,
-    to_markdown,
-)
-from ..runs.tables import TEXT, write_table
+from ..runs.tables import TEXT, as_dict, mean_and_spread, merge_results, read_table, renewed
+from ..runs.tables import to_markdown, write_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['MAIN', 'MAIN_KEYS', 'MEASURES', 'LATEX', 'FULL', 'main_rows', 'merge_table', 'merge_main', 'merge_runs', 'title_of',
-           'main_summary', 'latex_text', 'latex_table', 'save_summary', 'paired_table', 'rows_of', 'save_frame',
-           'renew_frame', 'making', 'check_same_making', 'better_budget', 'budget_rows', 'runs_beside',
-           'budget_reading']
+__all__ = ['MAIN', 'MAIN_KEYS', 'LEFT_OUT', 'MEASURES', 'LATEX', 'FULL', 'main_rows', 'check_columns', 'merge_table',
+           'merge_main', 'merge_runs', 'title_of', 'main_summary', 'latex_text', 'latex_table', 'save_summary',
+           'paired_table', 'rows_of', 'save_frame', 'read_filled', 'renew_frame', 'making', 'check_same_making',
+           'better_budget', 'budget_rows', 'runs_beside', 'budget_reading']
 
 # %% ../../nbs/report/02_comparison.ipynb #e3bd1e0f
 MAIN = (
@@ -87,7 +78,16 @@ def main_rows(
     return pd.DataFrame(rows, columns=list(MAIN))
 
 # %% ../../nbs/report/02_comparison.ipynb #e545dc35
-@locked
+def check_columns(
+    path: str | Path,  # of a table
+    old: DataFrame | None,  # its rows, if there is such a file
+    new: DataFrame,  # rows that are to be added
+) -> None:
+    "Raises `ConfigError` unless both have the same columns."
+    same = old is None or list(old.columns) == list(new.columns)
+    check(same, f"{path} has other columns than the rows that are to be added; move it away and run again")
+
+# %% ../../nbs/report/02_comparison.ipynb #804d1391
 def merge_table(
     path: str | Path,  # name.csv; made if it is missing
     frame: DataFrame,  # new rows
@@ -98,15 +98,14 @@ def merge_table(
     """
     import pandas as pd
 
-    frame = frame.astype({c: str for c in frame.columns if c in TEXT})
-    if Path(path).exists():
-        old = read_table(path)
-        check(
-            list(old.columns) == list(frame.columns),
-            f"{path} has other columns than the rows that are to be added; move it away and run again",
-        )
-        frame = pd.concat([d for d in (old, frame) if len(d)] or [frame]).drop_duplicates(keys, keep="last")
-    return write_table(path, frame.sort_values(keys, kind="stable").reset_index(drop=True), "%.10g")
+    new = frame.astype({c: str for c in frame.columns if c in TEXT})
+
+    def change(old: DataFrame | None) -> DataFrame:
+        check_columns(path, old, new)
+        both = pd.concat([d for d in (old, new) if d is not None and len(d)] or [new])
+        return both.drop_duplicates(keys, keep="last").sort_values(keys, kind="stable").reset_index(drop=True)
+
+    return update_file(path, read_table, change, lambda p, rows: write_table(p, rows, "%.10g"))
 
 # %% ../../nbs/report/02_comparison.ipynb #60397017
 def merge_main(
@@ -117,31 +116,16 @@ def merge_main(
     return merge_table(path, frame, MAIN_KEYS)
 
 # %% ../../nbs/report/02_comparison.ipynb #30f79d71
-@locked
+LEFT_OUT = ("history", "exemplars", "recalls", "recall_low", "recall_high")
+
+
 def merge_runs(
     path: str | Path,  # main_table_runs.json; made if it is missing
     results: Iterable[Any],  # results of runs
-    variants: bool = False,  # do runs of one method and pair differ in their settings?
+    variants: bool = False,  # do runs of one method and repeat differ in their settings?
 ) -> list[dict]:  # all runs of the file as it is now
     "Add runs to the file that says where every number comes from; one line per run."
-    left_out = ("history", "exemplars", "recalls", "recall_low", "recall_high")
-    key = lambda r: json.dumps(
-        [
-            r["scenario"]["name"],
-            r["profile"],
-            r["protocol"],
-            r["method"],
-            r["scenario"]["class_order"],
-            r["seed"],
-            identity(r["settings"]) if variants else "",
-        ]
-    )
-    old = read_results(path)
-    merged = {key(r): r for r in [*old, *(shortened(as_dict(r), left_out) for r in results)]}
-    write_bytes(
-        path, ("[\n" + ",\n".join(json.dumps(merged[k], ensure_ascii=False) for k in sorted(merged)) + "\n]\n").encode()
-    )
-    return [merged[k] for k in sorted(merged)]
+    return merge_results(path, results, LEFT_OUT, variants)
 
 # %% ../../nbs/report/02_comparison.ipynb #2e334aed
 MEASURES = {
@@ -281,7 +265,11 @@ def save_frame(path: str | Path, frame: DataFrame) -> DataFrame:
     return write_table(path, frame)
 
 # %% ../../nbs/report/02_comparison.ipynb #26161edb
-@locked
+def read_filled(path: Path) -> DataFrame | None:
+    "A table; None for an empty file."
+    return read_table(path) if path.read_text(encoding="utf-8").strip() else None
+
+# %% ../../nbs/report/02_comparison.ipynb #37715f7e
 def renew_frame(
     path: str | Path,  # name.csv; made if it is missing
     frame: DataFrame,  # rows measured now
@@ -290,14 +278,15 @@ def renew_frame(
     """Write a table in which only what was measured now is replaced; older rows may lack the run. Raises `ConfigError`
     for a file with other columns.
     """
-    old = read_table(path) if Path(path).exists() and Path(path).read_text().strip() else frame
-    if [*old.columns, "run_id"] == list(frame.columns):
-        old = old.assign(run_id="")
-    check(
-        list(old.columns) == list(frame.columns),
-        f"{path} has other columns than the rows that are to be added; move it away and run again",
-    )
-    return save_frame(path, renewed(old, frame, keys))
+
+    def change(old: DataFrame | None) -> DataFrame:
+        if old is None:
+            return renewed(frame, frame, keys)
+        old = old.assign(run_id="") if [*old.columns, "run_id"] == list(frame.columns) else old
+        check_columns(path, old, frame)
+        return renewed(old, frame, keys)
+
+    return update_file(path, read_filled, change, save_frame)
 
 # %% ../../nbs/report/02_comparison.ipynb #26c00002
 def making(

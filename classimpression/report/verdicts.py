@@ -7,12 +7,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
-from ..core.files import locked, read_json
+from ..core.files import read_json, update_file
 from ..core.provenance import package_folder
 from ..methods.registry import METHODS
 from ..metrics import bootstrap_interval, paired_interval
-from .comparison import save_frame, title_of
-from ..runs.tables import mean_and_spread, read_table
+from .comparison import read_filled, save_frame, title_of
+from ..runs.tables import mean_and_spread
 from ..scenarios import make_scenario
 from ..training import predict
 
@@ -189,7 +189,6 @@ def bootstrap_of(
     return bootstrap_table(hits, labels, against)
 
 # %% ../../nbs/report/03_verdicts.ipynb #e490f7db
-@locked
 def merge_bootstrap(
     path: str | Path,  # main_table_..._bootstrap.csv; made if it is missing
     frame: DataFrame,  # from `bootstrap_of`
@@ -199,14 +198,14 @@ def merge_bootstrap(
     import pandas as pd
 
     made = {(title_of(m), seed) for m, seed in made}
-    old = read_table(path) if Path(path).exists() and Path(path).read_text().strip() else frame
-    kept = old[[(m, s) not in made for m, s in zip(old.method, old.seed, strict=True)]]
-    return save_frame(
-        path,
-        pd.concat([d for d in (kept, frame) if len(d)] or [frame])
-        .sort_values(["seed", "method"], kind="stable")
-        .reset_index(drop=True),
-    )
+
+    def change(old: DataFrame | None) -> DataFrame:
+        old = frame if old is None else old
+        kept = old[[(m, s) not in made for m, s in zip(old.method, old.seed, strict=True)]]
+        both = pd.concat([d for d in (kept, frame) if len(d)] or [frame])
+        return both.sort_values(["seed", "method"], kind="stable").reset_index(drop=True)
+
+    return update_file(path, read_filled, change, save_frame)
 
 # %% ../../nbs/report/03_verdicts.ipynb #26c00011
 def beside_published(

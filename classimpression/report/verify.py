@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from .comparison import MAIN, MAIN_KEYS, main_rows, merge_table
 from ..core.errors import ClassImpressionError, StateError, check
-from ..core.files import locked, read_json, write_json
+from ..core.files import read_json, update_file, write_json
 from ..runs.engine import run_all
 from ..runs.tables import read_table
 from ..metrics import TOLERANCE
@@ -325,16 +325,14 @@ def details(
     )
 
 # %% ../../nbs/report/10_verify.ipynb #22708c84
-@locked
 def merge_details(
     path: str | Path,  # name.json; made if it is missing
     new: list[dict],  # from `details`
 ) -> list[dict]:  # all entries of the file as it is now
     "Add entries to the file, in place of older ones of the same run."
-    old = read_json(path) if Path(path).exists() else []
-    merged = {d["run_id"]: d for d in [*old, *new]}
-    write_json(path, kept := [merged[k] for k in sorted(merged)])
-    return kept
+    merged = lambda old: {d["run_id"]: d for d in [*(old or []), *new]}
+    change = lambda old: [d for _, d in sorted(merged(old).items())]
+    return update_file(path, read_json, change, write_json)
 
 # %% ../../nbs/report/10_verify.ipynb #6854a677
 def verdict_without(

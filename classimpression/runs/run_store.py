@@ -15,7 +15,7 @@ from torch import nn
 from ..carryover import TIERS, Carryover, load_carryover
 from .configs import OLD_NAMES, RunConfig, current_names
 from ..core.errors import ClassImpressionError, ConfigError, DataError, StateError, check
-from ..core.files import checked_json, read_json, usable_path, write_json
+from ..core.files import checked_json, lock_of, read_json, usable_path, write_json
 from classimpression.core.provenance import (
     check_seal,
     digest,
@@ -349,27 +349,9 @@ def run_lock(
     folder: Path,  # a run's folder
     tell: Callable[[str], None] = print,  # told if there is somebody to wait for
 ) -> Iterator[None]:
-    """Hold the lock of a run within a block. Raises `StateError` where the disk has no room for a lock file or cannot
-    be written.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            tell(f"  waiting: another process works on {folder.name}")
-            lock.acquire()
-    except OSError as e:
-        raise StateError(
-            f"cannot write the lock of {folder}: {e.strerror or e}. Free some space or choose another output folder"
-        ) from e
-    try:
+    "Hold the lock of a run within a block. Raises `StateError` where the disk has no room for a lock file."
+    with lock_of(f"{folder}/", lambda: tell(f"  waiting: another process works on {folder.name}")):
         yield
-    finally:
-        lock.release()
 
 # %% ../../nbs/runs/02_run_store.ipynb #0a3d6e08
 def check_settings(

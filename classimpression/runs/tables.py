@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Iterable
 import msgspec
 import numpy as np
 from ..core.errors import ConfigError, DataError, StateError, check, check_name, check_text
-from ..core.files import checked_json, locked, read_json, write_bytes, write_json
-from ..core.provenance import check_seal, lock_of, sealed
+from ..core.files import checked_json, lock_of, read_json, update_file, write_bytes, write_json
+from ..core.provenance import check_seal, sealed
 from ..metrics import contradictions, summarise, task_summary
-from .run_store import ResultFacts, check_result
+from .run_store import ResultFacts, check_result, identity
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['OF_RUN', 'OF_TASK', 'OF_SEQUENCE', 'COLUMNS', 'KEYS', 'TEXT', 'LEDGER', 'SHOWN', 'ShownScenario', 'ShownResult',
            'as_dict', 'read_results', 'example_result', 'tidy', 'TableFacts', 'csv_digest', 'read_table', 'write_table',
-           'read_rows', 'renewed', 'merge_rows', 'rounded', 'add_measurement', 'shortened', 'merge_results',
-           'mean_and_spread', 'summary', 'reading', 'cell_text', 'to_markdown', 'Markdown', 'reported_tables',
-           'figures_folder']
+           'read_rows', 'renewed', 'merge_rows', 'rounded', 'add_measurement', 'shortened', 'write_results',
+           'merge_results', 'mean_and_spread', 'summary', 'reading', 'cell_text', 'to_markdown', 'Markdown',
+           'reported_tables', 'figures_folder']
 
 # %% ../../nbs/runs/06_tables.ipynb #1ed14770
 class ShownScenario(msgspec.Struct):
@@ -274,17 +274,18 @@ def renewed(
     return pd.concat([d for d in (kept, new) if len(d)] or [new]).reset_index(drop=True)
 
 # %% ../../nbs/runs/06_tables.ipynb #7cd25b6f
-@locked
 def merge_rows(
     path: str | Path,  # name.csv; made if it is missing
     frame: DataFrame,  # new rows, from `tidy`
 ) -> DataFrame:  # all rows of the file as it is now
     "Add rows to a table on the disk, in place of older rows of the same scenario, profile, method and seed."
     keys = list(KEYS)
-    if Path(path).exists():
-        frame = renewed(read_rows(path), frame, keys)
-    frame = frame.sort_values([*keys, "task"], kind="stable").reset_index(drop=True)
-    return write_table(path, frame, "%.10g")
+
+    def change(old: DataFrame | None) -> DataFrame:
+        rows = frame if old is None else renewed(old, frame, keys)
+        return rows.sort_values([*keys, "task"], kind="stable").reset_index(drop=True)
+
+    return update_file(path, read_rows, change, lambda p, rows: write_table(p, rows, "%.10g"))
 
 # %% ../../nbs/runs/06_tables.ipynb #69353680
 def rounded(
@@ -299,17 +300,18 @@ def rounded(
     return [rounded(v, digits) for v in obj] if isinstance(obj, (list, tuple)) else obj
 
 # %% ../../nbs/runs/06_tables.ipynb #a1631b6d
-@locked
 def add_measurement(
     path: str | Path,  # name.json; made if it is missing
     facts: dict,  # scenario, profile, repeats, methods, seconds, environment, ...
 ) -> list[dict]:  # all measurements of the file as it is now
     "Add to a file how something was measured, in place of an older one of the same methods on the same repeats."
-    old = read_json(path, list[dict[str, Any]] | dict[str, Any]) if Path(path).exists() else []
-    old = old if isinstance(old, list) else [old]
     again = lambda m: all(set(m.get(k, [])) <= set(facts.get(k, [])) for k in ("methods", "repeats"))
-    write_json(path, kept := [*(m for m in old if not again(m)), rounded(facts)])
-    return kept
+
+    def change(old: list[dict] | dict | None) -> list[dict]:
+        old = [old] if isinstance(old, dict) else old or []
+        return [*(m for m in old if not again(m)), rounded(facts)]
+
+    return update_file(path, lambda p: read_json(p, list[dict[str, Any]] | dict[str, Any]), change, write_json)
 
 # %% ../../nbs/runs/06_tables.ipynb #74c91b5b
 def shortened(
@@ -322,24 +324,31 @@ def shortened(
     return sealed(short) if "digest" in r else short
 
 # %% ../../nbs/runs/06_tables.ipynb #aa693472
-@locked
+def write_results(
+    path: str | Path,  # name.json
+    results: dict[str, dict],  # by key
+) -> None:
+    "Write results, sorted by key, one line each."
+    lines = [json.dumps(results[k], ensure_ascii=False) for k in sorted(results)]
+    write_bytes(path, ("[\n" + ",\n".join(lines) + "\n]\n").encode())
+
+# %% ../../nbs/runs/06_tables.ipynb #e75c4542
 def merge_results(
     path: str | Path,  # name.json; made if it is missing
     results: Iterable[Any],  # new results
+    without: tuple[str, ...] = (),  # what their tasks need not keep
+    variants: bool = False,  # do runs of one method and repeat differ in their settings?
 ) -> list[dict]:  # all results in the file as it is now
-    "Add results to a file, in place of older ones of the same scenario, profile, method and seed; one line per result."
-    key = lambda r: (
-        r["scenario"]["name"],
-        r["profile"],
-        r["protocol"],
-        r["method"],
-        r["scenario"]["class_order"],
-        r["seed"],
-    )
-    old = read_results(path)
-    merged = {json.dumps(key(r)): r for r in [*old, *(shortened(as_dict(r)) for r in results)]}
-    lines = [json.dumps(merged[k], ensure_ascii=False) for k in sorted(merged)]
-    write_bytes(path, ("[\n" + ",\n".join(lines) + "\n]\n").encode())
+    "Add results to a file, in place of older ones of the same scenario, profile, method and repeat."
+
+    def key(r: dict) -> str:
+        s = r["scenario"]
+        own = [identity(r["settings"])] if variants else []
+        return json.dumps([s["name"], r["profile"], r["protocol"], r["method"], s["class_order"], r["seed"], *own])
+
+    new = [shortened(as_dict(r), without) for r in results]
+    change = lambda old: {key(r): r for r in [*(old or []), *new]}
+    merged = update_file(path, read_results, change, write_results)
     return [merged[k] for k in sorted(merged)]
 
 # %% ../../nbs/runs/06_tables.ipynb #48f322b5

@@ -190,7 +190,7 @@ def _(folder, what):
     command("run", "--method", "fine-tuning", "--profile", "smoke", "--out", folder / out)
 
 
-@fault("storage", "a cache on a disk that cannot be written", says="cannot write a lock .* Read-only")
+@fault("storage", "a cache on a disk that cannot be written", says="cannot write the lock .* Read-only")
 def _(folder):
     with mock.patch.object(Path, "mkdir", side_effect=OSError(errno.EROFS, os.strerror(errno.EROFS))):
         cached(folder / "cache", "x", {}, lambda: ({}, {}))
