@@ -146,7 +146,7 @@ def extremes(
 def mean_of(
     x: Tensor,  # rows: bytes, which count as numbers in [0, 1], or floats
     rows: Tensor,  # which of them, bool [N]
-    most: int = 2**28,  # bytes of a piece
+    most: int = 2**25,  # bytes of a piece
 ) -> Tensor:  # float64, the shape of a row
     "Mean of some rows, a piece at a time."
     i = rows.nonzero()[:, 0]

@@ -67,7 +67,7 @@ class Batch:
 def teacher_features(
     model: nn.Module,  # frozen, in evaluation mode
     x: Tensor,  # images, uint8 or float in [0, 1]
-    size: int = 256,  # images per forward pass
+    size: int = 64,  # images per forward pass: more would take memory and no less time
 ) -> Tensor:  # [N, D] float32
     "Features of many images."
     return torch.cat([model.features(to_unit(b) if b.dtype == torch.uint8 else b).float() for b in x.split(size)])
@@ -185,7 +185,7 @@ class History:
 def predict(
     model: nn.Module,  # any module that returns logits; its mode is restored
     split: Split,  # images
-    size: int = 500,  # images per forward pass
+    size: int = 100,  # images per forward pass: more would take memory and no less time
     device: str = "cpu",
 ) -> Tensor:  # classes [N] int64 on the CPU
     "Class with the largest logit among all classes seen: no task identity."

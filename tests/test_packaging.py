@@ -225,7 +225,7 @@ def forks():
     as running a small notebook.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torchvision", "pandas", "seaborn", "nbdev.test"])
+    context.set_forkserver_preload(["torch._dynamo", "torchvision", "pandas", "seaborn", "sklearn", "nbdev.test"])
     with pytest.MonkeyPatch.context() as set_for_all:
         for name, value in {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}.items():
             set_for_all.setenv(name, value)
