@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib, json, os, queue, re, select, signal, socket, subprocess, sys, tempfile, threading, time
 from collections import deque
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
@@ -70,6 +70,8 @@ def ask_python(
             lines = p.stdout.readlines()
         except BrokenPipeError:
             lines = []  # it died before it read anything
+            with suppress(BrokenPipeError):
+                p.stdin.close()  # what is still in the pipe's buffer breaks it once more
         except BaseException:
             p.kill()
             raise
