@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['NETWORK', 'FROZEN', 'LEARNS', 'LAYOUTS', 'SHRINKAGES', 'PENALTIES', 'TUKEY', 'PROBE', 'SESSION', 'JOBS', 'CHEAP',
            'SCORES', 'KEPT', 'KEPT_OF_TASK', 'START', 'END', 'Job', 'each', 'find_job', 'job_config', 'one_run',
-           'tune_block', 'trial_row', 'chosen_options', 'run_block', 'kept', 'features_of', 'same_run', 'table_row',
-           'summarised', 'block_table', 'write_block', 'fill']
+           'tune_block', 'add_rows', 'trial_row', 'chosen_options', 'run_block', 'kept', 'features_of', 'same_run',
+           'table_row', 'summarised', 'block_table', 'write_block', 'fill']
 
 # %% ../../nbs/studies/14_pretrained_block.ipynb #55ba4a9e
 NETWORK = "efficientnet_lite0"
@@ -123,16 +123,25 @@ def tune_block(
     **settings,  # fields of `RunConfig`
 ) -> DataFrame:  # all trials in the table
     "Try the options of jobs on validation images."
-    import pandas as pd
-
-    rows = []
+    path, where = Path(figures) / "tuning.csv", tuning_repeat(scenario) | dict(eval_split="val", out=out)
     for name in names:
+        rows = []
         for trial in find_job(name).trials:
-            where = tuning_repeat(scenario) | dict(eval_split="val", out=out)
             r = one_run(job_config(name, scenario, trial, **where | settings), size)
             rows.append(trial_row(name, scenario, trial, r.data))
             print(*rows[-1].values(), flush=True)
-    path, keys = Path(figures) / "tuning.csv", ["scenario", "job", "options"]
+        add_rows(path, rows)
+    return add_rows(path, [])
+
+
+def add_rows(
+    path: Path,  # of the table
+    rows: list[dict],  # of `trial_row`; they replace those of the same options
+) -> DataFrame:  # the table
+    "Keep the trials of a job."
+    import pandas as pd
+
+    keys = ["scenario", "job", "options"]
     old = pd.read_csv(path) if path.exists() else pd.DataFrame()
     table = pd.concat([old, pd.DataFrame(rows)]).drop_duplicates(keys, keep="last").sort_values(keys)
     write_bytes(path, table.to_csv(index=False, lineterminator="\n").encode())
