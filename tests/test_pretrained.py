@@ -27,6 +27,7 @@ from classimpression.pretrained.backbones import LITE0_LEVELS, Backbone, Frozen,
 from classimpression.pretrained.chunks import features_in_chunks, npz_chunks  # noqa: E402
 from classimpression.runs.configs import RunConfig  # noqa: E402
 from classimpression.runs.runner import run  # noqa: E402
+from classimpression.runs.tables import example_result, merge_rows, read_rows, summary, tidy, write_table  # noqa: E402
 from classimpression.settings import TrainConfig  # noqa: E402
 from classimpression.training import fit_task  # noqa: E402
 
@@ -305,6 +306,17 @@ def test_recommend_fits_what_may_be_kept(toy):
     assert len(short.table) == 1 and "no time was left" in short.reason and short.method == "ncm"
     with pytest.raises(ConfigError, match="no method fits"):
         recommend(train.x, train.y, tier="M0", candidates=some[:1])
+
+
+def test_tables_keep_outside_data_apart(tmp_path):
+    plain, outside = (example_result("slda", 0, [[90.0], [80.0, 90.0 + i]]) for i in range(2))
+    outside |= dict(pretraining="imagenet", profile="standard, network=efficientnet_lite0")
+    rows = tidy([outside, plain])
+    assert rows.pretraining.tolist() == ["imagenet"] * 2 + ["none"] * 2
+    assert summary(rows).pretraining.tolist() == ["none", "imagenet"], "a block of its own, below"
+    assert set(merge_rows(tmp_path / "new.csv", rows).pretraining) == {"imagenet", "none"}
+    write_table(tmp_path / "old.csv", tidy([plain]).drop(columns="pretraining"))  # as before
+    assert set(read_rows(tmp_path / "old.csv").pretraining) == {"none"}
 
 
 def test_statistics_of_features_that_never_vary():

@@ -138,6 +138,7 @@ OF_RUN = ("profile", "protocol", "method", "title", "tier", "data_free", "own", 
 OF_TASK = ("task", "accuracy", "balanced_accuracy", "worst_class_recall", "carried_bytes", "carried_images")
 OF_SEQUENCE = ("average_incremental_accuracy", "forgetting", "backward_transfer")
 COLUMNS = ("scenario", *OF_RUN[:-1], "class_order", "classes_seen", *OF_TASK, "seconds", *OF_SEQUENCE, "run_id")
+COLUMNS += ("pretraining",)  # the outside data; tables of before have no such column, and none were used
 KEYS = ("scenario", "profile", "protocol", "method", "class_order", "seed")  # what a rerun replaces
 
 
@@ -151,7 +152,9 @@ def tidy(
     for r in map(as_dict, results):
         where = r["scenario"]
         facts = {k: r[k] for k in OF_RUN} | dict(
-            scenario=where["name"], class_order=" ".join(map(str, where["class_order"]))
+            scenario=where["name"],
+            class_order=" ".join(map(str, where["class_order"])),
+            pretraining=r.get("pretraining", "none"),
         )
         for t, seen in zip(r["tasks"], np.cumsum(where["sizes"])):
             row = {k: t[k] for k in OF_TASK} | dict(classes_seen=int(seen), seconds=float(sum(t["seconds"].values())))
@@ -172,6 +175,7 @@ TEXT = (
     "experiment",
     "variant",
     "tables",
+    "pretraining",
 )
 LEDGER = "digests.json"  # in the folder of tables: rows and digest of each
 
@@ -246,6 +250,8 @@ def read_rows(
 ) -> DataFrame:
     "Read a table of results. Raises `StateError` if the file is missing, cut or holds something else."
     frame = read_table(path)
+    if tuple(frame.columns) == COLUMNS[:-1]:
+        frame = frame.assign(pretraining="none")
     check(
         tuple(frame.columns) == COLUMNS,
         f"{path} has other columns than a table of results; move it away and run again",
@@ -373,16 +379,17 @@ def mean_and_spread(
 def summary(
     frame: DataFrame,  # rows of one scenario and profile, from `tidy` or `read_rows`
 ) -> DataFrame:  # one row per method, ready to show
-    "Per cent after the last task, what is carried, and minutes per run."
+    "Per cent after the last task, what is carried, and minutes per run; methods with outside data in a block below."
     import pandas as pd
 
     rows = []
-    for _, g in frame.groupby("method", sort=False):
+    for _, g in frame.groupby([k for k in ("method", "pretraining") if k in frame], sort=False):
         last = g[g.task == g.task.max()]
         carried = f"{last.carried_bytes.max() / 1e6:.2f} MB, {last.carried_images.max()} images"
-        head = {"method": last.title.iloc[0], "tier": last.tier.iloc[0], "carried": carried}
+        outside = last.pretraining.iloc[0] if "pretraining" in last else "none"
+        head = {"method": last.title.iloc[0], "pretraining": outside, "tier": last.tier.iloc[0], "carried": carried}
         tail = {"minutes": f"{g.seconds.sum() / len(last) / 60:.1f}", "seeds": len(last)}
-        tail["rank"] = (last.tier.iloc[0] == "reference", -last.accuracy.mean())
+        tail["rank"] = (outside != "none", last.tier.iloc[0] == "reference", -last.accuracy.mean())
         rows.append(head | {name: mean_and_spread(last[k]) for k, name in SHOWN.items()} | tail)
     return pd.DataFrame(rows).sort_values("rank").drop(columns="rank").reset_index(drop=True)
 
