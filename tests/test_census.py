@@ -81,9 +81,9 @@ def test_parts_are_judged_without_a_look_at_test_images(toy):
     x = pictures(pixels=32)
     net, bare = learned("rings", x), SmallNet(3).eval()
     looks = [parts.looked_at(net, bare, s) for s in (scenario.joint(0, reference=True), noise.joint(0, reference=True))]
-    judged = [parts.judge_variant(parts.Variant(share=None), net, [look], look, 28 * 28 * 3) for look in looks]
+    judged = [parts.evaluate_variant(parts.Variant(share=None), net, [look], look, 28 * 28 * 3) for look in looks]
     assert judged[0] == judged[1] and judged[0]["carried_bytes"] > 0
-    nothing = parts.judge_variant(parts.Variant(share=0.0), net, [looks[0]], looks[0], 28 * 28 * 3)
+    nothing = parts.evaluate_variant(parts.Variant(share=0.0), net, [looks[0]], looks[0], 28 * 28 * 3)
     assert nothing["carried_bytes"] < judged[0]["carried_bytes"]
 
 

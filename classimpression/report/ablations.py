@@ -52,7 +52,7 @@ def merge_variants(
     path: str | Path,  # name.csv; made if it is missing
     frame: DataFrame,  # from `variant_rows`
 ) -> DataFrame:  # all rows of the file as it is now
-    "Add rows to the table on the disk, in place of older rows of the same variant and pair."
+    "Add rows to the table on the disk, in place of older rows of the same variant and repeat."
     return merge_table(path, frame, KEYS)
 
 # %% ../../nbs/report/06_ablations.ipynb #667b0379
@@ -88,7 +88,7 @@ def differences(
     base: str,  # variant that the others are compared with
     measure: str = "balanced_accuracy",  # column
 ) -> DataFrame:  # method, variant, measure, mean, base_mean (on the variant's repeats), difference, low, high, repeats
-    """What each variant is worth against the base of the same method, seed and class order; a pair that only one of
+    """What each variant is worth against the base of the same method, seed and class order; a repeat that only one of
     them has does not count.
     """
     import pandas as pd

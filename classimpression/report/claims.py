@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 MAIN_RUNS = "main_table/runs.csv"  # in the folder of reported results
 
 # %% auto #0
-__all__ = ['MAIN_RUNS', 'RULES', 'verdict', 'in_points', 'read_table', 'judge_part', 'rivals_of', 'judge_whole', 'judge_claims',
-           'target_name', 'mean_reached', 'share_reached', 'times_reached', 'difference_reached', 'judge_target',
-           'judge_tier', 'judge_targets', 'wanted', 'found_runs', 'planned_runs', 'inventory']
+__all__ = ['MAIN_RUNS', 'RULES', 'verdict', 'in_points', 'read_table', 'part_verdict', 'rivals_of', 'whole_verdict',
+           'claim_verdicts', 'target_name', 'mean_reached', 'share_reached', 'times_reached', 'difference_reached',
+           'target_verdict', 'tier_verdict', 'target_verdicts', 'wanted', 'found_runs', 'planned_runs', 'inventory']
 
 # %% ../../nbs/report/07_claims.ipynb #6ce926cd
 def verdict(
@@ -57,7 +57,7 @@ def read_table(
     return pd.read_csv(path, dtype={"class_order": str, "protocol": str, "variant": str}) if path.exists() else None
 
 # %% ../../nbs/report/07_claims.ipynb #0999e864
-def judge_part(
+def part_verdict(
     claim: dict,  # experiment, without
     figures: str | Path,  # folder of reported results
 ) -> list[dict]:  # one per scenario; a single one without numbers if there is no table
@@ -85,7 +85,7 @@ def rivals_of(
     return rows[rows.method.map(rank <= rank[method]) & rows.data_free & (rows.method != method)]
 
 # %% ../../nbs/report/07_claims.ipynb #c9840178
-def judge_whole(
+def whole_verdict(
     claim: dict,  # method
     figures: str | Path,  # folder of reported results
     measure: str = "balanced_accuracy",  # column
@@ -107,7 +107,7 @@ def judge_whole(
     return found or [dict(compared=title_of(mine), difference=np.nan, low=np.nan, high=np.nan)]
 
 # %% ../../nbs/report/07_claims.ipynb #815e7d6d
-def judge_claims(
+def claim_verdicts(
     figures: str | Path = "figures",  # folder of reported results
 ) -> DataFrame:  # one row per claim and scenario
     "Every claim with its experiment, its numbers, its figure and our verdict."
@@ -115,7 +115,7 @@ def judge_claims(
 
     rows = []
     for c in read_json(package_folder() / "assets" / "claims.json"):
-        for found in (judge_part if "without" in c else judge_whole)(c, figures):
+        for found in (part_verdict if "without" in c else whole_verdict)(c, figures):
             numbers = [found.pop(k) for k in ("difference", "low", "high")]
             said = {"in favour, points": in_points(*numbers), "verdict": verdict(*numbers)}
             rows.append(dict(claim=c["claim"], experiment=c["experiment"]) | found | said)
@@ -168,7 +168,7 @@ def difference_reached(mine: Series, other: Series, bound: float) -> dict:
 RULES = {"at_least_share": share_reached, "at_most_times": times_reached, "more_than": difference_reached}
 
 
-def judge_target(
+def target_verdict(
     target: dict,  # as in assets/targets.json: method, scenario, measure, and what is wanted of it
     rows: DataFrame,  # of the main table, strict, of the scenario at the reported budget
 ) -> dict:  # target, reached, repeats, verdict
@@ -179,7 +179,7 @@ def judge_target(
         row = dict(target=f"{title_of(m)}: {name}", scenario=target["scenario"], repeats=0)
         return row | dict(reached=why, verdict="not applicable")
     if "at_most_tier" in target:
-        return judge_tier(target, rows)
+        return tier_verdict(target, rows)
     wide = rows.pivot_table(index=["seed", "class_order"], columns="method", values=target["measure"])
     have = wide[[m, *([other] if other else [])]].dropna() if {m, other or m} <= set(wide) else wide.iloc[:0]
     row = dict(target=target_name(target), scenario=target["scenario"], repeats=len(have))
@@ -191,7 +191,7 @@ def judge_target(
     return row | rule(have[m], have[other], bound)
 
 # %% ../../nbs/report/07_claims.ipynb #d72148c1
-def judge_tier(
+def tier_verdict(
     target: dict,  # method, scenario, at_most_tier
     rows: DataFrame,  # of the main table
 ) -> dict:
@@ -205,7 +205,7 @@ def judge_tier(
     return row | dict(reached=worst, verdict="reached" if TIERS.index(worst) <= TIERS.index(most) else "missed")
 
 # %% ../../nbs/report/07_claims.ipynb #34d71f26
-def judge_targets(
+def target_verdicts(
     figures: str | Path = "figures",  # folder of reported results
     profile: str = "standard",  # budget of the rows
 ) -> DataFrame:  # target, scenario, reached, verdict, repeats
@@ -217,7 +217,7 @@ def judge_targets(
     table = pd.DataFrame(columns=columns) if table is None else table
     strict = better_budget(table[table.protocol == "strict"], profile)
     strict = strict.assign(**{t["measure"]: np.nan for t in targets if t["measure"] not in strict})
-    found = [judge_target(t, strict[strict.scenario == t["scenario"]]) for t in targets]
+    found = [target_verdict(t, strict[strict.scenario == t["scenario"]]) for t in targets]
     return pd.DataFrame(found)[["target", "scenario", "reached", "verdict", "repeats"]]
 
 # %% ../../nbs/report/07_claims.ipynb #d62e2bc2

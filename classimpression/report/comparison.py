@@ -112,7 +112,7 @@ def merge_main(
     path: str | Path,  # main_table.csv; made if it is missing
     frame: DataFrame,  # from `main_rows`
 ) -> DataFrame:  # all rows of the file as it is now
-    "Add runs to the main table, in place of older runs of the same scenario, profile, protocol, method and pair."
+    "Add runs to the main table, in place of older runs of the same scenario, profile, protocol, method and repeat."
     return merge_table(path, frame, MAIN_KEYS)
 
 # %% ../../nbs/report/02_comparison.ipynb #30f79d71
@@ -231,7 +231,7 @@ def paired_table(
         mean, low, high = paired_interval(both[m], both[against])
         ends = (
             dict(low=round(low, 2), high=round(high, 2)) if len(both) > 1 else dict(low=np.nan, high=np.nan)
-        )  # one pair: no interval
+        )  # one repeat: no interval
         rows.append(
             dict(
                 method=title_of(m),
@@ -323,7 +323,7 @@ FULL = "faithful"  # profile with the published epochs and impressions, and an e
 def better_budget(
     frame: DataFrame,  # rows of the main table
     profile: str = "standard",  # the reported budget
-) -> DataFrame:  # one row per scenario, protocol, method and pair
+) -> DataFrame:  # one row per scenario, protocol, method and repeat
     "Rows of the reported budget, each replaced by the same method's run at the published budget where that is better."
     both = frame[frame.profile.isin((profile, FULL))].sort_values("balanced_accuracy", kind="stable")
     return both.drop_duplicates(["scenario", "protocol", "method", "class_order", "seed"], keep="last").sort_index()
@@ -362,7 +362,7 @@ def runs_beside(
 def budget_reading(
     table: DataFrame,  # from `budget_rows`, of both budgets
 ) -> str:
-    "What the published budget changes, pair by pair."
+    "What the published budget changes, repeat by repeat."
     lines = []
     for seed, g in table.groupby("seed"):
         a, b = (g[g.budget == k] for k in ("ours", "published"))
@@ -378,4 +378,4 @@ def budget_reading(
             f"worst class {b.worst_class_recall:.1f} against {a.worst_class_recall:.1f}, first task "
             f"{b.first_task:.1f} against {a.first_task:.1f}"
         )
-    return "\n".join(lines) or "no pair has run at both budgets"
+    return "\n".join(lines) or "no repeat has run at both budgets"

@@ -99,7 +99,7 @@ def draw_curve(
     name: str,  # written at its end, with the last mean
     dashed: bool = False,  # a bound: thin, without a band
 ) -> tuple[float, float, str, str]:  # x, y, text, colour for `label_ends`
-    "Draw one method's mean over repeats, and a band from the lowest pair to the highest."
+    "Draw one method's mean over repeats, and a band from the lowest repeat to the highest."
     y = np.array([[t[measure] for t in r["tasks"]] for r in rs])
     x, mean = np.arange(1, y.shape[1] + 1), y.mean(0)
     if not dashed:
@@ -278,8 +278,8 @@ INK = {"full": "#0072B2", "ours": "#56B4E9", "other": "#8a8a8a"}
 
 def plot_budgets(
     ours: dict,  # result at the reported budget
-    full: dict,  # of the same method and pair at the published one
-    others: Iterable[Any] = (),  # results of other methods on the same pair, for scale
+    full: dict,  # of the same method and repeat at the published one
+    others: Iterable[Any] = (),  # results of other methods on the same repeat, for scale
 ) -> Figure:
     "Accuracy over the tasks and recall per class at two budgets. Raises `DataError` for runs of different repeats."
     ours, full, others = as_dict(ours), as_dict(full), [as_dict(r) for r in others]

@@ -72,7 +72,7 @@ class Measured(NamedTuple):
     value: float  # points, per cent or area
     low: float  # 95 % interval; infinite for one repeat
     high: float
-    repeats: int  # pairs of seed and class order
+    repeats: int  # repeats of seed and class order
 
 
 def measured(

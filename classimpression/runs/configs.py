@@ -328,6 +328,6 @@ def reported_repeats(
 def tuning_repeat(
     scenario: str,  # named scenario
 ) -> dict:  # seed and class_order
-    "The pair on which hyper-parameters are chosen."
+    "The repeat on which hyper-parameters are chosen."
     reported_repeats(scenario)
     return read_json(package_folder() / "assets" / "repeats.json")["scenarios"][base_name(scenario)]["tuning"]

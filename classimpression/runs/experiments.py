@@ -70,7 +70,7 @@ def entries(
     scenario: str | None = None,  # only this task sequence
 ) -> list[dict]:  # scenario, repeats, methods, budget, variants of each
     """What an experiment's notebook is run with under a profile; for a budget or a scenario that the plan does not
-    name, its usual methods and variants on pair 0.
+    name, its usual methods and variants on repeat 0.
     """
     listed = [
         dict(methods=e.methods, budget=profile, variants=list(e.variants)) | d for d in e.profiles.get(profile, [])
@@ -91,7 +91,7 @@ def planned(
     methods: list[str] | None = None,  # registered methods; None: the experiment's
     variants: list[str] | None = None,  # names; None: all of the experiment's
     **places,  # root, out, any_code
-) -> dict[str, list[RunConfig]]:  # variant -> a run for every pair and method
+) -> dict[str, list[RunConfig]]:  # variant -> a run for every repeat and method
     "The runs of an experiment. Settings and data are checked before the first one starts."
     e = find_experiment(experiment)
     names = list(e.variants) if variants is None else variants
@@ -112,9 +112,9 @@ def plan_runs(
     root: str | None = None,  # folder of the data files; CLASSIMPRESSION_DATA unless given
     tuned: bool = True,  # with the hyper-parameters that tuning chose?
     **settings,  # out, any_code, or what else differs from the profile; sizes="all": one task of all classes
-) -> list[RunConfig]:  # one per pair or seed and method
+) -> list[RunConfig]:  # one per repeat or seed and method
     "Runs of some methods. Raises `ConfigError` or `DataError` if one of them could not start."
-    check(methods and (seeds or repeats), "name at least one method and one seed or pair")
+    check(methods and (seeds or repeats), "name at least one method and one seed or repeat")
     if settings.get("sizes") == "all":
         settings["sizes"] = [sum(make_scenario(scenario, root=root or None).sizes)]  # one task of all classes
     committed = reported_repeats(scenario) if repeats else []

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['CODES', 'FEATURE_GROUPS', 'UNTRAINED', 'REESTIMATED', 'BASE', 'VARIANTS', 'columns', 'Look', 'reestimate_batch_norm',
-           'looked_at', 'Variant', 'whole_image', 'described', 'beside_cosine', 'judge_variant', 'study_census',
+           'looked_at', 'Variant', 'whole_image', 'described', 'beside_cosine', 'evaluate_variant', 'study_census',
            'census_summary']
 
 # %% ../../nbs/studies/03_census_ablation.ipynb #400619ae
@@ -188,7 +188,7 @@ def beside_cosine(
 
 # %% ../../nbs/studies/03_census_ablation.ipynb #3e970e28
 @torch.no_grad()
-def judge_variant(
+def evaluate_variant(
     v: Variant,  # what is changed
     census: Census,  # of the first task
     tasks: list[Look],  # training images, task by task, labels in order of arrival
@@ -256,7 +256,7 @@ def study_census(
                 seed=seed,
                 class_order=str(result.data["scenario"]["class_order"]),
                 variant=name,
-                **judge_variant(v, census, tasks, val, pixels),
+                **evaluate_variant(v, census, tasks, val, pixels),
                 run_id=result.data["run_id"],
             )
         )

@@ -168,9 +168,9 @@ OURS = "map, new images"  # what the others are compared with
 
 
 def against(
-    a: Series,  # one value per pair of seed and class order
+    a: Series,  # one value per repeat of seed and class order
     b: Series,  # of what it is compared with
-) -> tuple[float, float, float]:  # mean difference and its 95 % interval; without a second pair no interval
+) -> tuple[float, float, float]:  # mean difference and its 95 % interval; without a second repeat no interval
     "A paired difference."
     both = a.index[a.notna() & b.reindex(a.index).notna()]
     if not len(both):

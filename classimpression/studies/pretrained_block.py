@@ -180,7 +180,7 @@ def chosen_options(
 def run_block(
     names: Iterable[str],  # of jobs
     scenario: str,  # named scenario
-    repeats: Iterable[int] = (0,),  # numbers of committed pairs of seed and class order
+    repeats: Iterable[int] = (0,),  # numbers of committed repeats of seed and class order
     out: str = "runs",  # folder of the runs
     figures: str | Path = "figures/pretrained",  # folder of tuning.csv
     size: int = 28,  # of the images

@@ -73,7 +73,7 @@ def fed_with_real_images(
     out: str | Path = "runs",  # gates are kept in its folder `gates`
     root: str | None = None,  # folder of the data files
     tell: Callable[[str], None] = print,  # called with a line per finished check
-) -> list[dict]:  # one per pair and method, with where it comes from
+) -> list[dict]:  # one per repeat and method, with where it comes from
     "Every replaying method fed with real old images; what is known already is read."
     rows, epochs = [], profile_config(profile, "fine-tuning", scenario=scenario).epochs
     for i in repeats:
@@ -115,14 +115,14 @@ def fed_with_real_images(
                     **{k: found[k] for k in PROVENANCE},
                 )
             )
-            tell(f"{name}, pair {i}: {found['balanced_accuracy']:.1f} % after two tasks with real old images")
+            tell(f"{name}, repeat {i}: {found['balanced_accuracy']:.1f} % after two tasks with real old images")
     return rows
 
 # %% ../../nbs/studies/04_sanity_checks.ipynb #8b7cdef8
 def replay_against_joint(
     results: Iterable[Any],  # of replay that kept every image, and of joint training on the same repeats
 ) -> dict:  # repeats, joint, replay, difference, low, high, holds
-    """Does replay with unlimited memory end where joint training does? Raises `ConfigError` if a pair is missing on
+    """Does replay with unlimited memory end where joint training does? Raises `ConfigError` if a repeat is missing on
     one side.
     """
     a, b = (
@@ -154,7 +154,7 @@ def replay_against_joint(
 def sanity_table(
     fed: list[dict],  # from `fed_with_real_images`
     unlimited: dict,  # from `replay_against_joint`
-) -> DataFrame:  # check, method, pair, balanced_accuracy, wanted, holds
+) -> DataFrame:  # check, method, repeat, balanced_accuracy, wanted, holds
     "All gates for people."
     import pandas as pd
 
