@@ -197,9 +197,41 @@ def test_imports_go_one_way():
             assert module.stem in DOOR or not names & DOOR, f"{module.stem} imports the door"
 
 
+def uses_of_rooms() -> dict[str, set[str]]:
+    "Room -> rooms that its modules import from."
+    where, uses = {p.stem: p for p in MODULES}, {}
+    for module in (p for p in MODULES if p.stem not in DOOR):
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("classimpression")):
+                names = {(node.module or "").rpartition(".")[2], *(a.name for a in node.names)} & set(where)
+                uses.setdefault(room_of(module), set()).update(room_of(where[n]) for n in names)
+    return {room: {r for r in used if r != room} for room, used in uses.items()}
+
+
+def picture_of_rooms() -> str:
+    "Mermaid: an arrow from each room to those that it uses, but for rooms that these use in turn."
+    uses = uses_of_rooms()
+    further = lambda r: {x for u in uses.get(r, ()) for x in (u, *further(u))}
+    name = lambda r: r or "top"
+    title = lambda r: f"{r}/" if r else "the method: nbs/01 to 11"
+    lines = [f'    {name(r)}["{title(r)}"]' for r in ROOMS]
+    for r in ROOMS:
+        direct = uses.get(r, set()) - {x for u in uses.get(r, ()) for x in further(u)}
+        lines += [f"    {name(r)} --> {name(u)}" for u in sorted(direct, key=ROOMS.index)]
+    return "\n".join(["```mermaid", "flowchart BT", *lines, "```"])
+
+
+def test_contributing_shows_the_rooms_as_they_are():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    shown = re.search(r"<!-- rooms -->\n(.*?)\n<!-- /rooms -->", text, re.S)[1]
+    assert shown == picture_of_rooms(), f"put this between the marks in CONTRIBUTING.md:\n{picture_of_rooms()}"
+    for room in filter(None, ROOMS):
+        assert f"`{room}/`" in text, f"CONTRIBUTING.md does not say what {room}/ holds"
+
+
 @needs_notebooks
 def test_only_what_draws_imports_plots():
-    draws = {"ablations", "budgets", "curves", "explorers", "gallery", "domain_gap", "panels", "claims"}
+    draws = {"ablations", "curves", "explorers", "gallery", "domain_gap", "panels", "claims"}
     users = {
         p.stem for p in MODULES if re.search(r"import.*\bplots\b|\.plots import", p.read_text()) and p.stem != "plots"
     }
