@@ -13,14 +13,14 @@ from typing import Any, Callable, Sequence
 from .core.errors import ClassImpressionError, ConfigError, check
 
 # %% auto #0
-__all__ = ['Name', 'Folder', 'File', 'Flag', 'PASSED_ON', 'OF_THE_DATA', 'FILES', 'OPTIONAL', 'COMMANDS', 'package', 'source',
-           'Field', 'fields_of', 'run_fields', 'words_of', 'asset', 'profiles', 'choices', 'truth', 'dictionary',
-           'read_as', 'add_fields', 'add_options', 'Places', 'Log', 'reproduce_some', 'ReproduceOptions',
-           'add_reproduce', 'use_loggers', 'config_file', 'settings_of', 'run_one', 'add_run', 'tune_some', 'add_tune',
-           'verify_some', 'VerifyOptions', 'add_verify', 'list_files', 'download_file', 'index_series', 'show_store',
-           'IndexOptions', 'add_index', 'add_data', 'recommend_some', 'add_recommend', 'bench_some', 'BenchOptions',
-           'add_bench', 'listed', 'list_some', 'add_list', 'version', 'show_info', 'Parser', 'parser', 'Terminated',
-           'terminate', 'main']
+__all__ = ['Name', 'Folder', 'File', 'Flag', 'PASSED_ON', 'MOST_CONFIG', 'OF_THE_DATA', 'FILES', 'OPTIONAL', 'COMMANDS',
+           'package', 'source', 'Field', 'fields_of', 'run_fields', 'words_of', 'asset', 'profiles', 'choices', 'truth',
+           'dictionary', 'read_as', 'add_fields', 'add_options', 'Places', 'Log', 'reproduce_some', 'ReproduceOptions',
+           'add_reproduce', 'use_loggers', 'parsed', 'config_file', 'settings_of', 'run_one', 'add_run', 'tune_some',
+           'add_tune', 'verify_some', 'VerifyOptions', 'add_verify', 'list_files', 'download_file', 'index_series',
+           'show_store', 'IndexOptions', 'add_index', 'add_data', 'recommend_some', 'add_recommend', 'bench_some',
+           'BenchOptions', 'add_bench', 'listed', 'list_some', 'add_list', 'version', 'show_info', 'Parser', 'parser',
+           'Terminated', 'terminate', 'main']
 
 # %% ../nbs/12_cli.ipynb #d4bec0b2
 def package() -> Path:
@@ -118,7 +118,10 @@ def truth(text: str) -> bool:
 # %% ../nbs/12_cli.ipynb #a075b68f
 def dictionary(text: str) -> dict:
     "A dictionary in JSON."
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        value = None
     return value if isinstance(value, dict) else int("none")
 
 # %% ../nbs/12_cli.ipynb #01b12a0d
@@ -243,23 +246,45 @@ def use_loggers(
     loggers()  # refuses what is not installed before any work
 
 # %% ../nbs/12_cli.ipynb #6ec9f860
+MOST_CONFIG = 2**20  # bytes
+
+
+def parsed(
+    text: str,  # of a file
+    yaml_: bool,  # YAML? Otherwise JSON
+) -> Any:
+    "What a text holds. Raises `ValueError` for YAML with references, which a few lines can make endless."
+    if not yaml_:
+        return json.loads(text)
+    import yaml
+
+    deep = 0
+    for e in yaml.parse(text):
+        deep += isinstance(e, yaml.CollectionStartEvent) - isinstance(e, yaml.CollectionEndEvent)
+        if isinstance(e, yaml.AliasEvent):
+            raise ValueError("it refers to itself (*name); write every value out")
+        if deep > 50:
+            raise ValueError("lists in lists, too deep")
+    return yaml.safe_load(text)
+
+
 def config_file(
     path: str,  # YAML or JSON
 ) -> dict[str, Any]:
     "Settings in a file. Raises `ConfigError` where there are none."
-    text = Path(path).read_text(encoding="utf-8") if Path(path).is_file() else None
-    check(text is not None, f"there is no file {path}; --config takes a YAML or JSON file with settings of a run")
+    there = Path(path).is_file() and Path(path).stat().st_size
+    check(there is not False, f"there is no file {path}; --config takes a YAML or JSON file with settings of a run")
+    check(there <= MOST_CONFIG, f"{path} has {there:,} bytes; a file with settings has {MOST_CONFIG:,} at most")
     try:
-        if path.endswith((".yaml", ".yml")):
-            import yaml
-
-            found = yaml.safe_load(text)
-        else:
-            found = json.loads(text)
-    except (ValueError, ImportError, getattr(sys.modules.get("yaml"), "YAMLError", ValueError)) as e:
+        found = parsed(Path(path).read_text(encoding="utf-8"), path.endswith((".yaml", ".yml")))
+    except RecursionError as e:
+        raise ConfigError(f"{path} cannot be read: lists in lists, too deep") from e
+    except (OSError, ValueError, ImportError, getattr(sys.modules.get("yaml"), "YAMLError", ValueError)) as e:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(e).split())}") from e
-    check(isinstance(found, dict), f"{path} holds no settings; write NAME: VALUE, one a line")
-    return found.get("settings", found)
+    found = found.get("settings", found) if isinstance(found, dict) else None
+    fits = isinstance(found, dict) and all(isinstance(k, str) for k in found)
+    check(fits, f"{path} holds no settings; write NAME: VALUE, one a line")
+    return found
 
 # %% ../nbs/12_cli.ipynb #bf7b5a04
 OF_THE_DATA = ("checksum", "image_size")  # what a run's settings file notes besides

@@ -112,12 +112,14 @@ def as_numpy(
     what: str,  # what the user calls it
 ) -> np.ndarray:
     "A numpy array of numbers. Object arrays are refused, because only unpickling or a ragged list makes them."
+    check(not hasattr(a, "tocsr"), f"{what}: sparse data is not supported; pass {what}.toarray()", DataError)
     if isinstance(a, Tensor):
         a = a.detach().cpu().float() if a.is_floating_point() else a.detach().cpu()
     try:
         a = np.asarray(a)
     except ValueError as e:
         raise DataError(f"{what} are not one rectangular array: {e}") from e
+    check(a.dtype.kind != "c", f"{what}: Complex data not supported; pass magnitudes, numpy.abs({what})", DataError)
     numbers = f"{what} must be numbers, not dtype {a.dtype}; object arrays are never read"
     check(a.dtype.kind in "biuf", numbers, DataError)
     return a
@@ -329,6 +331,7 @@ def checked_keys(
     "Names of arrays that may be read. Raises `DataError` for those that are missing, too large, or hold objects."
     with zipfile.ZipFile(path) as z:
         there = [n.removesuffix(".npy") for n in z.namelist()]
+        check(len(set(there)) == len(there), f"{path} holds an array twice; download it again", DataError)
         missing = [k for k in keys if k not in there]
         check(not missing, f"{path} lacks the arrays {missing}; it holds {there}", DataError)
         keys = list(keys) or there
@@ -391,4 +394,6 @@ def load_medmnist(
     layout, kind = ("NHWC", "colour") if channels == 3 else ("NHW", "grey")
     wrong = [f"{p}: {list(a.shape)}" for p in PARTS if (a := arrays[f"{p}_images"]).ndim != len(layout)]
     check(not wrong, f"{path} should hold {kind} images, found {'; '.join(wrong)}", DataError)
+    sides = {p: arrays[f"{p}_images"].shape[1:] for p in PARTS}
+    check(len(set(sides.values())) == 1, f"{path} holds images of several sizes: {sides}; resize them", DataError)
     return {p: as_split(arrays[f"{p}_images"], arrays[f"{p}_labels"], layout, n_classes) for p in PARTS}

@@ -40,7 +40,10 @@ def check_confusion(
     conf: Any,  # confusion matrix, [K, K]
 ) -> np.ndarray:
     "The matrix as an array. Raises `DataError` unless it is square, not negative, and has a test image of every class."
-    conf = np.asarray(conf)
+    try:
+        conf = np.asarray(conf)
+    except ValueError as e:
+        raise DataError("a confusion matrix is square; the rows of this one differ in length") from e
     square = conf.ndim == 2 and conf.shape[0] == conf.shape[1] > 0
     check(square, f"a confusion matrix is square, not of shape {conf.shape}", DataError)
     check((conf >= 0).all(), "a confusion matrix holds counts; this one holds a negative number or NaN", DataError)

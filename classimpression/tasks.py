@@ -30,6 +30,7 @@ def total(
     sizes: list[int],  # classes per task
 ) -> int:  # classes in all tasks
     "Check task sizes and add them up."
+    check(np.ndim(sizes) == 1, f"sizes must be a list, one number of classes per task, not {sizes!r}")
     check(len(sizes), "sizes is empty; name the number of classes of each task, for example [2, 2, 2]")
     for s in sizes:
         check_number("a task size", s, low=1, integer=True)
@@ -42,6 +43,7 @@ def plan(
     sizes: list[int] | None = None,  # classes per task; None: one task
 ) -> tuple[list[int], list[int]]:  # checked order and sizes
     "Check a class order and task sizes; every class must come exactly once."
+    check(class_order is None or np.ndim(class_order) == 1, f"class_order must be a list, not {class_order!r}")
     order = list(range(n_classes)) if class_order is None else list(class_order)
     sizes = [n_classes] if sizes is None else list(sizes)
     for c in order:
@@ -414,5 +416,8 @@ def from_arrays(
     **more,  # class_order, name, class_names, size: see `from_splits`
 ) -> Scenario:
     "Make a scenario from arrays."
+    for name, pair in zip(PARTS, (train, val, test)):
+        fits = isinstance(pair, (tuple, list)) and len(pair) == 2
+        check(fits, f"{name} must be a pair of images and labels, not {type(pair).__name__}", DataError)
     splits = [as_split(*pair, layout=layout, n_classes=total(sizes)) for pair in (train, val, test)]
     return from_splits(*splits, sizes=sizes, **more)

@@ -5,11 +5,12 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
+from sklearn.utils.estimator_checks import parametrize_with_checks
 from test_methods import EXPECTED, TINY
 
 from classimpression.methods.statistical import NearestMean, Ridge, StreamingLDA
 from classimpression.adapters.adopt import adopt
-from classimpression.adapters.estimator import IncrementalClassifier
+from classimpression.adapters.estimator import NOT_AS_SKLEARN, IncrementalClassifier
 from classimpression.adapters.export import export_onnx, export_torch
 from classimpression.methods.registry import find_method
 from classimpression.models import batch_norms, build_classifier
@@ -91,6 +92,24 @@ def test_scikit_learn_takes_it():
     assert cross_val_score(est, x, y, cv=2).shape == (2,)
     channels_last = IncrementalClassifier("ncm", "smoke", "NHWC", 3).fit(x.transpose(0, 2, 3, 1), y)
     assert np.array_equal(channels_last.decision_function(x.transpose(0, 2, 3, 1)), est.fit(x, y).decision_function(x))
+
+
+class Rows(IncrementalClassifier):
+    "Rows of any numbers as lines of grey pixels: the checks bring numbers of both signs, images are in [0, 1]."
+
+    def unrolled(self, X):
+        x = super().unrolled(X)
+        wild = isinstance(x, np.ndarray) and x.dtype.kind in "iuf" and np.isfinite(x).all()
+        return 0.5 + np.sin(x / 4.0) / 2 if wild else x
+
+
+ROWS = Rows("slda", "smoke", image_shape=(1, 1, -1), settings=dict(epochs=1, k_min=1, batch_size=32))
+
+
+@pytest.mark.filterwarnings("ignore")
+@parametrize_with_checks([ROWS], expected_failed_checks=lambda e: NOT_AS_SKLEARN, xfail_strict=True)
+def test_scikit_learns_own_checks(estimator, check):
+    check(estimator)
 
 
 HEADS = dict(

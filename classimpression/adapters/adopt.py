@@ -8,6 +8,7 @@ from typing import Any, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 from ..carryover import Carryover
 from ..core.errors import ConfigError, check, check_number
 from ..heads import LinearHead
@@ -66,7 +67,17 @@ def plain_network(
     )
     if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         network = network.module
-    net = frozen_copy(getattr(network, "_orig_mod", network)).cpu().float()
+    inner = getattr(network, "_orig_mod", network)
+    name, tensors = type(inner).__name__, [*inner.parameters(), *inner.buffers()]
+    unsized = any(isinstance(t, UninitializedTensorMixin) for t in tensors)
+    check(not unsized, f"{name} has layers that have no size yet; show it an image, then load its weights")
+    check(not any(t.is_meta for t in tensors), f"the weights of {name} are on no device (meta); load them first")
+    try:
+        net = frozen_copy(inner).cpu().float()
+    except RuntimeError as e:
+        raise ConfigError(f"{name} cannot be copied: {' '.join(str(e).split())[:200]}") from e
+    low = [k for k, v in net.state_dict().items() if k.endswith("running_var") and bool((v < 0).any())]
+    check(not low, f"{name} holds negative variances in {low[:3]}; no image can be made from it")
     bad = [k for k, v in net.state_dict().items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
     check(not bad, f"{type(network).__name__} holds NaN or infinity in {bad[:3]}; no image can be made from it")
     return net
@@ -81,7 +92,10 @@ def n_outputs(
     try:
         out = logits_of(net(example))
         check(out.ndim == 2 and len(out) == 2, f"its output has the shape {list(out.shape)}")
-    except Exception as e:  # whatever a stranger's network raises
+        check(out.is_floating_point(), f"its output is {out.dtype}, no scores")
+        check(bool(torch.isfinite(out).all()), "its output for a grey image is NaN or infinite")
+        check(torch.allclose(out, logits_of(net(example)), 1e-3, 1e-4), "its output differs from call to call")
+    except (Exception, SystemExit) as e:  # whatever a stranger's network raises
         name, shape = type(net).__name__, list(example.shape)
         raise ConfigError(f"{name} does not map images {shape} to logits [2, K]: {e}") from e
     return out.shape[1]
@@ -110,7 +124,11 @@ def class_mean_images(
     "Mean images as the synthesis takes them. Raises `ConfigError` for others, and says how to change them."
     if means is None:
         return torch.full(shape, 0.5)
-    means = torch.as_tensor(means)
+    try:
+        means = torch.as_tensor(means)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise ConfigError(f"means must be an array of numbers: {e}") from e
+    check(not means.is_complex(), "means must be real numbers in [0, 1], not complex ones")
     check(tuple(means.shape) == shape, f"means must have shape {list(shape)}, not {list(means.shape)}")
     means = means.float() / 255 if means.dtype == torch.uint8 else means.float()
     check(bool(torch.isfinite(means).all()), "means hold NaN or infinity")
@@ -200,7 +218,7 @@ def adopt(
     size = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     check(len(size) == 2, f"size is one number, or height and width; not {size}")
     for s in (*size, channels):
-        check_number("size and channels", s, 1, integer=True)
+        check_number("size and channels", s, 1, 2**13, integer=True)
     net, example = plain_network(network, norms), torch.full((2, channels, *size), 0.5)
     k = n_outputs(net, example)
     check(
@@ -208,9 +226,13 @@ def adopt(
         f"{type(net).__name__} has no batch normalisation with running statistics; pass norms=False and "
         f"synthesise with bn_weight=0",
     )
-    wanted = list(range(k)) if classes is None else np.asarray(classes).tolist()
+    wanted = list(range(k)) if classes is None else np.asarray(classes, dtype=object).tolist()
     check(
-        wanted and len(set(wanted)) == len(wanted) and all(c in range(k) for c in wanted),
+        isinstance(wanted, list)
+        and wanted
+        and not any(isinstance(c, (bool, np.bool_)) for c in wanted)
+        and len(set(wanted)) == len(wanted)
+        and all(c in range(k) for c in wanted),
         f"classes must be different numbers in 0..{k - 1}, not {wanted}",
     )
     order = wanted + [c for c in range(k) if c not in set(wanted)]

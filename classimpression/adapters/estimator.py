@@ -4,21 +4,21 @@
 
 # %% ../../nbs/adapters/02_estimator.ipynb #5f5525f5
 from __future__ import annotations
-import inspect
+import inspect, warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Sequence
 import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
-from ..carryover import Carryover, ExemplarCarryover, choose_exemplars, hand_over, load_carryover
+from ..carryover import TIERS, Carryover, ExemplarCarryover, choose_exemplars, hand_over, load_carryover
 from ..carryover import refuse_few, save_carryover, take_exemplars
 from ..runs.configs import RunConfig, plain_value, profile_config, synthesis_settings, training_settings
-from ..core.errors import DataError, StateError, check
+from ..core.errors import ConfigError, DataError, StateError, check
 from ..core.files import checked_json
 from ..core.seeding import generator, seeded
-from ..data import Split, as_split
+from ..data import LAYOUTS, Split, as_numpy, as_split
 from ..methods.registry import UnionTask, find_method, sort_options
 from ..models import rebuild
 from ..pretrained.backbones import as_network
@@ -26,33 +26,62 @@ from ..synthesis import synthesize
 from ..training import teacher_features
 
 # %% auto #0
-__all__ = ['as_labels', 'kind_of', 'number_labels', 'keep_exemplars', 'learn_task', 'not_fitted', 'refuse_weights',
-           'EstimatorFacts', 'with_backbone', 'IncrementalClassifier']
+__all__ = ['NOT_AS_SKLEARN', 'label_kind', 'text_of', 'whole_labels', 'as_labels', 'kind_of', 'number_labels', 'keep_exemplars',
+           'learn_task', 'not_fitted', 'image_weights', 'refuse_weights', 'whole_shape', 'stored_classes',
+           'EstimatorFacts', 'with_backbone', 'IncrementalClassifier', 'save_estimator', 'load_estimator']
 
 # %% ../../nbs/adapters/02_estimator.ipynb #fbee941b
+def label_kind(
+    label: Any,  # of one image
+) -> str:
+    "What a label is."
+    kinds = {"true and false": (bool, np.bool_), "text": (str, bytes), "numbers": (int, float, np.integer, np.floating)}
+    return next((k for k, types in kinds.items() if isinstance(label, types)), type(label).__name__)
+
+
+def text_of(
+    label: str | bytes,
+) -> str:
+    "Text; bytes are read as UTF-8."
+    return label.decode() if isinstance(label, bytes) else str(label)
+
+
+def whole_labels(
+    y: np.ndarray,  # numbers, or objects that are numbers
+) -> np.ndarray:  # int64
+    "Labels that are numbers. Raises `DataError` for those that are no whole ones of 64 bits."
+    whole = all(np.isfinite(float(v)) and v == int(v) for v in y.tolist())
+    check(whole, "Unknown label type: continuous numbers; a class is a whole number or text", DataError)
+    large = max(abs(int(v)) for v in y.tolist())
+    check(large < 2**63, f"a label is {large:.3g} or its negative; whole numbers of 64 bits are read", DataError)
+    return np.array([int(v) for v in y.tolist()], np.int64)
+
+# %% ../../nbs/adapters/02_estimator.ipynb #5f7319d8
 def as_labels(
     y,  # labels, [N] or [N, 1]: whole numbers, text, or true and false
 ) -> np.ndarray:  # [N]
-    "Labels in one of three kinds. Raises `DataError` for anything else, missing ones included."
+    "Labels of one kind. Raises `DataError` for others, mixed and missing ones included."
     import pandas as pd
 
-    y = np.asarray(y)
+    check(y is not None, "learning requires y to be passed, but the target y is None", DataError)
+    y = np.asarray(y) if hasattr(y, "dtype") else np.asarray(y, dtype=object)
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-    check(
-        y.ndim == 1 and len(y) and y.dtype.kind in "biufUSO",
-        f"labels must be one whole number or text per image, not {y.dtype} {list(y.shape)}",
-        DataError,
-    )
-    check(
-        not (missing := pd.isna(y)).any(),
-        f"{missing.sum()} of {len(y)} labels are missing; leave these images out, or give them a class",
-        DataError,
-    )
-    if y.dtype.kind == "f" or y.dtype.kind == "O" and all(isinstance(v, (int, np.integer)) for v in y):
-        whole = y.dtype.kind == "O" or np.isfinite(y).all() and (y == np.floor(y)).all()
-        check(whole, "Unknown label type: continuous numbers; a class is a whole number or text", DataError)
-        return y.astype(np.int64)
-    return y.astype(str) if y.dtype.kind in "SO" else y
+    fits = y.ndim == 1 and len(y) and y.dtype.kind in "biufUSO"
+    found = f"not {y.dtype} {list(y.shape)}"
+    check(fits, f"labels must be one whole number or text per image, {found}", DataError)
+    n = int(pd.isna(y).sum())
+    check(not n, f"{n} of {len(y)} labels are missing; leave these images out, or give them a class", DataError)
+    if y.dtype.kind in "biuU":
+        return y
+    kinds = {label_kind(v) for v in y.tolist()}
+    one = len(kinds) == 1 and kinds <= {"true and false", "text", "numbers"}
+    check(one, f"labels are {' and '.join(sorted(kinds))}; use whole numbers, text, or true and false", DataError)
+    if kinds == {"true and false"}:
+        return y.astype(bool)
+    try:
+        return whole_labels(y) if kinds == {"numbers"} else np.array([text_of(v) for v in y.tolist()])
+    except UnicodeDecodeError as e:
+        raise DataError(f"labels are bytes that are no text in UTF-8 ({e}); decode them first") from e
 
 # %% ../../nbs/adapters/02_estimator.ipynb #0fe3e29e
 def kind_of(
@@ -142,21 +171,70 @@ def not_fitted(message: str) -> StateError:
     return type("NotFitted", (StateError, NotFittedError), {})(message)
 
 # %% ../../nbs/adapters/02_estimator.ipynb #b4a4a36c
+def image_weights(
+    sample_weight,  # one per image, one for all, or None
+    n: int,  # images
+) -> np.ndarray | None:  # [n]
+    "Weights as numbers. Raises `ConfigError` for those that are none, negative, or all zero."
+    if sample_weight is None:
+        return None
+    try:
+        w = np.asarray(sample_weight, dtype=float)
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f"sample_weight must be numbers, one per image: {e}") from e
+    check(w.shape in ((), (n,)), f"sample_weight has the shape {list(w.shape)}, there are {n} images; one per image")
+    check(np.isfinite(w).all() and (w >= 0).all(), "sample_weight must be finite and not negative")
+    check(w.any(), "every sample_weight is zero, so no image would count; leave sample_weight out")
+    return np.broadcast_to(w, n)
+
+
 def refuse_weights(
     sample_weight,  # one per image, or None
     n: int,  # images
 ) -> None:
     "Raise `ConfigError` for weights that differ: methods draw every image of a class alike."
-    if sample_weight is None:
-        return
-    w = np.asarray(sample_weight, dtype=float)
+    w = image_weights(sample_weight, n)
     check(
-        w.shape in ((), (n,)) and len(set(w.ravel().tolist())) <= 1,
+        w is None or len(set(w.tolist())) == 1,
         "sample_weight that differs from image to image is not used by these methods, which draw every image alike; "
         "leave images out, or pass some twice",
     )
 
+# %% ../../nbs/adapters/02_estimator.ipynb #72bcf915
+def whole_shape(
+    declared: Sequence[int],  # shape of an image; one side may be -1
+    n_features: int,  # numbers in a row
+    axes: int = 3,  # how many sides an image has
+) -> tuple[int, ...]:  # the same without -1
+    "Shape of the image that a row is. Raises `ConfigError` for what is no shape, `DataError` for another row."
+    sides = list(declared) if isinstance(declared, (tuple, list, np.ndarray)) else []
+    whole = all(isinstance(s, (int, np.integer)) and (s > 0 or s == -1) for s in sides)
+    fits = whole and len(sides) == axes and sides.count(-1) < 2
+    check(fits, f"image_shape must be {axes} sides above 0, of which one may be -1, not {declared!r}")
+    d = abs(int(np.prod(sides)))
+    shape = tuple(n_features // d if s == -1 else int(s) for s in sides)
+    many = "a multiple of " if -1 in sides else ""
+    check(
+        int(np.prod(shape)) == n_features,
+        f"X has {n_features} features, but images of shape {tuple(sides)} have {many}{d}",
+        DataError,
+    )
+    return shape
+
 # %% ../../nbs/adapters/02_estimator.ipynb #db39850b
+def stored_classes(
+    classes: list,  # from a file
+    path: str | Path,  # the file, for messages
+) -> np.ndarray:  # [K]
+    "Names of classes, each once and all of one kind. Raises `StateError` for others."
+    try:
+        known = as_labels(classes)
+    except DataError as e:
+        raise StateError(f"{path}: {e}; the file was changed") from e
+    check(len(set(known.tolist())) == len(known), f"{path} names a class twice; the file was changed", StateError)
+    return known
+
+
 class EstimatorFacts(msgspec.Struct):
     "What a stored estimator must say about itself."
 
@@ -192,7 +270,7 @@ class IncrementalClassifier:
         layout: str = "NCHW",  # order of the images' axes: NCHW, NHWC or NHW (grey)
         random_state: int | None = 0,  # seed of everything drawn; None or a generator of numpy: drawn at the first task
         settings: dict | None = None,  # fields of `RunConfig` that differ, such as dict(epochs=3, options=dict(...))
-        image_shape: tuple[int, ...] | None = None,  # of an image in this layout, for images that come as rows [N, D]
+        image_shape: tuple[int, ...] | None = None,  # of an image in this layout, for rows [N, D]; one side may be -1
         backbone: str | nn.Module | None = None,  # a pretrained network by name, or a module; None: the method's own
     ):
         self.method, self.profile, self.layout, self.backbone = method, profile, layout, backbone
@@ -249,6 +327,8 @@ class IncrementalClassifier:
         """All settings of the method under the profile. Raises `ConfigError` for those that need images which an
         estimator does not have.
         """
+        check(self.layout in LAYOUTS, f"unknown layout {self.layout!r}; choose from {', '.join(LAYOUTS)}")
+        check(isinstance(self.settings or {}, dict), f"settings must be a dictionary, not {self.settings!r}")
         given = dict(seed=self.draw_seed(), scenario="custom") | (self.settings or {})
         if self.backbone is not None:
             given = with_backbone(self.method, given, as_network(self.backbone))
@@ -281,24 +361,20 @@ class IncrementalClassifier:
         X,  # images, or rows
     ) -> Any:  # images
         "Rows as images of the declared shape."
-        shape = np.shape(X)
-        if len(shape) != 2 or self.layout == "NHW" and self.image_shape is None:
+        X, declared = X if isinstance(X, Tensor) else as_numpy(X, "images"), self.image_shape
+        check(X.ndim > 1, f"X has shape {list(X.shape)}; Reshape your data: X[None] for one image", DataError)
+        if X.ndim != 2 or self.layout == "NHW" and declared is None:
             return X
-        declared = self.image_shape
+        d, one = X.shape[1], "; declare what they are, as image_shape=(3, 32, 32)"
+        check(declared is not None, f"rows of shape {list(X.shape)} are no images{one}", DataError)
+        check(d, f"0 feature(s) (shape={tuple(X.shape)}) while a minimum of 1 is required.", DataError)
+        known = getattr(self, "n_features_in_", d)
         check(
-            declared is not None,
-            f"rows of shape {list(shape)} are no images; declare what they are, as image_shape=(3, 32, 32)",
+            d == known,
+            f"X has {d} features, but {type(self).__name__} is expecting {known} features as input",
             DataError,
         )
-        d = int(np.prod(declared))
-        check(
-            shape[1] == d,
-            f"X has {shape[1]} features, but IncrementalClassifier is expecting {d} features as input: images of "
-            f"shape {tuple(declared)}",
-            DataError,
-        )
-        X = X if isinstance(X, Tensor) else np.asarray(X)
-        return X.reshape(len(X), *declared)
+        return X.reshape(len(X), *whole_shape(declared, d, len(self.layout) - 1))
 
     def partial_fit(
         self,
@@ -318,6 +394,8 @@ class IncrementalClassifier:
         numbers, classes = number_labels(y, getattr(self, "classes_", np.array([])))
         check(len(x) == len(numbers), f"{len(x)} images but {len(numbers)} labels; give one label per image", DataError)
         sizes = [*getattr(self, "sizes_", []), len(classes) - sum(getattr(self, "sizes_", []))]
+        differ = len(x) == 1 or bool((x != x[:1]).any())
+        check(differ, "all these images are alike, pixel by pixel; nothing can be learned from them", DataError)
         carry, kept = learn_task(cfg, Split(x, numbers), getattr(self, "carry_", None), sizes)
         self.carry_, self.classes_, self.sizes_, self.image_shape_ = carry, classes, sizes, tuple(x.shape[1:])
         self.seed_, self.n_features_in_ = cfg.seed, int(np.prod(x.shape[1:]))
@@ -363,7 +441,7 @@ class IncrementalClassifier:
         check(len(y) == len(found), f"{len(found)} images but {len(y)} labels; give one label per image", DataError)
         kinds = kind_of(self.classes_), kind_of(y)
         check(kinds[0] == kinds[1], f"the classes learned are {kinds[0]}, these labels are {kinds[1]}", DataError)
-        return float(np.average(found == y, weights=sample_weight))
+        return float(np.average(found == y, weights=image_weights(sample_weight, len(y))))
 
     def card(
         self,
@@ -423,13 +501,43 @@ class IncrementalClassifier:
             "estimator" in meta, f"{path} holds a carryover but no estimator; read it with load_carryover", StateError
         )
         facts = checked_json(meta["estimator"], EstimatorFacts, f"the estimator in {path}")
-        fits = len(facts["classes"]) == carry.n_classes == sum(facts["sizes"]) and len(facts["image_shape"]) == 3
+        known, shape = stored_classes(facts["classes"], path), facts["image_shape"]
+        fits = len(known) == carry.n_classes == sum(facts["sizes"]) and len(shape) == 3 and max(shape) <= 2**14
         check(fits, f"{path}: its classes are not those of its model; the file was changed", StateError)
         unknown = sorted(set(facts["params"]) - set(inspect.signature(cls).parameters))
         check(not unknown, f"{path} has parameters {unknown} that this version does not know", StateError)
         est = cls(**facts["params"])
-        est.config()  # refuses settings that cannot work
-        est.carry_, est.classes_, est.sizes_ = carry, np.array(facts["classes"]), facts["sizes"]
+        method = find_method(est.config().method)  # refuses settings that cannot work
+        more = TIERS.index(carry.tier) > TIERS.index(method.tier) if carry.tier in TIERS else False
+        check(not more, f"{path} carries more ({carry.tier}) than {method.name} does ({method.tier})", StateError)
+        est.carry_, est.classes_, est.sizes_ = carry, known, facts["sizes"]
         est.image_shape_ = tuple(facts["image_shape"])
         est.seed_, est.n_features_in_ = est.random_state, int(np.prod(est.image_shape_))
         return est
+
+# %% ../../nbs/adapters/02_estimator.ipynb #1c46f7ca
+NOT_AS_SKLEARN = {
+    "check_fit_score_takes_y": "it learns the same classes twice with partial_fit; here a class comes in one task",
+    "check_sample_weights_not_overwritten": "weights that differ are refused: images of a class are drawn alike",
+    "check_sample_weight_equivalence_on_dense_data": "weights that differ are refused",
+    "check_classifiers_one_label_sample_weights": "weights that differ are refused, by another message",
+    "check_dtype_object": "arrays of Python objects are never read, even where all of them are numbers",
+    "check_supervised_y_2d": "labels [N, 1], as MedMNIST stores them, are taken without a warning",
+}
+
+# %% ../../nbs/adapters/02_estimator.ipynb #85b1cd57
+def save_estimator(
+    path: str | Path,  # where to write
+    est: IncrementalClassifier,  # that has learned
+) -> Path:
+    "Deprecated: `est.save(path)`."
+    warnings.warn("save_estimator is now est.save(path)", DeprecationWarning, stacklevel=2)
+    return est.save(path)
+
+
+def load_estimator(
+    path: str | Path,  # a file that `save` wrote
+) -> IncrementalClassifier:
+    "Deprecated: `IncrementalClassifier.load(path)`."
+    warnings.warn("load_estimator is now IncrementalClassifier.load(path)", DeprecationWarning, stacklevel=2)
+    return IncrementalClassifier.load(path)

@@ -75,11 +75,13 @@ def check_text(
     what: str,  # what the user calls it
     value: Any,  # a title or a label
 ) -> None:
-    "Raise `ConfigError` unless `value` is one line of text that no spreadsheet takes for a formula."
+    "Raise `ConfigError` unless `value` is one line of text that no spreadsheet or figure takes for a formula."
     fits = (
         isinstance(value, str)
         and value.isprintable()
         and len(value) <= 200
+        and value.count("$") < 2
         and not value.startswith(("=", "+", "-", "@"))
     )
-    check(fits, f"{what} must be one line of text (at most 200 characters, not beginning with = + - @), not {value!r}")
+    rules = "at most 200 characters, not beginning with = + - @, without two $"
+    check(fits, f"{what} must be one line of text ({rules}), not {value!r}")

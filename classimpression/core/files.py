@@ -16,8 +16,8 @@ from torch import Tensor
 from .errors import ClassImpressionError, DataError, StateError, check
 
 # %% auto #0
-__all__ = ['FORMAT', 'DIGEST', 'usable_path', 'write_bytes', 'write_json', 'checked_json', 'read_json', 'lock_of', 'update_file',
-           'content_digest', 'save_tensors', 'facts_of_header', 'load_tensors', 'inside']
+__all__ = ['MOST_JSON', 'FORMAT', 'DIGEST', 'usable_path', 'write_bytes', 'write_json', 'checked_json', 'read_json', 'lock_of',
+           'update_file', 'content_digest', 'save_tensors', 'facts_of_header', 'load_tensors', 'inside']
 
 # %% ../../nbs/core/03_files.ipynb #b09141e8
 def usable_path(
@@ -86,6 +86,9 @@ def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no number of JSON")
 
 # %% ../../nbs/core/03_files.ipynb #d4c3f393
+MOST_JSON = 2**27  # bytes; it takes ten times as much memory
+
+
 def read_json(
     path: str | Path,  # a file that `write_json` wrote
     kind: Any = None,  # type that it must have; None: any
@@ -93,6 +96,10 @@ def read_json(
     "Read JSON. Raises `StateError` if the file is missing, damaged or of another shape."
     path = usable_path(path)
     try:
+        size = path.stat().st_size
+        check(
+            size <= MOST_JSON, f"{path}: {size:,} bytes of JSON; files of ours have {MOST_JSON:,} at most", StateError
+        )
         data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except OSError as e:
         raise StateError(f"cannot read {path}: {e.strerror or e}") from e

@@ -95,7 +95,7 @@ def bfloat16_gain(
     folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "classimpression"
     path, key = Path(folder) / "bfloat16.json", f"{name}, torch {torch.__version__}"
     try:
-        known = read_json(path) if path.exists() else {}
+        known = read_json(path, dict[str, float]) if path.exists() else {}
         if key not in known:
             known[key] = round(step_seconds("float32", device) / step_seconds("bfloat16", device), 2)
             write_json(path, known)

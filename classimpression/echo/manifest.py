@@ -381,7 +381,7 @@ def series_of(
         part = parts / hashed(repr((prints[i], [a.tolist() if isinstance(a, np.ndarray) else a for a in how])), salt)
         note, seen = part.with_suffix(".json"), Counter()
         if part.exists() and note.exists():
-            x, noticed = np.load(part, allow_pickle=False), read_json(note)
+            x, noticed = np.load(part, allow_pickle=False), read_json(note, list[str])
         else:
             try:
                 x = decoded(within(root, r["path"]), *how, seen)

@@ -16,14 +16,14 @@ from ..core.pictures import DEEP, NOT_SQUARE, TURNED, looks_like, numbers, opene
 from ..data import as_bytes
 
 # %% auto #0
-__all__ = ['COLOUR_SHARE', 'COLOUR_GAP', 'DEFLATED', 'JPEG_EXTENDED', 'WINDOW', 'AXES', 'MAT_STORED', 'MAT_CLASSES', 'READERS',
-           'KINDS', 'Limits', 'to_grey', 'Reading', 'unpacked', 'needs', 'dicom_seconds', 'dicom_shape',
+__all__ = ['COLOUR_SHARE', 'COLOUR_GAP', 'DEFLATED', 'JPEG_EXTENDED', 'WINDOW', 'CONTAINERS', 'AXES', 'MAT_STORED', 'MAT_CLASSES',
+           'READERS', 'KINDS', 'Limits', 'to_grey', 'Reading', 'unpacked', 'needs', 'dicom_seconds', 'dicom_shape',
            'deflated_limit', 'dicom_header', 'dicom_meta', 'coded_size', 'pixel_bytes', 'compressed', 'dicom_frames',
            'check_pixels', 'window_facts', 'windowed', 'voi_ends', 'stored_numbers', 'read_dicom', 'brightness',
-           'looked_up', 'dicom_video', 'gather_frames', 'riff_whole', 'hidden_frames', 'quarter_turns', 'video_frames',
-           'codec_word', 'read_video', 'timed_frames', 'read_picture', 'read_mask', 'read_nifti', 'read_numpy',
-           'mat_bytes', 'mat_elements', 'mat_variable', 'read_matlab', 'mat_numbers', 'ending_of', 'why_unreadable',
-           'read_series']
+           'looked_up', 'dicom_video', 'gather_frames', 'riff_whole', 'video_box', 'hidden_frames', 'quarter_turns',
+           'video_frames', 'codec_word', 'read_video', 'timed_frames', 'read_picture', 'read_mask', 'read_nifti',
+           'read_numpy', 'mat_bytes', 'mat_elements', 'mat_variable', 'read_matlab', 'mat_numbers', 'ending_of',
+           'why_unreadable', 'read_series']
 
 # %% ../../nbs/echo/02_readers.ipynb #e926bd24
 @dataclass(frozen=True)
@@ -406,7 +406,11 @@ def windowed(
 ) -> np.ndarray:  # uint8
     "Brightness by the file's window, or else by its depth."
     bits, signed, facts = int(ds.BitsStored), bool(ds.get("PixelRepresentation")), window_facts(ds)
-    slope = float(ds.get("RescaleSlope") or 1)
+    slope = float(1 if ds.get("RescaleSlope") in (None, "") else ds.RescaleSlope)
+    there = int(ds.get("BitsAllocated") or 16)
+    check(
+        1 <= bits <= there, f"it declares {bits} of {there} bits per pixel (BitsStored); correct its header", DataError
+    )
     if facts is None:
         check(
             not signed,
@@ -430,6 +434,8 @@ def windowed(
         raise DataError(
             "its window (WindowCenter, WindowWidth or a VOI table) is impossible; remove it from the file"
         ) from None
+    whole = np.isfinite(shown).all() and np.isfinite(ends).all() and np.ptp(shown) > 0
+    check(whole, "its slope or its window makes one brightness of all numbers; correct its header", DataError)
     table = np.rint(255 * np.clip((shown - ends[0]) / (ends[1] - ends[0]), 0, 1)).astype(np.uint8)
     check(
         x.min() >= low and x.max() < low + 2**bits,
@@ -549,7 +555,7 @@ def dicom_video(
     parts = list(needs("pydicom.encaps").generate_fragments(ds.PixelData))[1:]  # the first one is a table
     stream = io.BytesIO(b"".join(parts))
     try:
-        with needs("av").open(stream, mode="r") as box:
+        with video_box(stream) as box:
             return video_frames(box, how)
     except ClassImpressionError as e:
         raise DataError(f"it holds a video ({name}): {e}") from None
@@ -594,11 +600,24 @@ def riff_whole(
     return 0 < at <= size + 1
 
 # %% ../../nbs/echo/02_readers.ipynb #7b5758c9
+CONTAINERS = "avi,mov,matroska,webm,mpegts,mpeg,asf,m4v"  # FFmpeg's names; others, as playlists, name further files
+
+
+def video_box(
+    source: Any,  # path, or an open file
+    **options: str,  # of FFmpeg
+) -> Any:  # a container of PyAV
+    "Open a video; nothing else is opened that its content may name."
+    source = str(source) if isinstance(source, Path) else source
+    safe = dict(format_whitelist=CONTAINERS, protocol_whitelist="file")
+    return needs("av").open(source, mode="r", options=safe | options)
+
+
 def hidden_frames(
     path: Path,  # an MP4 or MOV file
 ) -> int:
     "How many frames of a file are there, whatever its edit list shows of them."
-    with needs("av").open(str(path), mode="r", options={"ignore_editlist": "1"}) as box:
+    with video_box(path, ignore_editlist="1") as box:
         return sum(p.size > 0 and not p.is_corrupt for p in box.demux(box.streams.video[0]))
 
 # %% ../../nbs/echo/02_readers.ipynb #38281016
@@ -669,7 +688,7 @@ def codec_word(
 # %% ../../nbs/echo/02_readers.ipynb #26ea851b
 def read_video(path: Path, how: Reading) -> np.ndarray:  # uint8 [T, H, W, 3]
     "Frames of a video file, such as AVI or MP4. Raises `DataError` for one that was cut off."
-    with needs("av").open(str(path), mode="r") as box:
+    with video_box(path) as box:
         kind, declared = box.format.name, box.streams.video[0].frames if box.streams.video else 0
         x = video_frames(box, how)
     if len(x) < declared:
@@ -738,7 +757,13 @@ def read_nifti(path: Path, how: Reading) -> np.ndarray:  # uint8 [T, H, W]
         check(len(shape) == 3, f"it has axes {list(im.shape)}; width, height and time are read", DataError)
         how.limits.judge(shape[2], shape[1], shape[0], itemsize=8)
         if max(int(im.header["sform_code"]), int(im.header["qform_code"])):
-            how.seen[f"{AXES} {''.join(map(str, nib.aff2axcodes(im.affine)[:2]))}"] += 1
+            axes = nib.aff2axcodes(im.affine)[:2]
+            check(
+                None not in axes,
+                "its affine (sform, qform) has no direction for an axis; correct its header",
+                DataError,
+            )
+            how.seen[f"{AXES} {''.join(axes)}"] += 1
         how.seen[NOT_SQUARE] += bool(
             abs(im.header.get_zooms()[0] - im.header.get_zooms()[1]) > 0.01 * abs(im.header.get_zooms()[0])
         )

@@ -7,18 +7,20 @@ from __future__ import annotations
 import hashlib, math, os, secrets, shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Annotated, Any, Iterable, Literal
+import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..core.errors import DataError, StateError, check
-from ..core.files import read_json, write_json
+from ..core.files import checked_json, read_json, write_json
 from ..core.provenance import digest
 from ..data import PARTS, Split, to_unit
 
 # %% auto #0
-__all__ = ['SCHEMA', 'npy_header', 'write_store', 'CineStore', 'jitter', 'CineSplit', 'cine_splits', 'check_disjoint']
+__all__ = ['SCHEMA', 'npy_header', 'write_store', 'SeriesFacts', 'IndexFacts', 'CineStore', 'jitter', 'CineSplit', 'cine_splits',
+           'check_disjoint']
 
 # %% ../../nbs/echo/03_store.ipynb #c1e84c4d
 SCHEMA = "classimpression-cine-1"
@@ -91,6 +93,26 @@ def write_store(
     return folder
 
 # %% ../../nbs/echo/03_store.ipynb #d66d70c9
+class SeriesFacts(msgspec.Struct):
+    "What an index must say about a series."
+
+    view: str
+    patient: str
+    split: Literal["train", "val", "test"]
+    start: Annotated[int, msgspec.Meta(ge=0)]
+    frames: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class IndexFacts(msgspec.Struct):
+    "What an index must hold."
+
+    size: Annotated[int, msgspec.Meta(ge=1, le=2**14)]
+    frames: Annotated[int, msgspec.Meta(ge=1)]
+    md5: str
+    views: list[str]
+    series: Annotated[list[SeriesFacts], msgspec.Meta(min_length=1)]
+
+
 @dataclass(frozen=True, eq=False)
 class CineStore:
     "Frames of many series, mapped into memory."
@@ -122,6 +144,9 @@ class CineStore:
             f"{folder} holds no store of cine series; index the manifest again",
             StateError,
         )
+        checked_json(index, IndexFacts, folder / "index.json")
+        foreign = sorted({r["view"] for r in index["series"]} - set(index["views"]))
+        check(not foreign, f"{folder} has series of views that it does not list; index the manifest again", StateError)
         shape = (index["frames"], index["size"], index["size"])
         check(
             path.is_file() and path.stat().st_size == 128 + math.prod(shape),

@@ -9,7 +9,7 @@ import json
 import time
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 import numpy as np
 import torch
 from torch import Tensor
@@ -117,7 +117,7 @@ def lookup(
 def note(self: FeatureStore, images: int, seconds: float) -> None:
     "Write down what filling cost, and on which machine."
     path = self.folder / "filled.json"
-    rows = read_json(path) if path.exists() else []
+    rows = read_json(path, list[dict[str, Any]]) if path.exists() else []
     if images >= 100:
         write_json(
             path,

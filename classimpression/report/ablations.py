@@ -10,12 +10,11 @@ import numpy as np
 from .comparison import MAIN, MAIN_KEYS, MEASURES, main_rows, merge_table, rows_of, title_of
 from ..runs.configs import RunConfig
 from ..core.errors import DataError, check
-from ..core.files import read_json
 from ..runs.experiments import find_experiment
 from ..runs.run_store import RunResult, finished_run
 from ..metrics import paired_interval
 from .plots import method_colours, new_figure, style
-from ..runs.tables import mean_and_spread
+from ..runs.tables import mean_and_spread, read_results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +76,7 @@ def base_from_main(
 ) -> DataFrame:  # as from `variant_rows`; empty without a main table
     "Strict runs of the main table, as the base of an experiment."
     path = Path(figures) / f"main_table/{scenario}_runs.json"
-    runs = [r for r in rows_of(read_json(path), scenario, profile) if r["method"] in methods] if path.exists() else []
+    runs = [r for r in rows_of(read_results(path), scenario, profile) if r["method"] in methods]
     return main_rows(runs).assign(
         experiment=experiment, variant=find_experiment(experiment).base, run_id=[r["run_id"] for r in runs]
     )[["experiment", "variant", *MAIN, "run_id"]]

@@ -15,7 +15,7 @@ from ..core.files import read_json
 from ..core.provenance import package_folder
 from ..runs.experiments import Experiment, experiments, find_experiment
 from ..metrics import paired_interval
-from ..runs.tables import as_dict
+from ..runs.tables import read_results
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -260,7 +260,7 @@ def found_runs(
     path = figures / f"{e.stem(entry['scenario'])}_runs.json"
     if not path.exists():
         return None
-    return {(r["method"], "", r["seed"]) for r in map(as_dict, read_json(path)) if r["profile"] == entry["budget"]}
+    return {(r["method"], "", r["seed"]) for r in read_results(path) if r["profile"] == entry["budget"]}
 
 # %% ../../nbs/report/07_claims.ipynb #f9a6897f
 def planned_runs(

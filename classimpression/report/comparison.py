@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
 from ..carryover import TIERS
 from ..core.errors import StateError, check
-from ..core.files import read_json, update_file, write_bytes
+from ..core.files import update_file, write_bytes
 from ..runs.run_store import BEFORE
 from ..methods.registry import registered
 from ..metrics import paired_interval
@@ -304,7 +304,7 @@ def check_same_making(
     profile: str,  # name
 ) -> str:  # how all these runs were made, in words
     "Raise `StateError` unless new runs and those of the table began alike."
-    old = rows_of(read_json(path) if Path(path).exists() else [], scenario, profile)
+    old = rows_of(read_results(path), scenario, profile)
     there, new = {making(r) for r in old}, {making(as_dict(r)) for r in results}
     words = {m: f"first weights by the rule {m[0]!r}, computed in {m[1]}" for m in there | new}
     check(
@@ -356,7 +356,7 @@ def runs_beside(
 ) -> list[dict]:  # results; none where there is no main table
     "Strict runs of the main table that lies in a folder."
     path = Path(folder) / f"main_table/{scenario}_runs.json"
-    return rows_of(read_json(path), scenario, profile) if path.exists() else []
+    return rows_of(read_results(path), scenario, profile)
 
 # %% ../../nbs/report/02_comparison.ipynb #b0d6e70f
 def budget_reading(

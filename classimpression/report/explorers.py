@@ -4,7 +4,7 @@
 
 # %% ../../nbs/report/12_explorers.ipynb #acc52d2b
 from __future__ import annotations
-import asyncio, io, math, os, re, time
+import asyncio, html, io, math, os, re, time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -22,15 +22,16 @@ from .plots import image_grid, montage, plot_synthesis_terms, short_name, to_png
 from ..scenarios import SCENARIOS, make_scenario
 from ..synthesis import SynthesisConfig, draw_group, group_views, impression_loss, synthesis_rate
 from ..training import predict
+from ..runs.tables import check_reported, read_table
 from ..runs.weights import load_released, released
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['SLIDERS', 'RESULT_VIEWS', 'OF_CLASSES', 'Descent', 'widgets_wanted', 'picture', 'with_picture', 'ImpressionExplorer',
-           'explore_impressions', 'with_recalls', 'with_variant', 'stored_runs', 'load_results', 'repeat_name',
-           'choose_results', 'images_of_cell', 'ResultsBrowser', 'browse_results']
+__all__ = ['SLIDERS', 'RESULT_VIEWS', 'OF_CLASSES', 'Descent', 'widgets_wanted', 'picture', 'with_picture', 'as_html',
+           'ImpressionExplorer', 'explore_impressions', 'with_recalls', 'with_variant', 'stored_runs', 'load_results',
+           'repeat_name', 'choose_results', 'images_of_cell', 'ResultsBrowser', 'browse_results']
 
 # %% ../../nbs/report/12_explorers.ipynb #fe5f7629
 class Descent:
@@ -117,6 +118,13 @@ def picture(
 def with_picture(box, figure: Callable[[], Figure]) -> dict[str, Any]:
     "What Jupyter shows: the widget where it can, a picture elsewhere."
     return {**box._repr_mimebundle_(), "image/png": to_png(figure(), dpi=80)}
+
+# %% ../../nbs/report/12_explorers.ipynb #b7e13279
+def as_html(
+    *lines: str,  # plain text, whoever wrote it
+) -> str:  # HTML that shows it
+    "Text for a widget that takes HTML, line by line."
+    return "<br>".join(html.escape(line) for line in lines)
 
 # %% ../../nbs/report/12_explorers.ipynb #3f0ac378
 SLIDERS = dict(
@@ -224,7 +232,7 @@ class ImpressionExplorer:
             self.curves.value = b""
         self.curves.layout.display = None if self.curves.value else "none"
         self.bar.max, self.bar.value = d.cfg.steps, d.step
-        self.status.value = (
+        self.status.value = as_html(
             f"step {d.step} of {d.cfg.steps}; {d.recognised():.0f} % recognised as {self.names[int(d.y[0])]}"
             + ("" if self.running or not d.step or d.done else "; stopped")
         )
@@ -313,18 +321,17 @@ def with_variant(
 def stored_runs(
     path: Path,  # <experiment>/<scenario>_runs.json
 ) -> list[dict]:  # with their settings, tasks and scenario; empty for another kind of file
-    "Runs of one experiment on one scenario; those of an ablation named after their variants."
-    import pandas as pd
-
-    wanted = {"run_id", "method", "title", "tasks", "scenario", "seed"}
-    data = read_json(path)
-    runs = [
-        with_recalls(r) for r in (data if isinstance(data, list) else []) if isinstance(r, dict) and wanted <= set(r)
-    ]
+    """Runs of one experiment on one scenario; those of an ablation named after their variants. Raises `StateError` for
+    a file that was changed.
+    """
+    wanted, data = {"run_id", "method", "title", "tasks", "scenario", "seed"}, read_json(path)
+    runs = [r for r in (data if isinstance(data, list) else []) if isinstance(r, dict) and wanted <= set(r)]
+    for r in runs:
+        check_reported(r, path)
     table = path.parent / "runs.csv"
-    frame = pd.read_csv(table) if table.exists() else pd.DataFrame()
-    named = dict(zip(frame.run_id, frame.variant)) if "variant" in frame else {}
-    return [with_variant(r, named[r["run_id"]]) if r["run_id"] in named else r for r in runs]
+    frame = read_table(table) if table.exists() else {}
+    named = dict(zip(frame["run_id"], frame["variant"])) if {"run_id", "variant"} <= set(frame) else {}
+    return [with_variant(r, named[r["run_id"]]) if r["run_id"] in named else r for r in map(with_recalls, runs)]
 
 # %% ../../nbs/report/12_explorers.ipynb #9d583d16
 def load_results(
@@ -481,7 +488,7 @@ class ResultsBrowser:
         self.repeats.options, self.repeats.value = repeats, repeats
         for c in (self.true, self.answer):
             c.options, c.value = [(n, k) for k, n in enumerate(names)], 0
-        self.source.value = f"from <code>{self.figures.name}/{self.experiment.value}_runs.json</code>"
+        self.source.value = as_html(f"from {self.figures.name}/{self.experiment.value}_runs.json")
         self.quiet = False
         self.turn()
 
@@ -511,7 +518,7 @@ class ResultsBrowser:
         try:
             self.plot.value = to_png(self.figure(), dpi=90)
         except DataError as e:
-            self.plot.value, self.status.value = b"", str(e)
+            self.plot.value, self.status.value = b"", as_html(str(e))
         self.plot.layout.display = None if self.plot.value else "none"
         if self.plot.value and cell:
             self.draw_cell()
@@ -520,9 +527,10 @@ class ResultsBrowser:
         "The images behind a cell, where the package has them."
         if not getattr(SCENARIOS.get(f"{self.scenario}-mini"), "embedded", False):
             said = "no test images of this scenario are in the package, so those behind a cell cannot be shown"
-            self.status.value = said
+            self.status.value = as_html(said)
             return
-        x, self.status.value = images_of_cell(self.true.value, self.answer.value, self.scenario)
+        x, said = images_of_cell(self.true.value, self.answer.value, self.scenario)
+        self.status.value = as_html(said)
         if len(x):
             self.cell.value, self.cell.layout.display = picture(x), None
 

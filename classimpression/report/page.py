@@ -13,7 +13,7 @@ from ..core.files import read_json, write_bytes
 from ..core.provenance import environment
 from ..methods.registry import find_method
 from ..runs.configs import RunConfig
-from ..runs.run_store import run_folder
+from ..runs.run_store import ShownRow, run_folder
 from ..scenarios import Scenario, make_scenario
 from ..synthesis import Impressions
 
@@ -50,7 +50,7 @@ def finished_rows(
     configs: Iterable[RunConfig],  # runs, finished or not
 ) -> list[list[dict]]:  # of each run the rows of its finished tasks
     "What the disk holds of some runs."
-    return [[read_json(p) for p in sorted(run_folder(c).glob("task*/row.json"))] for c in configs]
+    return [[read_json(p, ShownRow) for p in sorted(run_folder(c).glob("task*/row.json"))] for c in configs]
 
 
 def bars(

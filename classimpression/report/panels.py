@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
 from ..core.errors import DataError, check
-from ..core.files import read_json
 from .curves import by_method
 from ..metrics import accuracy_matrix
 from .plots import SHADES, SPARE, TERMS, WIDTH, method_colours, new_figure, short_name, style
-from ..runs.tables import as_dict
+from ..runs.tables import as_dict, read_results
 from ..training import History
 
 if TYPE_CHECKING:
@@ -329,7 +328,7 @@ def earlier_runs(
     )  # None: the published order
     return [
         r
-        for r in read_json(path)
+        for r in read_results(path)
         if key(r) in wanted.keys() - here
         and (wanted[key(r)] is None or list(wanted[key(r)]) == r["scenario"]["class_order"])
     ]

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['SHARED', 'NOTHING', 'UNITS', 'VALUE', 'ALWAYS', 'HOLDS', 'REPORTED', 'START', 'END', 'page_texts', 'questions',
            'chosen', 'per_repeat', 'Measured', 'measured', 'of_line', 'as_text', 'side', 'answer', 'experiment_list',
-           'answers_text', 'fill_values', 'first_look', 'short_table', 'short_text', 'comparison_tables',
-           'foundation_tables', 'tables_text', 'fill_block', 'filled_pages', 'fill_readme', 'fill_beside']
+           'answers_text', 'campaign_values', 'fill_values', 'first_look', 'short_table', 'short_text',
+           'comparison_tables', 'foundation_tables', 'tables_text', 'fill_block', 'filled_pages', 'fill_readme',
+           'fill_beside']
 
 # %% ../../nbs/report/11_readme.ipynb #5b1e0a02
 SHARED = ("table", "measure", "kind", "value", "figure", "notebook")  # what rows take from their question
@@ -182,14 +183,28 @@ VALUE = re.compile(
 )  # opening marker, name, what stands there, closing marker
 
 
+def campaign_values(
+    figures: str | Path,  # folder with faults/faults.json
+) -> dict[str, str]:  # name -> text
+    "How many faults were tried on the library, and how many it held against."
+    path, names = Path(figures) / "faults" / "faults.json", {"faults-tried": "tried", "faults-held": "held"}
+    if not path.exists():
+        return dict.fromkeys(names, "not run here")
+    counts = read_json(path)["counts"]["all"]
+    return {name: f"{counts[k]:,}" for name, k in names.items()}
+
+
 def fill_values(
     text: str,  # Markdown, or a notebook's JSON
     figures: str | Path,  # folder of tables
 ) -> str:
     "The text with its values renewed. Raises `StateError` for a name that no question has."
     rows = {row["name"]: row for q in questions() for row in q["rows"]}
+    counted = campaign_values(figures)
 
     def renewed(found):
+        if found[2] in counted:
+            return found[1] + counted[found[2]] + found[4]
         check(found[2] in rows, f"no question has a row named {found[2]!r} (assets/questions.json)", StateError)
         row = rows[found[2]]
         return found[1] + as_text(measured(figures, row), row.get("kind", "difference")) + found[4]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+import msgspec
 import numpy as np
 from .comparison import MAIN, MAIN_KEYS, main_rows, merge_table
 from ..core.errors import ClassImpressionError, StateError, check
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['LEAST', 'REPEATS', 'MACHINE', 'CONFIRMED', 'COLUMNS', 'SHOWN', 'confusions', 'results_in', 'altered', 'reported_runs',
            'selected', 'drawn', 'group_of', 'by_task', 'spread_of', 'verdict_of', 'facts_of', 'compare', 'repeat',
-           'changed_rows', 'details', 'merge_details', 'verdict_without', 'verify']
+           'changed_rows', 'details', 'Detail', 'merge_details', 'verdict_without', 'verify']
 
 # %% ../../nbs/report/10_verify.ipynb #cea3e7fc
 def confusions(r: dict) -> list:
@@ -325,6 +326,14 @@ def details(
     )
 
 # %% ../../nbs/report/10_verify.ipynb #22708c84
+class Detail(msgspec.Struct):
+    "What an entry of the file must hold."
+
+    run_id: str
+    again: str
+    balanced_accuracy: dict[str, list[float | None]]
+
+
 def merge_details(
     path: str | Path,  # name.json; made if it is missing
     new: list[dict],  # from `details`
@@ -332,7 +341,7 @@ def merge_details(
     "Add entries to the file, in place of older ones of the same run."
     merged = lambda old: {d["run_id"]: d for d in [*(old or []), *new]}
     change = lambda old: [d for _, d in sorted(merged(old).items())]
-    return update_file(path, read_json, change, write_json)
+    return update_file(path, lambda p: read_json(p, list[Detail]), change, write_json)
 
 # %% ../../nbs/report/10_verify.ipynb #6854a677
 def verdict_without(

@@ -14,7 +14,7 @@ from typing import Any, Callable, Iterable, Iterator
 from ..core import errors, provenance
 from ..core.errors import ClassImpressionError, ConfigError, StateError, check, check_number
 from ..core.files import read_json
-from .run_store import RunResult, finished_run, run_folder
+from .run_store import RunResult, ShownRow, finished_run, run_folder
 from .runner import RunConfig, run
 from ..scenarios import make_scenario
 
@@ -319,7 +319,10 @@ def watched(
         for p, c in progress.rows().items():
             if p not in seen:
                 seen.add(p)
-                row = read_json(p)
+                try:
+                    row = read_json(p, ShownRow)
+                except StateError:
+                    continue  # whoever reads the run says so
                 state = f"{progress}, about {duration(progress.left())} left"
                 took = sum(row["seconds"].values())
                 tell(f"  {c.method}, seed {c.seed}: task {row['task']}, {row['accuracy']:.1f} %, {took:.0f} s; {state}")

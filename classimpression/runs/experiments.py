@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Iterable
+import msgspec
 import torch
 from .configs import RunConfig, profile_config, reported_repeats
-from ..core.errors import check
+from ..core.errors import StateError, check
 from ..core.files import read_json, write_bytes
 from ..core.machine import step_seconds
 from ..core.provenance import package_folder
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['Experiment', 'experiments', 'find_experiment', 'entries', 'planned', 'plan_runs', 'measured_seconds', 'write_costs',
-           'keep_costs', 'expected_seconds', 'clock_seconds', 'machine_factor', 'estimate']
+__all__ = ['Experiment', 'experiments', 'find_experiment', 'entries', 'planned', 'plan_runs', 'TimedTask', 'TimedRun',
+           'measured_seconds', 'write_costs', 'keep_costs', 'expected_seconds', 'clock_seconds', 'machine_factor',
+           'estimate']
 
 # %% ../../nbs/runs/07_experiments.ipynb #c2d8585b
 @dataclass(frozen=True)
@@ -133,6 +135,22 @@ def plan_runs(
     return runs
 
 # %% ../../nbs/runs/07_experiments.ipynb #7685c363
+class TimedTask(msgspec.Struct):
+    "What a task took."
+
+    seconds: dict[str, float]
+    cpu_seconds: float = 0.0
+    cached_seconds: dict[str, float] = {}
+
+
+class TimedRun(msgspec.Struct):
+    "What a run took."
+
+    method: str
+    profile: str
+    tasks: list[TimedTask]
+
+
 def measured_seconds(
     out: str | Path,  # folder of runs
     committed: bool = True,  # with those that come with the package?
@@ -141,8 +159,8 @@ def measured_seconds(
     found: dict[str, list[float]] = {}
     for path in Path(out).glob("*/*/result.json"):
         try:
-            r = json.loads(path.read_text())
-        except (OSError, ValueError):
+            r = read_json(path, TimedRun)
+        except StateError:
             continue  # a damaged result is reported when it is asked for
         shared = lambda t: t.get("cached_seconds", {}).get("cpu_seconds", 0.0)  # made once, by another run
         spent = sum(t.get("cpu_seconds", sum(t["seconds"].values())) - shared(t) for t in r["tasks"])

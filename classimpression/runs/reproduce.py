@@ -52,7 +52,7 @@ def parse_value(
     "Read a parameter's value as JSON if it is JSON, else as text."
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 # %% ../../nbs/runs/09_reproduce.ipynb #747d9a44

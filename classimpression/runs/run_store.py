@@ -34,9 +34,9 @@ from ..tasks import overlaps
 
 # %% auto #0
 __all__ = ['PLACES', 'EVERY_RUN', 'K_MIN', 'BEFORE', 'Count', 'Tier', 'protocol_name', 'identity', 'code_of', 'first_names',
-           'run_folder', 'RowFacts', 'ScenarioFacts', 'ResultFacts', 'current_result', 'wrong_labels', 'wrong_tasks',
-           'check_result', 'file_digest', 'RunResult', 'finished_run', 'run_lock', 'check_settings', 'read_row',
-           'read_carry', 'finished_tasks']
+           'run_folder', 'RowFacts', 'ShownRow', 'ScenarioFacts', 'ResultFacts', 'current_result', 'wrong_labels',
+           'wrong_tasks', 'check_result', 'file_digest', 'RunResult', 'finished_run', 'run_lock', 'check_settings',
+           'read_row', 'read_carry', 'finished_tasks']
 
 # %% ../../nbs/runs/02_run_store.ipynb #a9990aae
 PLACES = ("root", "out", "cache", "any_code")
@@ -122,7 +122,7 @@ def run_folder(
     return Path(cfg.out) / cfg.scenario / f"{cfg.method}-seed{cfg.seed}-{hashed}-{code}"
 
 # %% ../../nbs/runs/02_run_store.ipynb #1df73f33
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 Tier = Literal["M0", "M1", "M2", "reference"]
 
 
@@ -144,6 +144,14 @@ class RowFacts(msgspec.Struct):
     files: dict[str, str] = {}
 
 # %% ../../nbs/runs/02_run_store.ipynb #e78c3699
+class ShownRow(msgspec.Struct):
+    "What somebody who only watches needs of a row."
+
+    accuracy: float
+    task: Count = 0
+    seconds: dict[str, float] = {}
+
+
 class ScenarioFacts(msgspec.Struct):
     "What a result must say about its data."
 

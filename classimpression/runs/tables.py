@@ -13,26 +13,32 @@ from ..core.errors import ConfigError, DataError, StateError, check, check_name,
 from ..core.files import checked_json, lock_of, read_json, update_file, write_bytes, write_json
 from ..core.provenance import check_seal, sealed
 from ..metrics import contradictions, summarise, task_summary
-from .run_store import ResultFacts, check_result, identity
+from .run_store import Count, ResultFacts, check_result, identity
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['OF_RUN', 'OF_TASK', 'OF_SEQUENCE', 'COLUMNS', 'KEYS', 'TEXT', 'LEDGER', 'SHOWN', 'ShownScenario', 'ShownResult',
-           'as_dict', 'read_results', 'example_result', 'tidy', 'TableFacts', 'csv_digest', 'read_table', 'write_table',
-           'read_rows', 'renewed', 'merge_rows', 'rounded', 'add_measurement', 'shortened', 'write_results',
-           'merge_results', 'mean_and_spread', 'summary', 'reading', 'cell_text', 'to_markdown', 'Markdown',
-           'reported_tables', 'figures_folder']
+__all__ = ['OF_RUN', 'OF_TASK', 'OF_SEQUENCE', 'COLUMNS', 'KEYS', 'TEXT', 'LEDGER', 'SHOWN', 'ShownScenario', 'ShownTask',
+           'ShownResult', 'as_dict', 'check_reported', 'read_results', 'example_result', 'tidy', 'TableFacts',
+           'csv_digest', 'read_table', 'write_table', 'read_rows', 'renewed', 'merge_rows', 'rounded',
+           'add_measurement', 'shortened', 'write_results', 'merge_results', 'mean_and_spread', 'summary', 'reading',
+           'cell_text', 'to_markdown', 'Markdown', 'reported_tables', 'figures_folder']
 
 # %% ../../nbs/runs/06_tables.ipynb #1ed14770
 class ShownScenario(msgspec.Struct):
     "What tables need to know about the data."
 
     name: str
-    class_order: list[int]
-    sizes: list[int]
+    class_order: list[Count]
+    sizes: list[Count]
     class_names: list[str] = []
+
+
+class ShownTask(msgspec.Struct):
+    "What tables need to know about a task."
+
+    confusion: list[list[Count]]
 
 
 class ShownResult(msgspec.Struct):
@@ -40,7 +46,7 @@ class ShownResult(msgspec.Struct):
 
     method: str
     seed: int
-    tasks: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
+    tasks: Annotated[list[ShownTask], msgspec.Meta(min_length=1)]
     scenario: ShownScenario
     title: str = ""
     profile: str = ""
@@ -70,6 +76,23 @@ def as_dict(
     return data
 
 # %% ../../nbs/runs/06_tables.ipynb #ba2cfbae
+def check_reported(
+    r: dict,  # a result, complete or as figures keep it
+    path: str | Path,  # its file
+) -> None:
+    "Raise `StateError` for what is no result, and for one whose numbers do not follow from its own data."
+    try:
+        data = as_dict(r)
+        if set(ResultFacts.__struct_fields__) - {"files"} <= set(data):
+            check_result(data, path, "restore the file")
+            return
+        wrong = contradictions(data["tasks"], data.get("metrics", {}), data["scenario"]["sizes"])
+    except (DataError, ConfigError) as e:
+        raise StateError(f"{path}: {e}") from e
+    said = f"{path}: numbers do not follow from their confusion matrices: {wrong[:4]}; restore it"
+    check(not wrong, said, StateError)
+
+
 def read_results(
     path: str | Path,  # a JSON file of results
 ) -> list[dict]:  # none for a file that is not there
@@ -78,16 +101,7 @@ def read_results(
         return []
     found = read_json(path, list[dict[str, Any]])
     for r in found:
-        data = as_dict(r)
-        if set(ResultFacts.__struct_fields__) - {"files"} <= set(data):
-            check_result(data, path, "restore the file")
-        else:
-            wrong = contradictions(data["tasks"], data.get("metrics", {}), data["scenario"]["sizes"])
-            check(
-                not wrong,
-                f"{path}: numbers do not follow from their confusion matrices: {wrong[:4]}; restore it",
-                StateError,
-            )
+        check_reported(r, path)
     return found
 
 # %% ../../nbs/runs/06_tables.ipynb #604842dd

@@ -5,7 +5,7 @@
 # %% ../../nbs/runs/05_tuning.ipynb #fcaab505
 from __future__ import annotations
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Any, Callable
 from .configs import profile, profile_config, tuned_choice, tuning_repeat
 from ..core.errors import check
 from ..core.files import read_json, write_json
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['N_TRIALS', 'SHOWN', 'trial_configs', 'choose', 'tune', 'with_choice', 'stage_plan', 'staged_configs', 'trial_row',
-           'repeat_spread', 'nearest_of_best', 'stage_trials', 'tune_in_stages', 'searched']
+__all__ = ['N_TRIALS', 'SHOWN', 'trial_configs', 'choose', 'chosen_before', 'tune', 'with_choice', 'stage_plan', 'staged_configs',
+           'trial_row', 'repeat_spread', 'nearest_of_best', 'stage_trials', 'tune_in_stages', 'searched']
 
 # %% ../../nbs/runs/05_tuning.ipynb #3c0b6def
 N_TRIALS = 8
@@ -86,6 +86,13 @@ def choose(
     return dict(options=best["options"], trials=rows, **where, environment=d["environment"])
 
 # %% ../../nbs/runs/05_tuning.ipynb #920ae2fa
+def chosen_before(
+    path: Path,  # of choices
+) -> dict[str, dict]:  # by method; empty where there is no file
+    "What a file of choices holds."
+    return read_json(path, dict[str, dict[str, Any]]) if path.exists() else {}
+
+
 def tune(
     methods: list[str],  # registered methods
     path: str | Path | None = None,  # file to add the choices to; None: the package's own
@@ -102,9 +109,7 @@ def tune(
         if mine:
             write_json(
                 path,
-                with_choice(
-                    read_json(path) if path.exists() else {}, m, choose(mine) | dict(failed=len(cs) - len(mine))
-                ),
+                with_choice(chosen_before(path), m, choose(mine) | dict(failed=len(cs) - len(mine))),
             )
     raise_failures(failed)
     return read_json(path)
@@ -237,7 +242,7 @@ def tune_in_stages(
         environment=last["environment"],
         failed=0,
     )
-    write_json(path, with_choice(read_json(path) if path.exists() else {}, method, choice))
+    write_json(path, with_choice(chosen_before(path), method, choice))
     return choice
 
 # %% ../../nbs/runs/05_tuning.ipynb #24b00011

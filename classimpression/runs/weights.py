@@ -7,16 +7,18 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+import msgspec
 from ..carryover import Carryover, load_carryover, save_carryover
 from ..core.errors import StateError, check
 from ..core.files import read_json, write_bytes, write_json
 from ..core.provenance import file_md5, package_folder
 from .run_store import RunResult
 from ..models import rebuild
-from .tables import rounded
+from .tables import ShownScenario, rounded
 
 # %% auto #0
-__all__ = ['CARD', 'ORIGIN', 'MEDMNIST', 'halved', 'release', 'released', 'load_released']
+__all__ = ['CARD', 'ORIGIN', 'MEDMNIST', 'halved', 'release', 'CardFacts', 'released', 'load_released']
 
 # %% ../../nbs/runs/08_weights.ipynb #efa7bcfb
 CARD = """# {title} on {scenario}: weights after each task
@@ -126,12 +128,21 @@ def release(
     return facts
 
 # %% ../../nbs/runs/08_weights.ipynb #f01bfb33
+class CardFacts(msgspec.Struct):
+    "What a card must hold."
+
+    run_id: str
+    scenario: ShownScenario
+    settings: dict[str, Any]
+    files: dict[str, str]  # name -> MD5
+
+
 def released(
     folder: str | Path | None = None,  # holds one folder per name; None: the package's own
 ) -> dict[str, dict]:  # name -> facts of the card
     "Names of the released weights, with their cards."
     root = Path(folder or package_folder() / "assets" / "weights")
-    return {p.parent.name: read_json(p) for p in sorted(root.glob("*/card.json"))}
+    return {p.parent.name: read_json(p, CardFacts) for p in sorted(root.glob("*/card.json"))}
 
 # %% ../../nbs/runs/08_weights.ipynb #552e961a
 def load_released(

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/studies/06_cine_level.ipynb #0dd2d218
 from __future__ import annotations
-import html, io, os
+import io, os
 from typing import TYPE_CHECKING, Any, Iterable
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from ..echo.store import CineSplit
 from ..core.errors import DataError, check, check_number
 from ..runs.run_store import RunResult
 from ..metrics import balanced_accuracy, confusion_matrix
+from ..report.explorers import as_html
 from ..report.plots import WIDTH, image_grid, method_colours, new_figure, style
 from ..tasks import Scenario
 
@@ -222,7 +223,7 @@ def player(
     def show(*_):
         rows = (split.y == view.value).nonzero()[:, 0]
         if not len(rows):
-            said.value = f"no series of {html.escape(names[view.value])}"
+            said.value = as_html(f"no series of {names[view.value]}")
             return
         row = rows[min(which.value, len(rows) - 1)]
         shown, out = split.frames[split.start[row] + min(frame.value, int(split.count[row]) - 1)], io.BytesIO()
@@ -231,7 +232,7 @@ def player(
         if model is not None:
             with torch.no_grad():
                 p = model.eval()(shown[None, None].float() / 255).float().softmax(1)[0]
-            said.value = "<br>".join(f"{html.escape(n)}: {100 * float(q):.0f} %" for n, q in zip(names, p))
+            said.value = as_html(*(f"{n}: {100 * float(q):.0f} %" for n, q in zip(names, p)))
 
     view.observe(choose, "value")
     which.observe(choose, "value")

@@ -296,8 +296,8 @@ def write_block(
     import pandas as pd
 
     folder = Path(figures)
-    known = read_json(folder / "runs.json") if (folder / "runs.json").exists() else []
-    new = [read_json(p) for p in sorted(Path(out).rglob("result.json"))]
+    known = read_json(folder / "runs.json", list[dict[str, Any]]) if (folder / "runs.json").exists() else []
+    new = [read_json(p, dict[str, Any]) for p in sorted(Path(out).rglob("result.json"))]
     new = [kept(d) for d in new if d["settings"]["eval_split"] == "test" and d["pretraining"] != "none"]
     merged = {same_run(d): d for d in [*known, *new]}
     order = lambda d: (d["scenario"]["name"], d["tier"], d["method"], features_of(d["settings"]), d["seed"])

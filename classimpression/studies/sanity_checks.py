@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterable
+import msgspec
 from ..carryover import hand_over
 from ..report.claims import in_points
 from ..report.comparison import title_of
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['PROVENANCE', 'REPLAYING', 'with_real_images', 'fed_with_real_images', 'replay_against_joint', 'sanity_table']
+__all__ = ['PROVENANCE', 'REPLAYING', 'with_real_images', 'GateFacts', 'fed_with_real_images', 'replay_against_joint',
+           'sanity_table']
 
 # %% ../../nbs/studies/04_sanity_checks.ipynb #c7f1ea1a
 PROVENANCE = (
@@ -64,6 +66,18 @@ def with_real_images(
     return dict(balanced_accuracy=balanced_accuracy(conf), old=float(a[0]), new=float(a[1]))
 
 # %% ../../nbs/studies/04_sanity_checks.ipynb #c0c4281b
+class GateFacts(msgspec.Struct):
+    "What the file of a finished check must hold."
+
+    balanced_accuracy: float
+    old: float
+    new: float
+    seconds: float
+    checksum: str
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+
+
 def fed_with_real_images(
     scenario: str,  # named scenario
     profile: str,  # budget
@@ -101,7 +115,7 @@ def fed_with_real_images(
                         environment=environment(cfg.device),
                     ),
                 )
-            found = read_json(path)
+            found = read_json(path, GateFacts)
             rows.append(
                 dict(
                     check="real old images",

@@ -132,7 +132,8 @@ def tried(f: Fault) -> Outcome:
         held, said = judged(f, Path(folder))
     temporary = rf"{re.escape(tempfile.gettempdir())}/faults?-[\w-]+"
     said = " ".join(re.sub(temporary, "FOLDER", said).split())
-    return Outcome(f, held, said[:400], time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Outcome(f, held and seconds < f.seconds, said[:400], seconds)
 
 
 def command(*argv: str | Path, code: int = 0) -> str:
