@@ -8,7 +8,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterable
+from typing import TYPE_CHECKING, Any, Iterable
 from ..core.errors import ClassImpressionError, check
 from ..core.files import read_json, write_bytes
 from ..runs.configs import RunConfig, profile_config, reported_repeats, tuning_repeat
