@@ -56,7 +56,8 @@ def check_number(
         isinstance(value, kind) and not isinstance(value, bool),
         f"{name} must be {'a whole number' if integer else 'a number'}, not {value!r}",
     )
-    check(math.isfinite(value), f"{name} must be finite, not {value!r}")
+    check(abs(value) < math.inf, f"{name} must be finite, not {value!r}")
+    check(integer or abs(value) < 2**1023, f"{name} is too large: a number of {len(str(value))} digits")
     check(low <= value <= high, f"{name} must lie in [{low}, {high}], not {value!r}")
 
 # %% ../../nbs/core/01_errors.ipynb #eac8e4ec

@@ -668,6 +668,8 @@ def video_frames(
                 )
                 how.seen[DEEP] += any(c.bits > 8 for c in f.format.components)
             yield f.to_ndarray(format="rgb24")
+        told = f"it declares {s.frames} frames, of which none can be decoded: it was cut off; copy it again"
+        check(turns or not s.frames, told, DataError)
 
     x = gather_frames(decoded(), how.limits)
     how.seen["further videos in the file, left out"] += len(box.streams.video) > 1

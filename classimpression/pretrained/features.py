@@ -51,9 +51,10 @@ class FeatureStore:
         "Read what other processes have added."
         if not self.names.exists():
             return
+        there = self.values.stat().st_size // (2 * self.n_features) if self.values.exists() else 0
         with open(self.names, "rb") as f:
             f.seek(16 * self.read)
-            new = f.read()
+            new = f.read(16 * max(there - self.read, 0))  # a name whose numbers were cut off counts for nothing
         for i in range(len(new) // 16):
             self.known[new[16 * i : 16 * i + 16]] = self.read + i
         self.read += len(new) // 16
@@ -87,6 +88,7 @@ def append(
                 g.truncate(2 * self.n_features * self.read)
                 g.write(half[new].numpy().tobytes())
             with open(self.names, "ab") as g:
+                g.truncate(16 * self.read)
                 g.write(b"".join(names[i] for i in new))
             self.refresh()
     except OSError as e:

@@ -184,14 +184,16 @@ VALUE = re.compile(
 
 
 def campaign_values(
-    figures: str | Path,  # folder with faults/faults.json
+    figures: str | Path,  # folder with faults/faults.csv
 ) -> dict[str, str]:  # name -> text
     "How many faults were tried on the library, and how many it held against."
-    path, names = Path(figures) / "faults" / "faults.json", {"faults-tried": "tried", "faults-held": "held"}
+    import pandas as pd
+
+    path, names = Path(figures) / "faults" / "faults.csv", ("faults-tried", "faults-held")
     if not path.exists():
         return dict.fromkeys(names, "not run here")
-    counts = read_json(path)["counts"]["all"]
-    return {name: f"{counts[k]:,}" for name, k in names.items()}
+    verdicts = pd.read_csv(path).verdict
+    return {name: f"{n:,}" for name, n in zip(names, (len(verdicts), (verdicts == "held").sum()))}
 
 
 def fill_values(

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/runs/01_configs.ipynb #d6cdb973
 from __future__ import annotations
-import os, types, typing
+import math, os, types, typing
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -130,7 +130,7 @@ class RunConfig(TrainConfig):
         )
         for name in ("first_epochs", "threads", "k_min", "exemplars", "until"):
             if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), 1, integer=True)
+                check_number(name, getattr(self, name), 1, 1024 if name == "threads" else math.inf, integer=True)
         try:
             synthesis_settings(self, 1)
         except ConfigError as e:

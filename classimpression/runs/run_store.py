@@ -178,7 +178,7 @@ class ResultFacts(msgspec.Struct):
     tier: Tier
     data_free: bool
     own: bool
-    seed: Count
+    seed: Annotated[int, msgspec.Meta(ge=0)]
     tasks: Annotated[list[RowFacts], msgspec.Meta(min_length=1)]
     metrics: dict[str, float]
     environment: dict[str, Any]

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/studies/04_sanity_checks.ipynb #34524d66
 from __future__ import annotations
-import time
+import json, time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterable
@@ -13,7 +13,7 @@ from ..carryover import hand_over
 from ..report.claims import in_points
 from ..report.comparison import title_of
 from ..runs.configs import RunConfig, profile_config, reported_repeats
-from ..core.errors import check
+from ..core.errors import StateError, check
 from ..core.files import read_json, write_json
 from ..core.provenance import environment
 from ..data import to_unit
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['PROVENANCE', 'REPLAYING', 'with_real_images', 'GateFacts', 'fed_with_real_images', 'replay_against_joint',
+__all__ = ['PROVENANCE', 'REPLAYING', 'with_real_images', 'GateFacts', 'gate_of', 'fed_with_real_images', 'replay_against_joint',
            'sanity_table']
 
 # %% ../../nbs/studies/04_sanity_checks.ipynb #c7f1ea1a
@@ -78,6 +78,20 @@ class GateFacts(msgspec.Struct):
     environment: dict[str, Any]
 
 
+def gate_of(
+    path: Path,  # of a finished check
+    settings: dict,  # that it must have been made with
+    checksum: str,  # of the data
+) -> dict | None:  # None if there is none, or it is damaged or another's
+    "What is known of a check already."
+    try:
+        found = read_json(path, GateFacts) if path.exists() else {}
+    except StateError:
+        return None
+    mine = found.get("settings") == json.loads(json.dumps(settings)) and found.get("checksum") == checksum
+    return found if mine else None
+
+
 def fed_with_real_images(
     scenario: str,  # named scenario
     profile: str,  # budget
@@ -102,20 +116,17 @@ def fed_with_real_images(
                 **reported_repeats(scenario)[i],
             )
             path = Path(out) / "gates" / scenario / f"{run_folder(cfg).name}.json"
-            if not path.exists():
+            settings, checksum = identity(asdict(cfg)), make_scenario(scenario, root=cfg.root).checksum
+            found = gate_of(path, settings, checksum)
+            if found is None:
                 started = time.process_time()
-                found = with_real_images(cfg)
-                write_json(
-                    path,
-                    found
-                    | dict(
-                        seconds=round(time.process_time() - started, 1),
-                        checksum=make_scenario(scenario, root=cfg.root).checksum,
-                        settings=identity(asdict(cfg)),
-                        environment=environment(cfg.device),
-                    ),
+                found = with_real_images(cfg) | dict(
+                    seconds=round(time.process_time() - started, 1),
+                    checksum=checksum,
+                    settings=settings,
+                    environment=environment(cfg.device),
                 )
-            found = read_json(path, GateFacts)
+                write_json(path, found)
             rows.append(
                 dict(
                     check="real old images",
