@@ -14,7 +14,7 @@ from ..runs.run_store import BEFORE
 from ..methods.registry import registered
 from ..metrics import paired_interval
 from ..runs.tables import TEXT, as_dict, mean_and_spread, merge_results, read_table, renewed
-from ..runs.tables import to_markdown, write_table
+from ..runs.tables import read_results, to_markdown, write_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
