@@ -4,7 +4,7 @@
 
 # %% ../../nbs/runs/04_engine.ipynb #257f09df
 from __future__ import annotations
-import importlib, json, os, queue, re, select, signal, socket, subprocess, sys, tempfile, threading, time
+import importlib, ipaddress, json, os, queue, re, select, signal, socket, subprocess, sys, tempfile, threading, time
 from collections import deque
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -212,12 +212,16 @@ def check_scheduler(
     insecure: bool = False,  # go on without encryption beyond this machine?
 ) -> None:
     "Raise `ConfigError` for an address that sends settings and code in the clear to another machine."
-    found = re.fullmatch(r"(?:(?P<how>\w+)://)?(?P<host>\[[^\]]+\]|[^:/\s]+):(?P<port>\d+)/?", address)
-    check(found, f"{address!r} is no address of a scheduler; give one such as tls://10.0.0.5:8786")
-    host = found["host"].strip("[]")
-    here = host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host)
+    form = r"(?:(?P<how>\w+)://)?(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})/?"
+    found = re.fullmatch(form, address, re.ASCII)
+    fits = found and 0 < int(found["port"]) < 2**16
+    check(fits, f"{address!r} is no address of a scheduler; give one such as tls://10.0.0.5:8786")
+    try:
+        here = ipaddress.ip_address(found["host"].strip("[]")).is_loopback
+    except ValueError:  # a name
+        here = found["host"] == "localhost"
     check(
-        found["how"] == "tls" or here or insecure,
+        (found["how"] or "").lower() == "tls" or here or insecure,
         f"the scheduler {address} is on another machine and not encrypted: whoever is on the way can run code on its "
         f"workers; use tls:// with certificates, or --insecure (insecure=True) where everybody on the network is "
         f"trusted",
