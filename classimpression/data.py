@@ -119,7 +119,7 @@ def as_numpy(
         a = np.asarray(a)
     except ValueError as e:
         raise DataError(f"{what} are not one rectangular array: {e}") from e
-    check(a.dtype.kind != "c", f"{what}: Complex data not supported; pass magnitudes, numpy.abs({what})", DataError)
+    check(a.dtype.kind != "c", f"{what} are complex. Complex data not supported; pass numpy.abs({what})", DataError)
     numbers = f"{what} must be numbers, not dtype {a.dtype}; object arrays are never read"
     check(a.dtype.kind in "biuf", numbers, DataError)
     return a

@@ -419,7 +419,8 @@ def make_scenario(
     check(path.is_file(), f"there is no file {path}; {advice}", DataError)
     stat = path.stat()
     splits, md5 = _load(path, (stat.st_mtime_ns, stat.st_size), name, verify)
-    about = dict(name=name, class_names=info.class_names, checksum=md5)
+    size = max(32, splits["train"].x.shape[-1]) if size is None else size
+    about = dict(name=name, class_names=info.class_names, size=size, checksum=md5)
     return from_splits(*splits.values(), sizes=sizes, class_order=order, **about)
 
 # %% ../nbs/03_scenarios.ipynb #8593b3b5
