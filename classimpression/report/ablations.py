@@ -14,7 +14,7 @@ from ..runs.experiments import find_experiment
 from ..runs.run_store import RunResult, finished_run
 from ..metrics import paired_interval
 from .plots import method_colours, new_figure, style
-from ..runs.tables import mean_and_spread, read_results
+from ..runs.tables import mean_and_spread, read_results, read_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -164,12 +164,10 @@ def bound_rows(
     profile: str,  # budget of the runs that are to be framed
 ) -> DataFrame | None:  # strict runs of joint training and fine-tuning; None without a main table
     "The two bounds: at the same budget if they ran at it, otherwise at that of the main table."
-    import pandas as pd
-
     path = Path(figures) / "main_table/runs.csv"
     if not path.exists():
         return None
-    table = pd.read_csv(path)
+    table = read_table(path)
     mine = table[(table.scenario == scenario) & (table.protocol == "strict") & table.method.isin(BOUNDS)]
     return next((g for p in (profile, *dict.fromkeys(mine.profile)) if len(g := mine[mine.profile == p])), mine)
 

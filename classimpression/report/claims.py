@@ -15,7 +15,7 @@ from ..core.files import read_json
 from ..core.provenance import package_folder
 from ..runs.experiments import Experiment, experiments, find_experiment
 from ..metrics import paired_interval
-from ..runs.tables import read_results
+from ..runs.tables import read_results, read_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAIN_RUNS = "main_table/runs.csv"  # in the folder of reported results
 
 # %% auto #0
-__all__ = ['MAIN_RUNS', 'RULES', 'verdict', 'in_points', 'read_table', 'part_verdict', 'rivals_of', 'whole_verdict',
+__all__ = ['MAIN_RUNS', 'RULES', 'verdict', 'in_points', 'table_at', 'part_verdict', 'rivals_of', 'whole_verdict',
            'claim_verdicts', 'target_name', 'mean_reached', 'share_reached', 'times_reached', 'difference_reached',
            'target_verdict', 'tier_verdict', 'target_verdicts', 'wanted', 'found_runs', 'planned_runs', 'inventory']
 
@@ -48,13 +48,11 @@ def in_points(difference: float, low: float, high: float) -> str:
     return f"{difference:+.1f}" + (f" [{low:+.1f}, {high:+.1f}]" if np.isfinite(low) else "")
 
 # %% ../../nbs/report/07_claims.ipynb #d6ebd79f
-def read_table(
+def table_at(
     path: Path,  # a CSV of results
 ) -> DataFrame | None:
-    "The table, or None where it is missing."
-    import pandas as pd
-
-    return pd.read_csv(path, dtype={"class_order": str, "protocol": str, "variant": str}) if path.exists() else None
+    "The table, or None where it is missing. Raises `StateError` for one that was changed."
+    return read_table(path) if path.exists() else None
 
 # %% ../../nbs/report/07_claims.ipynb #0999e864
 def part_verdict(
@@ -63,7 +61,7 @@ def part_verdict(
 ) -> list[dict]:  # one per scenario; a single one without numbers if there is no table
     "What the part of the method is worth: whole minus without."
     e = find_experiment(claim["experiment"])
-    table, found = read_table(Path(figures) / e.table), []
+    table, found = table_at(Path(figures) / e.table), []
     compared = f"{e.base}, against: {claim['without']}"
     for (scenario, profile), _ in table.groupby(["scenario", "profile"]) if table is not None else ():
         rows = variants_of(table, e.name, scenario, profile)
@@ -91,7 +89,7 @@ def whole_verdict(
     measure: str = "balanced_accuracy",  # column
 ) -> list[dict]:  # one per scenario; a single one without numbers if there is no table
     "The method minus the best other data-free method that carries no more."
-    table, found, mine = read_table(Path(figures) / MAIN_RUNS), [], claim["method"]
+    table, found, mine = table_at(Path(figures) / MAIN_RUNS), [], claim["method"]
     strict = table[table.protocol == "strict"] if table is not None else None
     for (scenario, profile), rows in strict.groupby(["scenario", "profile"]) if strict is not None else ():
         if mine not in set(rows.method) or (rivals := rivals_of(mine, rows)).empty:
@@ -212,7 +210,7 @@ def target_verdicts(
     "Every target with what was measured and the verdict."
     import pandas as pd
 
-    targets, table = read_json(package_folder() / "assets" / "targets.json"), read_table(Path(figures) / MAIN_RUNS)
+    targets, table = read_json(package_folder() / "assets" / "targets.json"), table_at(Path(figures) / MAIN_RUNS)
     columns = ["seed", "class_order", "method", "scenario", "protocol", "profile", "balanced_accuracy"]
     table = pd.DataFrame(columns=columns) if table is None else table
     strict = better_budget(table[table.protocol == "strict"], profile)
@@ -252,7 +250,7 @@ def found_runs(
     "The finished runs that a table, or the list of runs beside a notebook, holds."
     name = e.table or (MAIN_RUNS if e.name in ("main_table", "published") else "")
     if name:
-        if (t := read_table(figures / name)) is None:
+        if (t := table_at(figures / name)) is None:
             return set()
         mine = (t.experiment == e.name) & t.variant.isin(entry["variants"]) if e.table else True
         t = t[(t.scenario == entry["scenario"]) & (t.profile == entry["budget"]) & mine]

@@ -14,7 +14,7 @@ from ..core.files import read_json, write_bytes
 from ..core.provenance import package_folder
 from ..metrics import paired_interval
 from ..runs.experiments import experiments
-from ..runs.tables import mean_and_spread, read_rows, summary, to_markdown
+from ..runs.tables import mean_and_spread, read_rows, read_table, summary, to_markdown
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -81,12 +81,10 @@ def measured(
     row: dict,  # of a question
 ) -> Measured | None:  # None where this folder lacks the table or the runs
     "The number that a row asks for."
-    import pandas as pd
-
     path = Path(figures) / row["table"]
     if not path.exists():
         return None
-    frame = pd.read_csv(path)
+    frame = read_table(path)
     if "row" in row:
         return of_line(chosen(frame, row["row"]), row)
     measure = row.get("measure", "balanced_accuracy")
@@ -262,12 +260,10 @@ def short_text(
     figures: str | Path,  # folder with main_table/runs.csv
 ) -> str:
     "The short table in Markdown."
-    import pandas as pd
-
     path = Path(figures) / "main_table/runs.csv"
     if not path.exists():
         return "No comparison yet."
-    frame = pd.read_csv(path)
+    frame = read_table(path)
     return to_markdown(short_table(frame[(frame.profile == "standard") & (frame.protocol == "strict")]))
 
 # %% ../../nbs/report/11_readme.ipynb #5b1e0a23

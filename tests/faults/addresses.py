@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import torch
 from classimpression.core.provenance import cached, package_folder
-from classimpression.report.readme import campaign_values
+from classimpression.report.ablations import bound_rows
+from classimpression.report.claims import table_at
+from classimpression.report.readme import campaign_values, measured, short_text
 from classimpression.runs.engine import check_scheduler
 from classimpression.runs.runner import run
+from classimpression.runs.tables import read_table, write_table
 from classimpression.runs.weights import load_released
 from classimpression.studies.sanity_checks import gate_of
 
@@ -208,6 +212,32 @@ def _(folder):
     )
     (folder / "faults/faults.json").write_text('{"counts": {"all": {"tried": 9999, "held": 9999}}}')
     assert campaign_values(folder) == {"faults-tried": "2", "faults-held": "1"}
+
+
+TABLES = {
+    "README": lambda d: short_text(d),
+    "README's values": lambda d: measured(
+        d,
+        dict(
+            table="main_table/runs.csv",
+            same=dict(scenario="blood", method="census", profile="standard", protocol="strict"),
+            of={},
+        ),
+    ),
+    "the bounds of ablations": lambda d: bound_rows(d, "blood", "standard"),
+    "claims": lambda d: table_at(d / "main_table/runs.csv"),
+}
+
+
+@fault("numbers", "one number changed in a table that {who} read", says="cut or changed", who=TABLES)
+def _(folder, who):
+    path = folder / "main_table/runs.csv"
+    write_table(path, read_table(Path(__file__).parents[2] / "figures/main_table/runs.csv"))
+    TABLES[who](folder)
+    text = path.read_text()
+    i = text.index("93.")
+    path.write_text(text[:i] + "99" + text[i + 2 :])
+    TABLES[who](folder)
 
 
 @fault("numbers", "images of numpy's {kind} scale", "right", kind=("float16", "float64", ">f4"))
