@@ -616,6 +616,7 @@ def test_more_pixels_of_the_same_images(tmp_path, monkeypatch):
         make_scenario("blood-64", root=tmp_path)
     scenario = make_scenario("blood-64", root=tmp_path, verify=False)
     assert (scenario.size, scenario.name, scenario.sizes) == (64, "blood-64", [2, 2, 2, 2])
+    assert make_scenario("blood-mini").size == 32, "small ones are padded"
     assert scenario.test(0).x.shape[1:] == (3, 64, 64) and reported_repeats("blood-64") == reported_repeats("blood")
     with pytest.raises(ConfigError, match="blood-64, blood-128"):
         make_scenario("blood-63", root=tmp_path)
