@@ -30,7 +30,7 @@ MARKDOWN = {
 MARKDOWN |= {"CONTRIBUTING.md": "contributing.md"}
 PAGES = {"nbs/index.ipynb": "tour.ipynb"} | MARKDOWN
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|#|mailto:)([^)\s]+)\)")
-ROOMS = ["methods", "runs", "report", "studies", "echo", "adapters", "core"]  # in the order of the menu
+ROOMS = ["methods", "pretrained", "runs", "report", "studies", "echo", "adapters", "core"]  # in the order of the menu
 
 
 def read_notebook(path: Path) -> dict:
