@@ -27,25 +27,9 @@ __all__ = ['MAIN', 'MAIN_KEYS', 'LEFT_OUT', 'MEASURES', 'LATEX', 'FULL', 'main_r
 
 # %% ../../nbs/report/02_comparison.ipynb #e3bd1e0f
 MAIN = (
-    "scenario",
-    "method",
-    "own",
-    "data_free",
-    "tier",
-    "protocol",
-    "profile",
-    "seed",
-    "class_order",
-    "final_accuracy",
-    "average_incremental_accuracy",
-    "balanced_accuracy",
-    "worst_class_recall",
-    "forgetting",
-    "backward_transfer",
-    "seconds",
-    "peak_memory_mb",
-    "carried_bytes",
-    "carried_images",
+    *("scenario", "method", "own", "data_free", "tier", "protocol", "profile", "seed", "class_order"),
+    *("final_accuracy", "average_incremental_accuracy", "balanced_accuracy", "worst_class_recall"),
+    *("forgetting", "backward_transfer", "seconds", "peak_memory_mb", "carried_bytes", "carried_images"),
 )
 MAIN_KEYS = ["scenario", "profile", "protocol", "method", "class_order", "seed"]  # what a rerun replaces
 
@@ -60,21 +44,13 @@ def main_rows(
     for r in map(as_dict, results):
         last, peaks = r["tasks"][-1], [t.get("peak_memory_mb") for t in r["tasks"]]
         facts = {k: r[k] for k in ("method", "own", "data_free", "tier", "protocol", "profile", "seed")} | r["metrics"]
-        facts["seconds"] = round(
-            sum(t["cpu_seconds"] if "cpu_seconds" in t else sum(t["seconds"].values()) for t in r["tasks"]), 1
-        )
-        where = dict(scenario=r["scenario"]["name"], class_order=" ".join(map(str, r["scenario"]["class_order"])))
-        rows.append(
-            facts
-            | where
-            | dict(
-                peak_memory_mb=max(peaks) if None not in peaks else np.nan,
-                **{k: max(t[k] for t in r["tasks"]) for k in ("carried_bytes", "carried_images")},
-            )
-        )
-        check(
-            last["task"] == len(r["scenario"]["sizes"]), f"the run {r.get('run_id')} stopped after task {last['task']}"
-        )
+        spent = lambda t: t["cpu_seconds"] if "cpu_seconds" in t else sum(t["seconds"].values())
+        facts["seconds"] = round(sum(map(spent, r["tasks"])), 1)
+        facts |= dict(scenario=r["scenario"]["name"], class_order=" ".join(map(str, r["scenario"]["class_order"])))
+        facts["peak_memory_mb"] = max(peaks) if None not in peaks else np.nan
+        rows.append(facts | {k: max(t[k] for t in r["tasks"]) for k in ("carried_bytes", "carried_images")})
+        stopped = f"the run {r.get('run_id')} stopped after task {last['task']}"
+        check(last["task"] == len(r["scenario"]["sizes"]), stopped)
     return pd.DataFrame(rows, columns=list(MAIN))
 
 # %% ../../nbs/report/02_comparison.ipynb #e545dc35

@@ -308,7 +308,7 @@ def with_recalls(
     *earlier, last = r["tasks"]
     return r | dict(tasks=[*earlier, task_summary(last["confusion"], r["scenario"]["sizes"]) | last])
 
-
+# %% ../../nbs/report/12_explorers.ipynb #a43781ea
 def with_variant(
     r: dict,  # a run
     variant: str,  # of an ablation
@@ -317,7 +317,7 @@ def with_variant(
     method = re.sub(r"[^\w .+-]", "", f"{r['method']} {variant}")[:80]
     return r | dict(method=method, title=f"{r['title']}: {variant}")
 
-
+# %% ../../nbs/report/12_explorers.ipynb #10111f8a
 def stored_runs(
     path: Path,  # <experiment>/<scenario>_runs.json
 ) -> list[dict]:  # with their settings, tasks and scenario; empty for another kind of file

@@ -64,16 +64,9 @@ def growth_rows(
         with threads(1):
             runs = {n: KINDS[step](make_case(**case_of(n)), batch or n, False)["ours"] for n in sizes[:most]}
             seconds = take_turns(runs, dict.fromkeys(runs, 2), rounds)
-        rows += [
-            dict(
-                quantity=name,
-                n=n,
-                step=step,
-                seconds=median(s),
-                peak_memory_mb=peak_memory(step, "ours", batch or n, **case_of(n)) if memory else None,
-            )
-            for n, s in seconds.items()
-        ]
+        for n, s in seconds.items():
+            peak = peak_memory(step, "ours", batch or n, **case_of(n)) if memory else None
+            rows.append(dict(quantity=name, n=n, step=step, seconds=median(s), peak_memory_mb=peak))
     return rows
 
 # %% ../../nbs/studies/12_scaling.ipynb #5268d3a7
@@ -116,14 +109,11 @@ def measure(
     import os
     import pandas as pd
 
-    started, first = (
-        time.perf_counter(),
-        [int(t.train.counts(t.n_seen)[t.n_old :].sum()) for t in make_scenario(scenario, root=root or None).tasks],
-    )
+    started, tasks = time.perf_counter(), make_scenario(scenario, root=root or None).tasks
+    first = [int(t.train.counts(t.n_seen)[t.n_old :].sum()) for t in tasks]
     case, rows = make_case(n_real=first[min(1, len(first) - 1)], pixels=pixels), []
-    places = [("cpu", k) for k in cpu_threads if k <= (os.cpu_count() or 1)] + (
-        [("cuda", cpu_threads[0])] if torch.cuda.is_available() else []
-    )
+    places = [("cpu", k) for k in cpu_threads if k <= (os.cpu_count() or 1)]
+    places += [("cuda", cpu_threads[0])] if torch.cuda.is_available() else []
     for device, k in places:
         tell(f"{device}, {k} thread{'s' * (k > 1)}")
         rows += speed_rows(case, device, k, batches, rounds, dtypes=dtypes, compile_too=compile_too)
@@ -131,16 +121,9 @@ def measure(
     if memory:
         tell("peak memory")
         rows += memory_rows(batches, n_real=len(case.task.train), pixels=pixels)
-    facts = dict(
-        rounds=rounds,
-        pixels=pixels,
-        scenario=scenario,
-        images=first,
-        seconds=round(time.perf_counter() - started, 1),
-        load_average=list(os.getloadavg()),
-        gpu_found=torch.cuda.is_available(),
-        environment=environment(),
-    )
+    facts = dict(rounds=rounds, pixels=pixels, scenario=scenario, images=first)
+    facts |= dict(seconds=round(time.perf_counter() - started, 1), load_average=list(os.getloadavg()))
+    facts |= dict(gpu_found=torch.cuda.is_available(), environment=environment())
     return pd.DataFrame(rows), facts
 
 # %% ../../nbs/studies/12_scaling.ipynb #e5c89c52
