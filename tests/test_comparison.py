@@ -19,6 +19,7 @@ from classimpression.runs.run_store import identity
 from classimpression.methods.registry import METHODS, find_method
 from classimpression.metrics import bootstrap_interval, paired_interval, student_quantile
 from classimpression.runs.runner import RunConfig, run, run_folder
+from classimpression.report.comparison import main_rows
 from classimpression.report.verify import results_in
 from classimpression.runs.tuning import trial_configs, tune
 
@@ -258,3 +259,12 @@ def test_tune_writes_what_it_found(tmp_path):
         "ncm"
     ]
     assert len(found["trials"]) == 2 and found["failed"] == 0 and found["environment"]["torch"]
+
+
+def test_a_run_of_the_first_tasks_is_complete_if_it_was_asked_for_them_only(tmp_path):
+    whole = profile_config("smoke", "fine-tuning", out=str(tmp_path), until=2)
+    data = run(whole).data
+    assert [t["task"] for t in data["tasks"]] == [1, 2] and len(main_rows([data])) == 1
+    data["settings"]["until"] = None
+    with pytest.raises(ConfigError, match="stopped after task 2"):
+        main_rows([data])

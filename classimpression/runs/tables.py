@@ -479,7 +479,5 @@ def figures_folder(
     profile: str,  # name of the settings' profile
 ) -> Path:
     "Folder for the tables and figures of a profile."
-    kind = {"ablation": "standard", "faithful": "standard", "ablation-quick": "quick", "ablation-first": "first"}.get(
-        profile, profile
-    )  # other budgets, reported in the same place
+    kind = {"ablation": "standard", "faithful": "standard"}.get(profile, profile.removeprefix("ablation-"))
     return Path(figures) if kind == "standard" else Path(figures) / kind
