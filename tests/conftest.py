@@ -47,6 +47,14 @@ def pytest_runtest_protocol(item):
     return done
 
 
+LONGEST = ("test_tutorials", "test_packaging", "test_reproduce", "test_runs", "test_engine", "test_comparison")
+
+
+def pytest_collection_modifyitems(items):
+    "Modules with long tests begin, so that at the end no worker waits for another."
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture
 def toy():
     return toy_scenario

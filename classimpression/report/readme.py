@@ -4,6 +4,7 @@
 
 # %% ../../nbs/report/11_readme.ipynb #7d0a1c03
 from __future__ import annotations
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['SHARED', 'NOTHING', 'UNITS', 'VALUE', 'ALWAYS', 'HOLDS', 'REPORTED', 'START', 'END', 'page_texts', 'questions',
            'chosen', 'per_repeat', 'Measured', 'measured', 'of_line', 'as_text', 'side', 'answer', 'experiment_list',
-           'answers_text', 'campaign_values', 'fill_values', 'first_look', 'short_table', 'short_text',
-           'comparison_tables', 'foundation_tables', 'tables_text', 'fill_block', 'filled_pages', 'fill_readme',
-           'fill_beside']
+           'answers_text', 'campaign_values', 'command_minutes', 'fill_values', 'first_look', 'short_table',
+           'short_text', 'comparison_tables', 'foundation_tables', 'tables_text', 'fill_block', 'filled_pages',
+           'fill_readme', 'fill_beside']
 
 # %% ../../nbs/report/11_readme.ipynb #5b1e0a02
 SHARED = ("table", "measure", "kind", "value", "figure", "notebook")  # what rows take from their question
@@ -180,7 +181,7 @@ VALUE = re.compile(
     r"(<!-- value (\S+) -->)(.*?)(<!-- /value -->)"
 )  # opening marker, name, what stands there, closing marker
 
-
+# %% ../../nbs/report/11_readme.ipynb #7d0e0020
 def campaign_values(
     figures: str | Path,  # folder with faults/faults.csv
 ) -> dict[str, str]:  # name -> text
@@ -193,14 +194,27 @@ def campaign_values(
     verdicts = pd.read_csv(path).verdict
     return {name: f"{n:,}" for name, n in zip(names, (len(verdicts), (verdicts == "held").sum()))}
 
+# %% ../../nbs/report/11_readme.ipynb #7d0e0022
+def command_minutes(
+    figures: str | Path,  # folder with first_hour/minutes.csv
+) -> dict[str, str]:  # name -> text
+    "Minutes of README's commands on an idle machine, rounded up."
+    import pandas as pd
 
+    path, names = Path(figures) / "first_hour" / "minutes.csv", ("minutes-first", "minutes-tests")
+    if not path.exists():
+        return dict.fromkeys(names, "not run here")
+    taken = pd.read_csv(path).set_index("command").minutes
+    return {name: f"{math.ceil(taken[name.removeprefix('minutes-')])}" for name in names}
+
+# %% ../../nbs/report/11_readme.ipynb #7d0e0024
 def fill_values(
     text: str,  # Markdown, or a notebook's JSON
     figures: str | Path,  # folder of tables
 ) -> str:
     "The text with its values renewed. Raises `StateError` for a name that no question has."
     rows = {row["name"]: row for q in questions() for row in q["rows"]}
-    counted = campaign_values(figures)
+    counted = campaign_values(figures) | command_minutes(figures)
 
     def renewed(found):
         if found[2] in counted:

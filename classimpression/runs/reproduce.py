@@ -171,7 +171,8 @@ def execute_alone(
 
     running, failed = output.with_suffix(".running.ipynb"), output.with_suffix(".failed.ipynb")
     secure = Config({"KernelManager": {"transport_encryption": "auto"}})
-    how = dict(kernel_name="python3", progress_bar=False, stdout_file=sys.stdout, config=secure)
+    quiet = ["--log-level=CRITICAL"]  # a kernel that is asked to end would print an error; ours are told below
+    how = dict(kernel_name="python3", progress_bar=False, stdout_file=sys.stdout, config=secure, extra_arguments=quiet)
     try:
         execute_notebook(str(notebook), str(running), parameters, **how)
         tidy_notebook(running, notebook, output)
