@@ -4,6 +4,7 @@
 
 # %% ../../nbs/report/05_panels.ipynb #b12c57ab
 from __future__ import annotations
+import textwrap
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable
@@ -37,7 +38,7 @@ def matrix_panels(
     fig, [axes] = new_figure(1, len(groups), width=width, height=height, sharey=True)
     colours = method_colours(groups)
     for ax, (method, rs) in zip(axes, groups.items()):
-        ax.set_title(rs[0]["title"], color=colours[method])
+        ax.set_title(textwrap.fill(rs[0]["title"], 18), color=colours[method])
         ax.set_xlabel(columns)
         ax.tick_params(length=0)
     axes[0].set_ylabel(rows)
