@@ -14,7 +14,8 @@ from .core.errors import DataError, check, check_number
 __all__ = ['TOLERANCE', 'confusion_matrix', 'check_confusion', 'class_recalls', 'accuracy', 'balanced_accuracy',
            'worst_class_recall', 'wilson_interval', 'task_accuracies', 'accuracy_matrix', 'final_accuracy',
            'average_incremental_accuracy', 'check_matrix', 'forgetting', 'backward_transfer', 'task_summary',
-           'summarise', 'differing', 'contradictions', 'student_quantile', 'paired_interval', 'bootstrap_interval']
+           'summarise', 'differing', 'contradictions', 'paired_interval', 'paired_probability', 'holm',
+           'bootstrap_interval']
 
 # %% ../nbs/09_metrics.ipynb #aa08eab1
 def confusion_matrix(
@@ -252,25 +253,6 @@ def contradictions(
     missing = sorted(set(derived) - set(metrics))
     return [*wrong, *moved, *missing, *differing(metrics, derived)]
 
-# %% ../nbs/09_metrics.ipynb #68de8316
-def student_quantile(
-    p: float,  # probability, in [0.5, 1)
-    df: int,  # degrees of freedom, at least 1
-) -> float:
-    "Quantile of Student's t distribution, by bisection, to about 1e-6 of its value."
-    check(0.5 <= p < 1, f"p must lie in [0.5, 1), not {p!r}")
-    check_number("df", df, 1, integer=True)
-    # t = sqrt(df) tan(angle): the density becomes cos^(df-1)
-    angle = lambda t: np.linspace(0, math.atan(t / math.sqrt(df)), 4001)
-    scale = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
-    area = getattr(np, "trapezoid", None) or np.trapz  # its name before NumPy 2
-    above = lambda t: scale * area(np.cos(angle(t)) ** (df - 1), angle(t))
-    low, high = 0.0, 1e6
-    for _ in range(100):
-        t = (low + high) / 2
-        low, high = (t, high) if above(t) < p - 0.5 else (low, t)
-    return (low + high) / 2
-
 # %% ../nbs/09_metrics.ipynb #ab21fd5d
 def paired_interval(
     a: Sequence[float],  # measure of one method, one number per repeat
@@ -278,14 +260,42 @@ def paired_interval(
     level: float = 0.95,  # share of intervals that hold the true difference, between 0 and 1
 ) -> tuple[float, float, float]:  # mean of a - b, lower and upper end; the ends are infinite for one repeat
     "t-interval of a paired difference."
+    from scipy.stats import t
+
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     paired = a.shape == b.shape and a.ndim == 1 and len(a) > 0
     check(paired, f"paired values must come in equal numbers, not {a.shape} and {b.shape}", DataError)
     check(0 < level < 1, f"level must lie between 0 and 1, not {level!r}")
     d, half = a - b, math.inf
     if len(d) > 1:
-        half = student_quantile((1 + level) / 2, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d))
+        half = t.ppf((1 + level) / 2, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d))
     return float(d.mean()), float(d.mean() - half), float(d.mean() + half)
+
+# %% ../nbs/09_metrics.ipynb #a1c0de02
+def paired_probability(
+    a: Sequence[float],  # measure of one method, one number per repeat
+    b: Sequence[float],  # of the other, on the same repeats
+) -> float:  # in [0, 1]; nan for fewer than two repeats
+    "Probability of a paired difference at least so far from zero if there were none (two-sided t-test)."
+    from scipy.stats import t
+
+    d = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    if len(d) < 2:
+        return math.nan
+    mean, error = d.mean(), d.std(ddof=1) / math.sqrt(len(d))
+    return float(2 * t.sf(abs(mean) / error, len(d) - 1)) if error > 0 else float(mean == 0)
+
+# %% ../nbs/09_metrics.ipynb #a1c0de03
+def holm(
+    p: Sequence[float],  # probabilities; nan where there is none, which counts for nothing
+) -> np.ndarray:  # corrected ones, in the same order
+    "Holm's step-down correction: the chance of any wrong finding among them stays below the level."
+    p = np.asarray(p, dtype=float)
+    order = np.argsort(p)[: np.isfinite(p).sum()]  # nan comes last
+    corrected = np.full_like(p, math.nan)
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.maximum.accumulate(np.minimum(1, factors * p[order]))
+    return corrected
 
 # %% ../nbs/09_metrics.ipynb #2174ec3d
 def bootstrap_interval(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 import torch
 
 from classimpression.runs.configs import profile_config, tuning_repeat
@@ -17,7 +18,7 @@ from classimpression.core.seeding import generator
 from classimpression.runs.engine import run_all
 from classimpression.runs.run_store import identity
 from classimpression.methods.registry import METHODS, find_method
-from classimpression.metrics import bootstrap_interval, paired_interval, student_quantile
+from classimpression.metrics import bootstrap_interval, holm, paired_interval, paired_probability
 from classimpression.runs.runner import RunConfig, run, run_folder
 from classimpression.report.comparison import main_rows
 from classimpression.report.verify import results_in
@@ -204,17 +205,21 @@ def test_real_images_in_place_of_synthetic_ones_are_learned_from(name, tmp_path_
     assert recalls.mean() > 0.65 and recalls[:2].mean() > 0.5, recalls
 
 
-def test_intervals_equal_scipy():
-    stats = pytest.importorskip("scipy.stats")
-    for df in (1, 2, 4, 9, 200):
-        for p in (0.6, 0.9, 0.975, 0.995):
-            assert student_quantile(p, df) == pytest.approx(stats.t.ppf(p, df), rel=1e-4)
+def test_intervals_and_probabilities_equal_those_of_scipy():
     a, b = np.random.default_rng(0).normal(size=(2, 5))
     mean, low, high = paired_interval(a, b)
-    expected = stats.ttest_rel(a, b).confidence_interval(0.95)
-    assert (low, high) == pytest.approx((expected.low, expected.high), rel=1e-4) and mean == pytest.approx(
-        (a - b).mean()
-    )
+    test = stats.ttest_rel(a, b)
+    expected = test.confidence_interval(0.95)
+    assert (low, high, mean) == pytest.approx((expected.low, expected.high, (a - b).mean()))
+    assert paired_probability(a, b) == pytest.approx(test.pvalue)
+    assert paired_interval([60.0, 64.0, 62.0], [50.0, 52.0, 54.0])[2] == pytest.approx(10 + 4.30265 * 2 / 3**0.5)
+
+
+def test_correction_never_lowers_a_probability_nor_changes_their_order():
+    p = np.random.default_rng(1).random(9) ** 3
+    corrected = holm(p)
+    assert (corrected >= p).all() and corrected.max() <= 1 and corrected.min() == pytest.approx(9 * p.min())
+    assert (np.diff(corrected[np.argsort(p)]) >= 0).all()
 
 
 def test_bootstrap_width_is_the_standard_error():

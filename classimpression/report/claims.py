@@ -7,14 +7,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 import numpy as np
-from .ablations import differences, variants_of
+from .ablations import variants_of
 from .comparison import better_budget, title_of
 from ..carryover import TIERS
 from ..runs.configs import reported_repeats
 from ..core.files import read_json
 from ..core.provenance import package_folder
 from ..runs.experiments import Experiment, experiments, find_experiment
-from ..metrics import paired_interval
+from ..metrics import holm, paired_interval, paired_probability
 from ..runs.tables import read_results, read_table
 
 if TYPE_CHECKING:
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 MAIN_RUNS = "main_table/runs.csv"  # in the folder of reported results
 
 # %% auto #0
-__all__ = ['MAIN_RUNS', 'RULES', 'verdict', 'in_points', 'table_at', 'part_verdict', 'rivals_of', 'whole_verdict',
-           'claim_verdicts', 'target_name', 'mean_reached', 'share_reached', 'times_reached', 'difference_reached',
-           'target_verdict', 'tier_verdict', 'target_verdicts', 'wanted', 'found_runs', 'planned_runs', 'inventory']
+__all__ = ['MAIN_RUNS', 'CLAIM_COLUMNS', 'RULES', 'verdict', 'in_points', 'table_at', 'numbers_of', 'part_verdict', 'rivals_of',
+           'whole_verdict', 'claim_verdicts', 'target_name', 'mean_reached', 'share_reached', 'times_reached',
+           'difference_reached', 'target_verdict', 'tier_verdict', 'target_verdicts', 'wanted', 'found_runs',
+           'planned_runs', 'inventory']
 
 # %% ../../nbs/report/07_claims.ipynb #6ce926cd
 def verdict(
@@ -54,24 +55,38 @@ def table_at(
     "The table, or None where it is missing. Raises `StateError` for one that was changed."
     return read_table(path) if path.exists() else None
 
+# %% ../../nbs/report/07_claims.ipynb #a1c0de05
+def numbers_of(
+    rows: DataFrame,  # of runs: seed, class_order, the column of names and the measure
+    names: str,  # column: method or variant
+    mine: str,  # in that column
+    other: str,  # likewise
+    measure: str = "balanced_accuracy",  # column
+) -> dict:  # repeats, difference, low, high, p; ends and p are nan for fewer than two repeats
+    "One minus the other, on the repeats that both have."
+    both = rows.pivot_table(index=["seed", "class_order"], columns=names, values=measure)[[mine, other]].dropna()
+    if both.empty:
+        return dict(repeats="0") | dict.fromkeys(("difference", "low", "high", "p"), np.nan)
+    mean, low, high = paired_interval(both[mine], both[other])
+    ends = (low, high) if len(both) > 1 else (np.nan, np.nan)
+    p = paired_probability(both[mine], both[other])
+    return dict(repeats=str(len(both)), difference=mean, low=ends[0], high=ends[1], p=p)
+
 # %% ../../nbs/report/07_claims.ipynb #0999e864
 def part_verdict(
     claim: dict,  # experiment, without
     figures: str | Path,  # folder of reported results
 ) -> list[dict]:  # one per scenario; a single one without numbers if there is no table
     "What the part of the method is worth: whole minus without."
-    e = find_experiment(claim["experiment"])
+    e, without = find_experiment(claim["experiment"]), claim["without"]
     table, found = table_at(Path(figures) / e.table), []
-    compared = f"{e.base}, against: {claim['without']}"
+    compared = f"{e.base}, against: {without}"
     for (scenario, profile), _ in table.groupby(["scenario", "profile"]) if table is not None else ():
         rows = variants_of(table, e.name, scenario, profile)
-        if not {e.base, claim["without"]} <= set(rows.variant):
-            continue
-        d = differences(rows, e.base).set_index("variant").loc[claim["without"]]
-        about = dict(scenario=scenario, budget=profile, repeats=str(int(d.repeats)), compared=compared)
-        numbers = dict(difference=-d.difference, low=-d.high, high=-d.low)
-        found.append(about | numbers | dict(figure=f"{e.stem(scenario)}.png"))
-    return found or [dict(compared=compared, difference=np.nan, low=np.nan, high=np.nan)]
+        if {e.base, without} <= set(rows.variant):
+            about = dict(scenario=scenario, budget=profile, compared=compared, figure=f"{e.stem(scenario)}.png")
+            found.append(about | numbers_of(rows, "variant", e.base, without))
+    return found or [dict(compared=compared)]
 
 # %% ../../nbs/report/07_claims.ipynb #05a7b604
 def rivals_of(
@@ -84,7 +99,7 @@ def rivals_of(
 
 # %% ../../nbs/report/07_claims.ipynb #c9840178
 def whole_verdict(
-    claim: dict,  # method
+    claim: dict,  # experiment, method
     figures: str | Path,  # folder of reported results
     measure: str = "balanced_accuracy",  # column
 ) -> list[dict]:  # one per scenario; a single one without numbers if there is no table
@@ -95,30 +110,34 @@ def whole_verdict(
         if mine not in set(rows.method) or (rivals := rivals_of(mine, rows)).empty:
             continue
         best = rivals.groupby("method")[measure].mean().idxmax()
-        both = rows.pivot_table(index=["seed", "class_order"], columns="method", values=measure)[[mine, best]].dropna()
-        mean, low, high = paired_interval(both[mine], both[best]) if len(both) else (np.nan,) * 3
-        low, high = (low, high) if len(both) > 1 else (np.nan, np.nan)
         compared = f"{title_of(mine)}, against: {title_of(best)} (best of {rivals.method.nunique()})"
-        about = dict(scenario=scenario, budget=profile, repeats=str(len(both)), compared=compared)
-        numbers = dict(difference=mean, low=low, high=high)
-        found.append(about | numbers | dict(figure=f"main_table/{scenario}_curves.png"))
-    return found or [dict(compared=title_of(mine), difference=np.nan, low=np.nan, high=np.nan)]
+        figure = f"main_table/{scenario}_curves.png"
+        about = dict(scenario=scenario, budget=profile, compared=compared, figure=figure)
+        found.append(about | numbers_of(rows, "method", mine, best, measure))
+    return found or [dict(compared=title_of(mine))]
+
+# %% ../../nbs/report/07_claims.ipynb #a1c0de07
+CLAIM_COLUMNS = [
+    "claim", "experiment", "scenario", "budget", "repeats", "compared", "in favour, points", "verdict", "p (Holm)", "p",
+    "figure",
+]
 
 # %% ../../nbs/report/07_claims.ipynb #815e7d6d
 def claim_verdicts(
     figures: str | Path = "figures",  # folder of reported results
 ) -> DataFrame:  # one row per claim and scenario
-    "Every claim with its experiment, its numbers, its figure and our verdict."
+    "Every claim with its experiment, its numbers, its figure and our verdict, plain and after Holm's correction."
     import pandas as pd
 
     rows = []
     for c in read_json(package_folder() / "assets" / "claims.json"):
         for found in (part_verdict if "without" in c else whole_verdict)(c, figures):
-            numbers = [found.pop(k) for k in ("difference", "low", "high")]
+            numbers = [found.pop(k, np.nan) for k in ("difference", "low", "high")]
             said = {"in favour, points": in_points(*numbers), "verdict": verdict(*numbers)}
             rows.append(dict(claim=c["claim"], experiment=c["experiment"]) | found | said)
-    order = ["claim", "experiment", "scenario", "budget", "repeats", "compared"]
-    return pd.DataFrame(rows).reindex(columns=[*order, "in favour, points", "verdict", "figure"]).fillna("")
+    table = pd.DataFrame(rows).reindex(columns=CLAIM_COLUMNS)
+    table["p (Holm)"] = [f"{p:.3f}" if np.isfinite(p) else "" for p in holm(table.pop("p").to_numpy(dtype=float))]
+    return table.fillna("")
 
 # %% ../../nbs/report/07_claims.ipynb #b4e2d1ef
 def target_name(
