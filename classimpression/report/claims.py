@@ -118,7 +118,16 @@ def whole_verdict(
 
 # %% ../../nbs/report/07_claims.ipynb #a1c0de07
 CLAIM_COLUMNS = [
-    "claim", "experiment", "scenario", "budget", "repeats", "compared", "in favour, points", "verdict", "p (Holm)", "p",
+    "claim",
+    "experiment",
+    "scenario",
+    "budget",
+    "repeats",
+    "compared",
+    "in favour, points",
+    "verdict",
+    "p (Holm)",
+    "p",
     "figure",
 ]
 
