@@ -26,7 +26,7 @@ MAIN_RUNS = "main_table/runs.csv"  # in the folder of reported results
 __all__ = ['MAIN_RUNS', 'CLAIM_COLUMNS', 'RULES', 'verdict', 'in_points', 'table_at', 'numbers_of', 'part_verdict', 'rivals_of',
            'whole_verdict', 'claim_verdicts', 'target_name', 'mean_reached', 'share_reached', 'times_reached',
            'difference_reached', 'target_verdict', 'tier_verdict', 'target_verdicts', 'wanted', 'found_runs',
-           'planned_runs', 'inventory']
+           'planned_runs', 'is_struck', 'inventory', 'struck_reasons']
 
 # %% ../../nbs/report/07_claims.ipynb #6ce926cd
 def verdict(
@@ -297,11 +297,25 @@ def planned_runs(
     methods = {v: e.variants[v].get("methods", entry["methods"]) for v in entry["variants"]}
     return {(m, v if e.table else "", s) for v, ms in methods.items() for m in ms for s in entry["seeds"]}
 
+# %% ../../nbs/report/07_claims.ipynb #a1c0de08
+def is_struck(
+    e: Experiment,  # the experiment
+    scenario: str | None,  # of the entry
+    run: tuple[str, str, int],  # method, variant, seed
+) -> bool:
+    "Was this planned run struck from the plan? See `assets/struck.json` for the reasons."
+    method, variant, seed = run
+    is_in = lambda rule, key, value: key not in rule or value in rule[key]
+    about = lambda r: r["experiment"] == e.name and r.get("scenario") in (None, scenario)
+    rules = [r for r in read_json(package_folder() / "assets" / "struck.json") if about(r)]
+    named = lambda r: is_in(r, "methods", method) and is_in(r, "variants", variant) and is_in(r, "seeds", seed)
+    return any(map(named, rules))
+
 # %% ../../nbs/report/07_claims.ipynb #ec99b813
 def inventory(
     figures: str | Path = "figures",  # folder of reported results
     profile: str = "standard",  # of the plan
-) -> DataFrame:  # experiment, scenario, budget, counted, planned, found, missing
+) -> DataFrame:  # experiment, scenario, budget, counted, planned, found, struck, missing
     "What the plan asks for and what is there: runs, or, where no runs are listed, executed notebooks."
     import pandas as pd
 
@@ -313,5 +327,19 @@ def inventory(
                 there = {"notebook"} if (figures / f"{e.stem(w['scenario'])}.ipynb").exists() else set()
                 plan, counted = {"notebook"}, "notebooks"
             about = dict(experiment=e.name, scenario=w["scenario"] or "", budget=w["budget"], counted=counted)
-            rows.append(about | dict(planned=len(plan), found=len(there), missing=len(plan - there)))
+            struck = {r for r in plan - there if counted == "runs" and is_struck(e, w["scenario"], r)}
+            lacks = len(plan - there - struck)
+            rows.append(about | dict(planned=len(plan), found=len(there), struck=len(struck), missing=lacks))
+    return pd.DataFrame(rows)
+
+# %% ../../nbs/report/07_claims.ipynb #a1c0de0a
+def struck_reasons() -> DataFrame:  # experiment, what, why
+    "What was struck from the plan, and why."
+    import pandas as pd
+
+    keys, rows = ("scenario", "methods", "variants", "seeds"), []
+    words = lambda v: v if isinstance(v, str) else ", ".join(map(str, v))
+    for r in read_json(package_folder() / "assets" / "struck.json"):
+        what = "; ".join(f"{k}: {words(r[k])}" for k in keys if k in r)
+        rows.append(dict(experiment=r["experiment"], what=what, why=r["why"]))
     return pd.DataFrame(rows)
