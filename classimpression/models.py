@@ -15,9 +15,9 @@ from .core.seeding import seeded
 from .heads import CosineHead, make_head
 
 # %% auto #0
-__all__ = ['INITIALISATIONS', 'NETWORKS', 'Block', 'pool_map', 'SmallNet', 'LargeNet', 'kaiming_start', 'Classifier',
-           'register_network', 'build_classifier', 'rebuild', 'frozen_copy', 'batch_norms', 'called_norms',
-           'frozen_statistics', 'ResNetFeatures', 'adapt_resnet']
+__all__ = ['INITIALISATIONS', 'NETWORKS', 'Block', 'pool_map', 'SmallNet', 'LargeNet', 'kaiming_start', 'continual_norms',
+           'Classifier', 'small_continual', 'large_continual', 'register_network', 'build_classifier', 'rebuild',
+           'frozen_copy', 'batch_norms', 'called_norms', 'frozen_statistics', 'ResNetFeatures', 'adapt_resnet']
 
 # %% ../nbs/05_models.ipynb #c2b13dc7
 class Block(nn.Module):
@@ -105,6 +105,19 @@ def kaiming_start(
             nn.init.zeros_(layer.bias)
     return net
 
+# %% ../nbs/05_models.ipynb #a1c0df02
+def continual_norms(
+    net: nn.Module,  # changed in place
+    groups: int = 8,  # of channels; divides the channels of every layer
+) -> nn.Module:  # the same
+    "Normalise groups of channels within each image before every batch normalisation (Pham et al., ICLR 2022)."
+    for parent in list(net.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.BatchNorm2d):
+                of_image = nn.GroupNorm(groups, layer.num_features, eps=layer.eps, affine=False)
+                setattr(parent, name, nn.Sequential(of_image, layer))
+    return net
+
 # %% ../nbs/05_models.ipynb #c6b39903
 class Classifier(nn.Module):
     "A backbone with a `features` method, a head that learns and, for some methods, another one that classifies."
@@ -136,9 +149,24 @@ class Classifier(nn.Module):
         return dict(network=self.network, channels=self.channels) | parts
 
 # %% ../nbs/05_models.ipynb #3e698ec8
-NETWORKS: dict[str, Callable[[int], nn.Module]] = {"small": SmallNet, "large": LargeNet}
+def small_continual(channels: int = 3) -> SmallNet:
+    "The small network with continual normalisation."
+    return continual_norms(SmallNet(channels))
 
 
+def large_continual(channels: int = 1) -> LargeNet:
+    "The large network with continual normalisation."
+    return continual_norms(LargeNet(channels))
+
+
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "small": SmallNet,
+    "large": LargeNet,
+    "small-continual": small_continual,
+    "large-continual": large_continual,
+}
+
+# %% ../nbs/05_models.ipynb #a1c0df04
 def register_network(
     name: str,  # what settings call it
     make: Callable[[int], nn.Module],  # channels -> module with `features` and `n_features`

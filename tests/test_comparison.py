@@ -64,6 +64,7 @@ def test_trials_are_as_many_for_all_and_chosen_values_come_from_them():
     tuned = read_json(package_folder() / "assets" / "tuned.json")
     others = {
         "class-impression-balanced",
+        "ccsi",
         "census-any",
         "joint-probe",
         "first-session",

@@ -24,8 +24,8 @@ from ..training import train
 
 # %% auto #0
 __all__ = ['Fit', 'METHODS', 'ELSEWHERE', 'OF_THE_RUN', 'Method', 'method', 'load_methods', 'registered', 'find_method',
-           'sort_options', 'first_task', 'learn', 'class_impression', 'class_impression_balanced', 'fine_tuning',
-           'UnionTask', 'real_images', 'joint']
+           'sort_options', 'first_task', 'learn', 'class_impression', 'class_impression_balanced', 'ccsi',
+           'fine_tuning', 'UnionTask', 'real_images', 'joint']
 
 # %% ../../nbs/methods/01_registry.ipynb #5122039b
 Fit = Callable[..., tuple[nn.Module, History]]
@@ -244,6 +244,23 @@ def class_impression_balanced(
 ) -> tuple[nn.Module, History]:
     "The paper's method without class weights: the sampler alone balances old and new classes."
     return class_impression(carry, task, impressions, cfg)
+
+# %% ../../nbs/methods/01_registry.ipynb #a1c0df06
+@method(
+    "ccsi",
+    "CCSI",
+    tier="M1",
+    impressions=True,
+    first="continual normalisation in the network",
+    training=dict(class_weighting=False),
+)
+def ccsi(carry: Carryover | None, task, impressions: Impressions | None, cfg: TrainConfig) -> tuple[nn.Module, History]:
+    "The sequel, as its abstract tells: continual normalisation, whose statistics the impressions match."
+    if carry is not None:
+        return fit_task(carry, task, impressions, cfg)
+    name = f"{cfg.network}-continual"
+    check(name in NETWORKS, f"ccsi needs the network {name!r}; make it known with register_network({name!r}, ...)")
+    return first_task(task, replace(cfg, network=name))
 
 # %% ../../nbs/methods/01_registry.ipynb #f85f16c3
 @method("fine-tuning", "Fine-tuning", tier="M0")

@@ -117,7 +117,7 @@ class RunConfig(TrainConfig):
         )
         check(
             self.head == "cosine"
-            or self.method in ("class-impression", "class-impression-balanced", "fine-tuning", "joint"),
+            or self.method in ("class-impression", "class-impression-balanced", "ccsi", "fine-tuning", "joint"),
             f"head='linear' is an ablation of class-impression, fine-tuning and joint; {self.method} has a head of "
             f"its own",
         )
