@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['N_TRIALS', 'SHOWN', 'trial_configs', 'choose', 'chosen_before', 'tune', 'with_choice', 'stage_plan', 'staged_configs',
-           'trial_row', 'repeat_spread', 'nearest_of_best', 'stage_trials', 'tune_in_stages', 'searched']
+           'trial_row', 'repeat_spread', 'nearest_of_best', 'stage_trials', 'search_file', 'one_trial',
+           'tune_in_stages', 'searched']
 
 # %% ../../nbs/runs/05_tuning.ipynb #3c0b6def
 N_TRIALS = 8
@@ -209,6 +210,37 @@ def stage_trials(
         return [o for o in [base | best] if len(best) > 1 and o not in known]
     return [o for o in (chosen | c for c in changes) if o not in known]
 
+# %% ../../nbs/runs/05_tuning.ipynb #a1c0e002
+def search_file(
+    path: str | Path | None,  # file of choices; None: the package's own
+    method: str,  # registered method
+) -> Path:  # where the trials of an unfinished search stand
+    return Path(path or package_folder() / "assets" / "tuned.json").with_name(f"search-{method}.json")
+
+# %% ../../nbs/runs/05_tuning.ipynb #a1c0e003
+def one_trial(
+    method: str,  # registered method
+    options: dict,  # of the trial
+    plan: dict,  # with scenario, seeds and profile
+    so_far: Path,  # from `search_file`
+    jobs: int = 0,  # runs at a time; 0: in this process
+    tell: Callable[[str], None] = print,  # told about the trial
+    **settings,  # root, out
+) -> dict:  # as from `trial_row`
+    "A trial as it was written down, or run and written down now. Raises if a run failed."
+    known = read_json(so_far) if so_far.exists() else dict(trials=[])
+    if row := next((r for r in known["trials"] if r["options"] == options), None):
+        return row
+    results, failed = run_all(staged_configs(method, options, plan, **settings), jobs, tell)
+    raise_failures(failed)
+    row, last = trial_row(options, results), results[0].data
+    where = {k: last["scenario"][k] for k in ("class_order", "sizes", "checksum")}
+    how = dict(scenario=plan["scenario"], seed=plan["seeds"], profile=plan["profile"], protocol=last["protocol"])
+    facts = how | where | dict(environment=last["environment"])
+    write_json(so_far, dict(trials=[*known["trials"], row]) | facts)
+    tell(f"{method} {options}: {row['balanced_accuracy']:.2f} {row['by_seed']}")
+    return row
+
 # %% ../../nbs/runs/05_tuning.ipynb #24b00008
 def tune_in_stages(
     method: str,  # registered method
@@ -220,29 +252,17 @@ def tune_in_stages(
 ) -> dict:  # the choice, as the file holds it
     "Run the stages one after the other and write down what was chosen. Raises if a run failed."
     path, plan = Path(path or package_folder() / "assets" / "tuned.json"), plan or stage_plan()
-    rows, chosen, last = [], {}, None
+    so_far, rows, chosen = search_file(path, method), [], {}
     for stage in plan["stages"]:
         while todo := stage_trials(stage, plan, chosen, rows):
             for options in todo:
-                results, failed = run_all(staged_configs(method, options, plan, **settings), jobs, tell)
-                raise_failures(failed)
-                rows.append(trial_row(options, results) | dict(stage=stage["name"]))
-                last = results[0].data
-                tell(f"{method} {options}: {rows[-1]['balanced_accuracy']:.2f} {rows[-1]['by_seed']}")
+                row = one_trial(method, options, plan, so_far, jobs, tell, **settings)
+                rows.append(row | dict(stage=stage["name"]))
         chosen = nearest_of_best(rows, plan, repeat_spread(rows))["options"]
-    where = {k: last["scenario"][k] for k in ("class_order", "sizes", "checksum")}
-    facts = dict(
-        scenario=plan["scenario"], seed=plan["seeds"], profile=plan["profile"], protocol=last["protocol"], **where
-    )
-    choice = dict(
-        options=chosen,
-        trials=rows,
-        spread=round(repeat_spread(rows), 2),
-        **facts,
-        environment=last["environment"],
-        failed=0,
-    )
+    spread = round(repeat_spread(rows), 2)
+    choice = read_json(so_far) | dict(options=chosen, trials=rows, spread=spread, failed=0)
     write_json(path, with_choice(chosen_before(path), method, choice))
+    so_far.unlink()
     return choice
 
 # %% ../../nbs/runs/05_tuning.ipynb #24b00011
@@ -250,14 +270,17 @@ def searched(
     methods: list[str],  # registered methods
     scenario: str = "blood",  # whose choice
 ) -> DataFrame:  # one row per trial
-    "The trials of a search as a table; the chosen one is marked."
+    "The trials of a search as a table; the chosen one is marked, and those of a search that has not ended."
     import pandas as pd
 
     rows = []
     for m in methods:
-        found = tuned_choice(m, scenario)
+        so_far, found = search_file(None, m), tuned_choice(m, scenario)
+        if going_on := so_far.exists():
+            found = read_json(so_far)
         for t in found.get("trials", []):
             seeds = " / ".join(map(str, t.get("by_seed", [])))
             row = dict(method=m) | t["options"] | dict(balanced=t["balanced_accuracy"], by_seed=seeds)
-            rows.append(row | dict(chosen="yes" if t["options"] == found["options"] else ""))
+            mark = "not yet" if going_on else "yes" if t["options"] == found["options"] else ""
+            rows.append(row | dict(chosen=mark))
     return pd.DataFrame(rows).fillna("")
