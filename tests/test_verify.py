@@ -15,6 +15,7 @@ from classimpression.core.provenance import digest, package_folder
 from classimpression.metrics import summarise, task_summary
 from classimpression.runs.configs import OLD_NAMES
 from classimpression.runs.run_store import identity
+from classimpression.runs.tables import broken_tables, read_ledger
 from classimpression.runs.runner import RunConfig, profile_config, run
 from classimpression.report.verify import drawn, reported_runs, spread_of, verify
 
@@ -168,3 +169,12 @@ def test_the_draw_is_the_same_for_the_same_seed_only():
         and len({r["run_id"] for r in drawn(runs, 50, 1)}) == 50
     )
     assert np.unique([r["run_id"] for r in drawn(runs, 99)]).size == 50
+
+
+@pytest.mark.skipif(not FIGURES.is_dir(), reason="only in a checkout")
+def test_every_committed_table_is_sealed_and_whole():
+    tables = [p for p in FIGURES.rglob("*.csv") if "smoke" not in p.parts and ".executing" not in p.parts]
+    assert len(tables) > 100
+    unsealed = [p.as_posix() for p in tables if p.name not in read_ledger(p.parent)]
+    assert not unsealed, "written past `write_table`, or never entered by `seal_tables`"
+    assert broken_tables(FIGURES) == []

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable
@@ -14,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from ..core.errors import StateError, check
-from ..core.files import lock_of, read_json, write_json
+from ..core.files import lock_of, read_json, write_bytes, write_json
 from ..core.provenance import digest, environment
 from ..core.machine import progress
 
 # %% auto #0
-__all__ = ['FEATURES_VARIABLE', 'fingerprints', 'FeatureStore', 'append', 'lookup', 'note', 'open_store', 'as_pixels']
+__all__ = ['SUM', 'AGAIN', 'FEATURES_VARIABLE', 'fingerprints', 'row_sums', 'FeatureStore', 'compare', 'seal', 'append', 'lookup',
+           'note', 'open_store', 'as_pixels']
 
 # %% ../../nbs/pretrained/01_features.ipynb #1356244d
 def fingerprints(
@@ -29,6 +31,18 @@ def fingerprints(
     shape = str(tuple(x.shape[1:])).encode()
     rows = x.cpu().contiguous().flatten(1).numpy()
     return [hashlib.blake2b(r.tobytes(), digest_size=16, key=shape).digest() for r in rows]
+
+# %% ../../nbs/pretrained/01_features.ipynb #2d047683
+SUM = 8  # bytes of a checksum
+AGAIN = "delete the folder, and the features are computed again"
+
+
+def row_sums(
+    names: list[bytes],  # fingerprints of images
+    half: np.ndarray,  # their features, float16 [n, D]
+) -> list[bytes]:  # 8 bytes each
+    "Checksums of rows: an image's features, and which image's."
+    return [hashlib.blake2b(n + r.tobytes(), digest_size=SUM).digest() for n, r in zip(names, half, strict=True)]
 
 # %% ../../nbs/pretrained/01_features.ipynb #609975d1
 class FeatureStore:
@@ -44,14 +58,20 @@ class FeatureStore:
         self.n_features, self.known, self.read = n_features, {}, 0
         self.folder = Path(folder).expanduser() / digest(about)
         self.names, self.values = self.folder / "images.bin", self.folder / "features.f16"
+        self.sums = self.folder / "checksums.bin"
+        self.trusted: set[int] = set()  # rows whose checksum was compared
         if not (self.folder / "about.json").exists():
             write_json(self.folder / "about.json", about)
+            self.sums.touch()
+        elif self.names.exists() and not self.sums.exists():
+            self.seal()
 
     def refresh(self) -> None:
         "Read what other processes have added."
         if not self.names.exists():
             return
-        there = self.values.stat().st_size // (2 * self.n_features) if self.values.exists() else 0
+        whole = ((self.names, 16), (self.values, 2 * self.n_features), (self.sums, SUM))
+        there = min(p.stat().st_size // n if p.exists() else 0 for p, n in whole)
         with open(self.names, "rb") as f:
             f.seek(16 * self.read)
             new = f.read(16 * max(there - self.read, 0))  # a name whose numbers were cut off counts for nothing
@@ -60,12 +80,45 @@ class FeatureStore:
         self.read += len(new) // 16
 
     def rows(self, which: list[int]) -> Tensor:
-        "Features [n, D] of rows of the file, float32."
-        stored = np.memmap(self.values, np.float16, "r", shape=(self.read, self.n_features))
+        "Features [n, D] of rows of the file, float32. Raises `StateError` for rows that were changed."
+        try:
+            stored = np.memmap(self.values, np.float16, "r", shape=(self.read, self.n_features))
+        except (OSError, ValueError) as e:
+            raise StateError(f"{self.values} became shorter while it was in use; start again") from e
+        if new := sorted(set(which) - self.trusted):
+            self.compare(stored, new)
         return torch.from_numpy(np.asarray(stored[which], np.float32))
 
     def __len__(self) -> int:
         return self.read
+
+# %% ../../nbs/pretrained/01_features.ipynb #c9e015ad
+def compare(
+    self: FeatureStore,
+    stored: np.ndarray,  # all features, float16 [N, D]
+    which: list[int],  # rows, in ascending order
+) -> None:
+    "Compare rows with their checksums, once in a process. Raises `StateError` for those that were changed."
+    names, sums = (np.memmap(p, np.uint8, "r").reshape(-1, n) for p, n in ((self.names, 16), (self.sums, SUM)))
+    found = row_sums([names[i].tobytes() for i in which], (stored[i] for i in which))
+    wrong = [i for i, s in zip(which, found) if s != sums[i].tobytes()]
+    said = f"{len(wrong)} of {len(which)} rows of features in {self.folder} were changed after they were written"
+    check(not wrong, f"{said}; {AGAIN}", StateError)
+    self.trusted.update(which)
+
+
+def seal(self: FeatureStore) -> None:
+    "Write checksums for a store that has none. Raises `StateError` for rows that are zeros or not finite."
+    with lock_of(f"{self.folder}/"):
+        names = np.fromfile(self.names, np.uint8)
+        half = np.fromfile(self.values, np.float16) if self.values.exists() else np.zeros(0, np.float16)
+        n = min(len(names) // 16, len(half) // self.n_features)
+        names, half = names[: 16 * n].reshape(n, 16), half[: n * self.n_features].reshape(n, self.n_features)
+        good = np.isfinite(half).all(1) & half.any(1)
+        check(good.all(), f"{(~good).sum()} of {n} rows of features in {self.folder} are empty; {AGAIN}", StateError)
+        said = f"{n} rows of features in {self.folder} had no checksums; they are sealed as they are"
+        warnings.warn(said, stacklevel=3)
+        write_bytes(self.sums, b"".join(row_sums([r.tobytes() for r in names], half)))
 
 # %% ../../nbs/pretrained/01_features.ipynb #76bedf3d
 def append(
@@ -90,6 +143,9 @@ def append(
             with open(self.names, "ab") as g:
                 g.truncate(16 * self.read)
                 g.write(b"".join(names[i] for i in new))
+            with open(self.sums, "ab") as g:
+                g.truncate(SUM * self.read)
+                g.write(b"".join(row_sums([names[i] for i in new], half[new].numpy())))
             self.refresh()
     except OSError as e:
         raise StateError(
@@ -135,7 +191,7 @@ def note(self: FeatureStore, images: int, seconds: float) -> None:
         )
 
 
-for verb in (append, lookup, note):
+for verb in (append, compare, lookup, note, seal):
     setattr(FeatureStore, verb.__name__, verb)
 
 # %% ../../nbs/pretrained/01_features.ipynb #e3610341

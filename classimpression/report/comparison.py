@@ -180,10 +180,9 @@ def save_summary(
     summary: DataFrame,  # a table to read
 ) -> DataFrame:  # the same
     "Write a table as CSV, Markdown and LaTeX."
-    texts = dict(csv=summary.to_csv(index=False, lineterminator="\n"), md=to_markdown(summary) + "\n")
-    for ending, text in (texts | dict(tex=latex_table(summary))).items():
-        write_bytes(f"{stem}.{ending}", text.encode())
-    return summary
+    write_bytes(f"{stem}.md", f"{to_markdown(summary)}\n".encode())
+    write_bytes(f"{stem}.tex", latex_table(summary).encode())
+    return write_table(f"{stem}.csv", summary)
 
 # %% ../../nbs/report/02_comparison.ipynb #1139202e
 def paired_table(

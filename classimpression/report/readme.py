@@ -186,12 +186,10 @@ def campaign_values(
     figures: str | Path,  # folder with faults/faults.csv
 ) -> dict[str, str]:  # name -> text
     "How many faults were tried on the library, and how many it held against."
-    import pandas as pd
-
     path, names = Path(figures) / "faults" / "faults.csv", ("faults-tried", "faults-held")
     if not path.exists():
         return dict.fromkeys(names, "not run here")
-    verdicts = pd.read_csv(path).verdict
+    verdicts = read_table(path).verdict
     return {name: f"{n:,}" for name, n in zip(names, (len(verdicts), (verdicts == "held").sum()))}
 
 # %% ../../nbs/report/11_readme.ipynb #7d0e0022
@@ -199,12 +197,10 @@ def command_minutes(
     figures: str | Path,  # folder with first_hour/minutes.csv
 ) -> dict[str, str]:  # name -> text
     "Minutes of README's commands on an idle machine, rounded up."
-    import pandas as pd
-
     path, names = Path(figures) / "first_hour" / "minutes.csv", ("minutes-first", "minutes-tests")
     if not path.exists():
         return dict.fromkeys(names, "not run here")
-    taken = pd.read_csv(path).set_index("command").minutes
+    taken = read_table(path).set_index("command").minutes
     return {name: f"{math.ceil(taken[name.removeprefix('minutes-')])}" for name in names}
 
 # %% ../../nbs/report/11_readme.ipynb #7d0e0024

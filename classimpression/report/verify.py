@@ -13,7 +13,7 @@ from .comparison import MAIN, MAIN_KEYS, main_rows, merge_table
 from ..core.errors import ClassImpressionError, StateError, check
 from ..core.files import read_json, update_file, write_json
 from ..runs.engine import run_all
-from ..runs.tables import read_table
+from ..runs.tables import broken_tables, read_table
 from ..metrics import TOLERANCE
 from ..runs.run_store import RunResult, check_result, current_result, finished_run, identity, run_folder
 from ..runs.runner import RunConfig
@@ -365,12 +365,14 @@ def verify(
     minutes: float | None = None,  # only runs that took at most so long
     save: str | Path | None = None,  # name.csv that the outcome is added to, with name.json beside it
 ) -> DataFrame:  # one row per run
-    "Run reported results again and compare."
+    "Run reported results again and compare. Raises `StateError` where a table was cut or changed."
     import pandas as pd
 
     check(
         save is None or Path(save).suffix == ".csv", f"the outcome is a table, so its name ends with .csv, not {save}"
     )
+    broken = broken_tables(figures)
+    check(not broken, "; ".join(broken[:9]), StateError)
     runs = reported_runs(figures)
     chosen = drawn(selected(runs, scenario, methods, tables, minutes), n, seed)
     print(

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/runs/06_tables.ipynb #efb368b3
 from __future__ import annotations
-import hashlib, io, json
+import csv, hashlib, io, json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Iterable
 import msgspec
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['OF_RUN', 'OF_TASK', 'OF_SEQUENCE', 'COLUMNS', 'KEYS', 'TEXT', 'LEDGER', 'SHOWN', 'ShownScenario', 'ShownTask',
            'ShownResult', 'as_dict', 'check_reported', 'read_results', 'example_result', 'tidy', 'TableFacts',
-           'csv_digest', 'read_table', 'write_table', 'read_rows', 'renewed', 'merge_rows', 'rounded',
-           'add_measurement', 'shortened', 'write_results', 'merge_results', 'mean_and_spread', 'summary', 'reading',
-           'cell_text', 'to_markdown', 'Markdown', 'reported_tables', 'figures_folder']
+           'csv_digest', 'read_ledger', 'table_bytes', 'read_table', 'write_table', 'seal_tables', 'broken_tables',
+           'read_rows', 'renewed', 'merge_rows', 'rounded', 'add_measurement', 'shortened', 'write_results',
+           'merge_results', 'mean_and_spread', 'summary', 'reading', 'cell_text', 'to_markdown', 'Markdown',
+           'reported_tables', 'figures_folder']
 
 # %% ../../nbs/runs/06_tables.ipynb #1ed14770
 class ShownScenario(msgspec.Struct):
@@ -208,35 +209,49 @@ def csv_digest(
     "Fingerprint of a table; line ends do not count."
     return hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest()[:32]
 
+# %% ../../nbs/runs/06_tables.ipynb #361fc3a5
+def read_ledger(
+    folder: str | Path,  # of tables
+) -> dict[str, dict]:  # name of a table to its `TableFacts`
+    "What is written down of a folder's tables; empty where nothing is."
+    path = Path(folder) / LEDGER
+    facts = read_json(path, dict[str, TableFacts]) if path.exists() else {}
+    check(all(Path(n).name == n for n in facts), f"{path} names files of other folders; restore it", StateError)
+    return facts
+
 # %% ../../nbs/runs/06_tables.ipynb #8008f134
+def table_bytes(
+    path: str | Path,  # name.csv
+) -> bytes:
+    "Content of a table. Raises `StateError` if it is missing, empty, cut or changed."
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise StateError(f"cannot read the table {path}: {e.strerror or e}") from e
+    said = read_ledger(path.parent).get(path.name)
+    known = (said["digest"], said.get("before")) if said else (csv_digest(data),)
+    changed = f"the table {path} was cut or changed after {said and said['rows']} rows were written"
+    advice = f"restore it, or take its entry out of {LEDGER} to keep it as it is"
+    check(csv_digest(data) in known, f"{changed}; {advice}", StateError)
+    check(data.strip(), f"the table {path} is empty; restore it", StateError)
+    check(data.endswith(b"\n"), f"the table {path} is cut; restore it", StateError)
+    return data
+
+# %% ../../nbs/runs/06_tables.ipynb #1d73cb06
 def read_table(
     path: str | Path,  # name.csv
 ) -> DataFrame:
     "Read a table; names stay text. Raises `StateError` if it is missing, empty, cut or changed."
     import pandas as pd
 
-    path = Path(path)
+    data = table_bytes(path)
     try:
-        data = path.read_bytes()
-        facts = read_json(path.parent / LEDGER, dict[str, TableFacts]) if (path.parent / LEDGER).exists() else {}
-        said = facts.get(path.name)
-        advice = f"restore it, or take its entry out of {LEDGER} to keep it as it is"
-        known = (said["digest"], said.get("before")) if said else (csv_digest(data),)
-        check(
-            csv_digest(data) in known,
-            f"the table {path} was cut or changed after {said and said['rows']} rows were written; {advice}",
-            StateError,
-        )
-        check(
-            data.strip() and data.endswith(b"\n"),
-            f"the table {path} is {'cut' if data.strip() else 'empty'}; restore it",
-            StateError,
-        )
         names = list(pd.read_csv(io.BytesIO(data), nrows=0).columns)
         text = [c for c in names if c in TEXT]
         missing = {c: ["", "nan", "NaN"] for c in names if c not in text}
         return pd.read_csv(io.BytesIO(data), dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=missing)
-    except (OSError, ValueError) as e:
+    except ValueError as e:
         raise StateError(f"cannot read the table {path}: {e}") from e
 
 # %% ../../nbs/runs/06_tables.ipynb #00700fe9
@@ -250,13 +265,41 @@ def write_table(
     data = frame.to_csv(index=False, float_format=float_format, lineterminator="\n").encode()
     with lock_of(path.parent / ".digests"):
         ledger = path.parent / LEDGER
-        facts = read_json(ledger, dict[str, TableFacts]) if ledger.exists() else {}
+        facts = read_ledger(path.parent)
         entry = dict(rows=len(frame), digest=csv_digest(data))
         before = csv_digest(path.read_bytes()) if path.exists() else ""
         write_json(ledger, facts | {path.name: entry | dict(before=before)})
         write_bytes(path, data)
         write_json(ledger, dict(sorted((facts | {path.name: entry}).items())))
     return frame
+
+# %% ../../nbs/runs/06_tables.ipynb #ed6134de
+def seal_tables(
+    folder: str | Path,  # of tables, with its folders
+) -> list[str]:  # paths of those that had no entry
+    "Enter tables that are in no ledger as they stand. Raises `StateError` for one that was cut or changed."
+    new = [p for p in sorted(Path(folder).rglob("*.csv")) if p.name not in read_ledger(p.parent)]
+    for p in new:
+        data = table_bytes(p)
+        with lock_of(p.parent / ".digests"):
+            rows = sum(1 for _ in csv.reader(io.StringIO(data.decode()))) - 1
+            facts = read_ledger(p.parent) | {p.name: dict(rows=rows, digest=csv_digest(data))}
+            write_json(p.parent / LEDGER, dict(sorted(facts.items())))
+    return [str(p) for p in new]
+
+# %% ../../nbs/runs/06_tables.ipynb #4e6606d2
+def broken_tables(
+    folder: str | Path,  # of tables, with its folders
+) -> list[str]:  # one sentence each
+    "Tables that are missing, cut or changed, of all that are in a ledger."
+    found = []
+    for ledger in sorted(Path(folder).rglob(LEDGER)):
+        for name in read_ledger(ledger.parent):
+            try:
+                table_bytes(ledger.parent / name)
+            except StateError as e:
+                found.append(str(e))
+    return found
 
 # %% ../../nbs/runs/06_tables.ipynb #5a168963
 def read_rows(

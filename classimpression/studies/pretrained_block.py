@@ -14,7 +14,7 @@ from ..core.files import read_json, write_bytes
 from ..runs.configs import RunConfig, profile_config, reported_repeats, tuning_repeat
 from ..runs.run_store import RunResult
 from ..runs.runner import run
-from ..runs.tables import mean_and_spread
+from ..runs.tables import mean_and_spread, read_table, write_table
 from ..scenarios import make_scenario
 
 if TYPE_CHECKING:
@@ -144,10 +144,9 @@ def add_rows(
     import pandas as pd
 
     keys = ["scenario", "job", "options"]
-    old = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    old = read_table(path) if path.exists() else pd.DataFrame()
     table = pd.concat([old, pd.DataFrame(rows)]).drop_duplicates(keys, keep="last").sort_values(keys)
-    write_bytes(path, table.to_csv(index=False, lineterminator="\n").encode())
-    return table.reset_index(drop=True)
+    return write_table(path, table).reset_index(drop=True)
 
 # %% ../../nbs/studies/14_pretrained_block.ipynb #5ff0b4d7
 def trial_row(
@@ -189,10 +188,8 @@ def run_block(
     **settings,  # fields of `RunConfig`
 ) -> list[str]:  # what failed
     "Run jobs on the reported repeats; what is finished is read and not made again."
-    import pandas as pd
-
     path, failed = Path(figures) / "tuning.csv", []
-    table = pd.read_csv(path) if path.exists() else None
+    table = read_table(path) if path.exists() else None
     plan = [(n, r, chosen_options(table, n, scenario)) for n in names for r in repeats]  # refuses before work
     for name, repeat, options in plan:
         start = time.perf_counter()
@@ -307,7 +304,7 @@ def write_block(
     lines = ",\n".join(json.dumps(d, ensure_ascii=False) for d in results)
     write_bytes(folder / "runs.json", f"[\n{lines}\n]\n".encode())
     for name, table in (("runs", runs), ("summary", frame)):
-        write_bytes(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n").encode())
+        write_table(folder / f"{name}.csv", table)
     fill(folder / "README.md", block_table(frame))
     return frame
 

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pandas as pd
-from classimpression.core.files import write_bytes, write_json
+from classimpression.core.files import write_json
 from classimpression.core.provenance import environment
+from classimpression.runs.tables import write_table
 
 from . import load, tried
 
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     print(n.to_string())
     out = args.out or (Path("figures/faults") if len(chosen) == len(load()) else None)
     if out:
-        write_bytes(out / "faults.csv", rows.to_csv(index=False).encode())
+        write_table(out / "faults.csv", rows)
         write_json(
             out / "faults.json",
             dict(counts=n.to_dict("index"), seconds=round(time.perf_counter() - start, 1), environment=environment()),

@@ -187,7 +187,7 @@ def _(folder, what):
     "storage",
     "a store of features whose {what}",
     "right",
-    what=("numbers are cut", "numbers are gone", "names are cut", "names are gone"),
+    what=("numbers are cut", "numbers are gone", "names are cut", "names are gone", "checksums are cut"),
 )
 def _(folder, what):
     from classimpression.pretrained.features import FeatureStore
@@ -196,12 +196,62 @@ def _(folder, what):
     compute = lambda images: images.float().flatten(1)[:, :3]
     store = FeatureStore(folder, {}, 3)
     store.lookup(x[:6], compute)
-    path = store.values if "numbers" in what else store.names
+    path = dict(numbers=store.values, names=store.names, checksums=store.sums)[what.split()[0]]
     path.write_bytes(path.read_bytes()[: 0 if "gone" in what else -9])
     path.unlink() if "gone" in what else None
     for part in (x[3:], x):
         again = FeatureStore(folder, {}, 3)
         assert torch.equal(again.lookup(part, compute), compute(part))
+
+
+def zeros(data: bytearray, row: int) -> None:
+    "A block of zeros, as a failing disk returns it."
+    data[2 * 3 * row : 2 * 3 * (row + 2)] = bytes(2 * 3 * 2)
+
+
+def one_bit(data: bytearray, row: int) -> None:
+    "The last bit of a number."
+    data[2 * 3 * row] ^= 1
+
+
+def swapped(data: bytearray, row: int) -> None:
+    "Features of two images exchanged."
+    data[: 2 * 3], data[2 * 3 : 4 * 3] = data[2 * 3 : 4 * 3], data[: 2 * 3]
+
+
+DAMAGE = {"a block of zeros": zeros, "one bit changed": one_bit, "two rows exchanged": swapped}
+
+
+@fault(
+    "storage",
+    "a store of features with {how}",
+    how=DAMAGE,
+    says="were changed after they were written",
+)
+def _(folder, how):
+    from classimpression.pretrained.features import FeatureStore
+
+    x = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(-1, 1, 4, 4)
+    store = FeatureStore(folder, {}, 3)
+    store.lookup(x, lambda images: images.float().flatten(1)[:, :3] + 1)
+    data = bytearray(store.values.read_bytes())
+    DAMAGE[how](data, 4)
+    store.values.write_bytes(data)
+    FeatureStore(folder, {}, 3).lookup(x, lambda images: None)
+
+
+@fault("storage", "a store of features without checksums, with a block of zeros", says="are empty")
+def _(folder):
+    from classimpression.pretrained.features import FeatureStore
+
+    x = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(-1, 1, 4, 4)
+    store = FeatureStore(folder, {}, 3)
+    store.lookup(x, lambda images: images.float().flatten(1)[:, :3] + 1)
+    data = bytearray(store.values.read_bytes())
+    zeros(data, 4)
+    store.values.write_bytes(data)
+    store.sums.unlink()
+    FeatureStore(folder, {}, 3)
 
 
 @fault("numbers", "README's count of faults, raised in faults.json", "right")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pandas as pd
 from classimpression.core.errors import check_text
 from classimpression.core.files import read_json, write_json
 from classimpression.report.comparison import latex_text, merge_runs
-from classimpression.report.verify import reported_runs
-from classimpression.runs.tables import cell_text, example_result, merge_results, merge_rows, read_results, read_rows
-from classimpression.runs.tables import tidy, to_markdown
+from classimpression.report.claims import claim_verdicts
+from classimpression.report.explorers import load_results
+from classimpression.report.readme import fill_values
+from classimpression.report.verify import reported_runs, verify
+from classimpression.runs.tables import broken_tables, cell_text, example_result, merge_results, merge_rows
+from classimpression.runs.tables import read_results, read_rows, tidy, to_markdown
 
 from . import fault
 
@@ -58,6 +63,47 @@ def _(folder, how):
     (folder / "digests.json").unlink()
     path.write_text(CUTS[how](path.read_text()))
     read_rows(path)
+
+
+COMMITTED = Path(__file__).parents[2] / "figures"
+READERS = {
+    "verify": lambda figures: verify(figures, n=0),
+    "the report's claims": lambda figures: claim_verdicts(figures),
+    "README's filler": lambda figures: fill_values("<!--value:faults-tried-->1<!--/value-->", figures),
+    "the table's page": lambda figures: read_rows(figures / "main_table/runs.csv"),
+    "the browser of results": lambda figures: load_results(figures),
+    "whoever adds a row": lambda figures: merge_rows(figures / "main_table/runs.csv", tidy([made()])),
+}
+
+
+@fault(
+    "numbers",
+    "committed tables cut {how}, read by {reader}",
+    says="cut or changed after",
+    how=("to nothing", "before the last row", "by one number"),
+    reader=READERS,
+)
+def _(folder, how, reader):
+    copied = ("main_table/runs.csv", "main_table/blood_runs.json", "faults/faults.csv", "main_table/digests.json")
+    for name in (*copied, "faults/digests.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(COMMITTED / name, folder / name)
+    for path in folder.rglob("*.csv"):
+        path.write_text(CUTS[how](path.read_text()).replace("held", "wrong", how == "by one number"))
+    READERS[reader](folder)
+
+
+@fault("numbers", "a committed table that is gone, for verify", says="cannot read the table")
+def _(folder):
+    (folder / "losses").mkdir()
+    shutil.copy(COMMITTED / "losses/digests.json", folder / "losses/digests.json")
+    verify(folder, n=0)
+
+
+@fault("names", "digests.json names {name}", says="files of other folders", name=("../runs.csv", "/etc/passwd"))
+def _(folder, name):
+    write_json(folder / "digests.json", {name: dict(rows=1, digest="x")})
+    broken_tables(folder)
 
 
 @fault("numbers", "digests.json holds {text}", text=("[]", '{"foundation.csv": 3}', "{ half"))
