@@ -54,8 +54,10 @@ def each(**values: list) -> tuple[dict, ...]:
     return tuple({name: v} for v in found)
 
 
-SHRINKAGES, PENALTIES = [1e-3, 1e-2, 3e-2, 1e-1, 3e-1], [1e1, 1e2, 1e3, 1e4]
-TUKEY = tuple(dict(shrinkage1=s, shrinkage2=s, tukey=t) for s in (0.1, 1.0) for t in (0.5, 1.0))
+SHRINKAGES, PENALTIES = [1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 6e-1], [1e1, 1e2, 1e3, 1e4]
+TUKEY = tuple(
+    dict(shrinkage1=s, shrinkage2=s, tukey=t) for s, t in ((0.1, 0.5), (0.1, 1.0), (1.0, 0.5), (1.0, 1.0), (10.0, 0.5))
+)
 PROBE = each(penalty=[1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
 SESSION = dict(options=dict(adapt_epochs=2), minutes=4)
 JOBS = {
@@ -64,8 +66,10 @@ JOBS = {
     "fecam": Job("FeCAM", "fecam", FROZEN, trials=TUKEY),
     "ranpac": Job("RanPAC", "ranpac", FROZEN, dict(balanced=True), each(penalty=PENALTIES), minutes=1),
     "acil": Job("Ridge, small (ACIL)", "acil", FROZEN, dict(balanced=True), each(penalty=PENALTIES)),
-    "fetril": Job("FeTrIL", "fetril", FROZEN, trials=each(lr=[0.05, 0.2, 0.5]), minutes=0.5),
-    "replay": Job("Replay, head only", "replay", dict(network=NETWORK, first_epochs=5), trials=each(lr=[0.01, 0.05])),
+    "fetril": Job("FeTrIL", "fetril", FROZEN, trials=each(lr=[0.02, 0.05, 0.2, 0.5]), minutes=0.5),
+    "replay": Job(
+        "Replay, head only", "replay", dict(network=NETWORK, first_epochs=5), trials=each(lr=[0.002, 0.01, 0.05, 0.2])
+    ),
     "joint-probe": Job("Joint linear probe", "joint-probe", {}, dict(features="pretrained"), PROBE, True, 3),
     "census-any": Job("Census on pretrained features", "census-any", {}, dict(features="pretrained"), (), True, 3),
     "first-session": Job("First-session adaptation, prototypes", "first-session", **SESSION),
