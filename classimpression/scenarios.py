@@ -4,20 +4,32 @@
 
 # %% ../nbs/03_scenarios.ipynb #629bc8e2
 from __future__ import annotations
-import io, os, tempfile, unicodedata, warnings, zipfile
+import io, os, shutil, tempfile, unicodedata, warnings, zipfile, zlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterator
 import numpy as np
 import torch
+from torch import Tensor
 from .core.errors import DataError, StateError, check
 from .core.files import inside, write_bytes, write_json
-from .core.provenance import file_md5, package_folder, tensor_digest
+from .core.provenance import digest, file_md5, package_folder, tensor_digest
 from .core.seeding import generator
-from .data import DATA_VARIABLE, MAX_BYTES, PARTS, Split, as_bytes, as_split, data_root, load_medmnist
-from .data import read_npz
+from classimpression.data import (
+    DATA_VARIABLE,
+    HEADERS,
+    MAX_BYTES,
+    PARTS,
+    Split,
+    as_bytes,
+    as_labels,
+    as_numpy,
+    as_split,
+    data_root,
+)
+from .data import load_medmnist, npz_header, read_npz, to_unit
 from .core.pictures import PAGES, numbers, opened
 from .tasks import POOLS, SELECTIONS, Scenario, Task, from_arrays, from_splits, plan, total
 
@@ -25,11 +37,12 @@ _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits"
 
 # %% auto #0
 __all__ = ['LYING', 'STANDING', 'IMAGE_ENDINGS', 'SYSTEM', 'NESTED', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'LARGER',
-           'SCENARIOS', 'CITATION', 'MADE', 'FOLDER', 'OWN', 'read_image', 'hidden', 'class_folders', 'image_files',
-           'stacked', 'people', 'said', 'folder_split', 'nobody_twice', 'from_folder', 'DatasetInfo',
-           'register_scenario', 'scenario_info', 'base_name', 'data_file', 'placed', 'own_folder', 'make_scenario',
-           'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario',
-           'Task', 'from_arrays', 'from_splits', 'plan']
+           'SCENARIOS', 'CITATION', 'MADE', 'UNPACKED_VARIABLE', 'LARGE', 'FOLDER', 'OWN', 'read_image', 'hidden',
+           'class_folders', 'image_files', 'stacked', 'people', 'said', 'folder_split', 'nobody_twice', 'from_folder',
+           'DatasetInfo', 'register_scenario', 'scenario_info', 'base_name', 'data_file', 'Rows', 'npy_shape',
+           'StoredSplit', 'stored_split', 'unpacked', 'load_stored', 'array_bytes', 'placed', 'own_folder',
+           'make_scenario', 'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows', 'make_mini', 'POOLS',
+           'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
 
 # %% ../nbs/03_scenarios.ipynb #e8c6745a
 LYING, STANDING = "lie (wider than high)", "stand (higher than wide)"
@@ -360,12 +373,186 @@ def data_file(
     info = scenario_info(name)
     return package_folder() / "assets" / info.file if info.embedded else data_root(root) / info.file
 
+# %% ../nbs/03_scenarios.ipynb #a490c90d
+class Rows:
+    "Images in an `.npy` file, read when they are asked for."
+
+    dtype, ndim = torch.uint8, 4
+
+    def __init__(
+        self,
+        path: str | Path,  # uint8 [N, H, W] or [N, H, W, C], in rows
+        rows: Tensor | None = None,  # which of them, int64; None: all
+        device: str | torch.device = "cpu",  # where they go once read
+    ):
+        self.path, self.device = Path(path), torch.device(device)
+        n, self.kept, self.start = npy_shape(self.path)
+        self.rows = torch.arange(n) if rows is None else rows
+        h, w, c = (*self.kept, 1)[:3]
+        self.shape = torch.Size((len(self.rows), c, h, w))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def among(self, i: slice | Tensor) -> Rows:
+        "Some of the rows, still unread."
+        return Rows(self.path, self.rows[i if isinstance(i, slice) else i.cpu()], self.device)
+
+    def to(self, device: str | torch.device, **how) -> Rows:
+        return Rows(self.path, self.rows, device)
+
+    def __getitem__(self, i: slice | Tensor) -> Tensor:  # uint8 [n, C, H, W]
+        wanted, x = self.among(i).rows, np.empty((0, *self.kept), np.uint8)
+        x.resize((len(wanted), *self.kept))
+        with open(self.path, "rb", buffering=0) as f:
+            for row, image in zip(wanted.tolist(), x, strict=True):
+                f.seek(self.start + row * image.nbytes)
+                check(
+                    f.readinto(image) == image.nbytes, f"{self.path} ends before image {row}; make it again", DataError
+                )
+        t = torch.from_numpy(x)
+        return (t.permute(0, 3, 1, 2).contiguous() if t.ndim == 4 else t[:, None]).to(self.device)
+
+    def split(self, n: int) -> Iterator[Tensor]:
+        "All images, n at a time."
+        return (self[i : i + n] for i in range(0, len(self), n))
+
+# %% ../nbs/03_scenarios.ipynb #d199c8d5
+def npy_shape(
+    path: Path,  # of an .npy file
+) -> tuple[int, tuple[int, ...], int]:  # images, shape of one, where the first begins
+    "The head of a file of images. Raises `DataError` for a file that holds something else or is cut off."
+    check(path.is_file(), f"there is no file {path}", DataError)
+    try:
+        with open(path, "rb") as f:
+            version = np.lib.format.read_magic(f)
+            check(version in HEADERS, f"{path} has npy version {version}; save it again", DataError)
+            shape, by_columns, dtype = HEADERS[version](f)
+            start = f.tell()
+    except ValueError as e:
+        raise DataError(f"{path} is no npy file ({e})") from e
+    images = len(shape) in (3, 4) and shape[3:] in ((), (1,), (3,)) and dtype == np.uint8 and not by_columns
+    check(
+        images, f"{path} must hold uint8 images [N, H, W] or [N, H, W, C] in rows, not {dtype} {list(shape)}", DataError
+    )
+    there, due = path.stat().st_size - start, int(np.prod(shape))
+    check(there == due, f"{path} declares {due:,} bytes of images but holds {there:,}; make it again", DataError)
+    return shape[0], shape[1:], start
+
+# %% ../nbs/03_scenarios.ipynb #1aec34f8
+@dataclass(frozen=True, eq=False, repr=False)
+class StoredSplit(Split):
+    "Labelled images that stay in a file."
+
+    x: Rows
+
+    def take(self, idx: Tensor | list[int]) -> StoredSplit:
+        idx = torch.as_tensor(idx, dtype=torch.int64).cpu()
+        who = None if self.patient is None else self.patient[idx]
+        return replace(self, x=self.x.among(idx), y=self.y[idx.to(self.y.device)], patient=who)
+
+    def images(self, idx: Tensor | None = None, device: str | torch.device | None = None) -> Tensor:
+        return to_unit(self.x[slice(None) if idx is None else idx].to(device or self.x.device))
+
+    def digest(self) -> str:
+        return digest([tensor_digest(self.y), *map(tensor_digest, self.x.split(1024))])
+
+    def padded(self, to: int) -> StoredSplit:
+        same = self.x.shape[-2:] == (to, to)
+        check(same, f"images in a file have {list(self.x.shape[-2:])} pixels and are not padded to {to}", DataError)
+        return self
+
+    def joined(self, other: Split) -> Split:
+        if not isinstance(other, StoredSplit) or other.x.path != self.x.path:
+            return Split(self.x[:], self.y, self.patient).joined(other)
+        y, who = torch.cat([self.y, other.y]), None
+        if self.patient is not None and other.patient is not None:
+            who = torch.cat([self.patient, other.patient])
+        return StoredSplit(Rows(self.x.path, torch.cat([self.x.rows, other.x.rows]), self.x.device), y, who)
+
+
+def stored_split(
+    path: str | Path,  # .npy file of uint8 images [N, H, W] or [N, H, W, C]
+    y,  # labels, [N] or [N, 1]
+    n_classes: int | None = None,  # labels must be below this, if given
+) -> StoredSplit:
+    "A split whose images stay in their file: for `from_splits`. Raises `DataError`."
+    x, y = Rows(path), torch.from_numpy(as_labels(as_numpy(y, "labels"), n_classes))
+    check(len(x) == len(y), f"{len(x)} images but {len(y)} labels; give one label per image", DataError)
+    return StoredSplit(x, y)
+
+# %% ../nbs/03_scenarios.ipynb #58e52929
+UNPACKED_VARIABLE, LARGE = "CLASSIMPRESSION_UNPACKED", 1e9  # bytes of arrays from which they stay on disk
+
+
+def unpacked(
+    path: Path,  # npz file
+    key: str,  # array in it
+) -> Path:  # of the .npy file
+    "Unpack an array, unless it is there already. Raises `DataError` for a damaged file or a full or read-only disk."
+    folder = Path(os.environ.get(UNPACKED_VARIABLE) or path.parent / "unpacked").expanduser()
+    part, how = (
+        folder / f".{path.stem}-{key}-{os.getpid()}.part",
+        f"{UNPACKED_VARIABLE} may name a folder with more room",
+    )
+    try:
+        with zipfile.ZipFile(path) as z:
+            entry = z.getinfo(f"{key}.npy")
+            target = folder / f"{path.stem}-{key}-{entry.CRC:08x}.npy"
+            if target.exists() and target.stat().st_size == entry.file_size:
+                return target
+            npz_header(z, key)
+            folder.mkdir(parents=True, exist_ok=True)
+            free, due = shutil.disk_usage(folder).free, entry.file_size
+            check(
+                due < free,
+                f"{key} of {path.name} takes {due:,} bytes unpacked; {folder} has {free:,}. {how}",
+                DataError,
+            )
+            with z.open(entry) as f, open(part, "wb") as g:
+                shutil.copyfileobj(f, g, 2**20)
+        os.replace(part, target)
+    except (KeyError, zipfile.BadZipFile, zlib.error, EOFError) as e:
+        raise DataError(f"{path} is damaged or lacks {key} ({e}); fetch it again") from e
+    except OSError as e:
+        raise DataError(f"cannot unpack {key} of {path.name} in {folder}: {e.strerror or e}. {how}") from e
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+# %% ../nbs/03_scenarios.ipynb #9af1a0eb
+def load_stored(
+    path: Path,  # an npz file with MedMNIST's six arrays
+    md5: str | None,  # what its MD5 must be; None: not checked
+    channels: int,  # 1 grey, 3 colour
+    n_classes: int,  # labels are 0..n_classes-1
+) -> dict[str, StoredSplit]:  # train, val, test
+    "The three official splits, images left on disk."
+    y = read_npz(path, md5, keys=[f"{p}_labels" for p in PARTS])
+    splits = {p: stored_split(unpacked(path, f"{p}_images"), y[f"{p}_labels"], n_classes) for p in PARTS}
+    wrong = {p: s.x.shape[1] for p, s in splits.items() if s.x.shape[1] != channels}
+    check(not wrong, f"{path} should hold images of {channels} channels, found {wrong}", DataError)
+    return splits
+
+
+def array_bytes(path: Path) -> int:
+    "What the arrays of an npz file take in memory; 0 for what is none, which the reader will say."
+    try:
+        with zipfile.ZipFile(path) as z:
+            return sum(i.file_size for i in z.infolist())
+    except (OSError, zipfile.BadZipFile):
+        return 0
+
 # %% ../nbs/03_scenarios.ipynb #edf4ceaa
 @lru_cache(maxsize=2)
 def _load(path: Path, stamp: tuple[int, int], name: str, verify: bool) -> tuple[dict[str, Split], str]:
     "Splits and MD5 of a file; `stamp` (time, bytes) makes a changed file a new one."
     info = scenario_info(name)
-    splits = load_medmnist(path, info.md5 if verify else None, info.channels, info.n_classes)
+    load = load_stored if array_bytes(path) > LARGE else load_medmnist
+    splits = load(path, info.md5 if verify else None, info.channels, info.n_classes)
     return splits, info.md5 if verify else file_md5(path)
 
 # %% ../nbs/03_scenarios.ipynb #e2c45822

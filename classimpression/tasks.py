@@ -232,7 +232,7 @@ def shared_images(
     splits: dict[str, Split],  # train, val, test
 ) -> dict[str, int]:  # "train, test": images of the second that are in the first too
     "Count images that two splits have in common."
-    keys = {p: image_keys(s.x) for p, s in splits.items()}
+    keys = {p: np.concatenate([image_keys(x) for x in s.x.split(1024)]) for p, s in splits.items()}
     return {f"{a}, {b}": int(np.isin(keys[b], keys[a]).sum()) for a, b in combinations(keys, 2)}
 
 # %% ../nbs/02_tasks.ipynb #fe781362

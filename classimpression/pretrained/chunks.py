@@ -6,6 +6,7 @@
 from __future__ import annotations
 import resource
 import sys
+import tempfile
 import time
 import zipfile
 import zlib
@@ -16,20 +17,24 @@ from typing import Iterable, Iterator
 import os
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+import torch.nn.functional as F
 from ..core.errors import ConfigError, DataError, check, check_number
 from ..core.files import write_json
 from ..core.provenance import environment
 from ..core.seeding import generator
+from ..metrics import class_recalls, confusion_matrix
 from ..models import NETWORKS
 from .backbones import MANY
 from .features import FEATURES_VARIABLE, open_store
 from .packed import PackedLDA
-from ..scenarios import class_folders, image_files, read_image
+from ..scenarios import Scenario, class_folders, from_splits, image_files, read_image, stored_split
+from ..training import teacher_features
 
 # %% auto #0
-__all__ = ['Chunks', 'array_head', 'npz_chunks', 'as_chunk', 'folder_chunks', 'features_in_chunks', 'generated_chunks',
-           'measure_stream']
+__all__ = ['Chunks', 'array_head', 'npz_chunks', 'as_chunk', 'folder_chunks', 'features_in_chunks', 'peak_memory',
+           'generated_chunks', 'measure_stream', 'Squares', 'generated_file', 'stored_scenario', 'learn_stored',
+           'measure_scenario']
 
 # %% ../../nbs/pretrained/07_chunks.ipynb #77b5a57c
 Chunks = Iterable[tuple[Tensor, Tensor]]  # images uint8 [n, C, H, W] and labels int64 [n]
@@ -115,6 +120,11 @@ def features_in_chunks(
     check(parts, "there are no images", DataError)
     return tuple(map(torch.cat, zip(*parts, strict=True)))
 
+# %% ../../nbs/pretrained/07_chunks.ipynb #3fab563a
+def peak_memory() -> float:  # MB
+    "The most that this process ever held, libraries included."
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
 # %% ../../nbs/pretrained/07_chunks.ipynb #765064dc
 def generated_chunks(
     images: int,  # how many
@@ -148,12 +158,92 @@ def measure_stream(
         head.update(f[mine].float(), y[mine], labels, 0.09 * 3 * pixels**2)
     seconds = time.perf_counter() - start
     right = float((head(f[:1000].float()).argmax(1) == y[:1000]).float().mean())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
-    facts = dict(images=images, pixels=pixels, peak_mb=round(peak), images_mb=round(images * 3 * pixels**2 / 1e6))
+    facts = dict(
+        images=images, pixels=pixels, peak_mb=round(peak_memory()), images_mb=round(images * 3 * pixels**2 / 1e6)
+    )
     facts |= dict(
         features_mb=round(f.numel() * 2 / 1e6), seconds=round(seconds, 1), per_second=round(images / seconds, 1)
     )
     facts |= dict(recognised=round(100 * right, 1), network=network, environment=environment())
+    if path:
+        write_json(path, facts)
+    return facts
+
+# %% ../../nbs/pretrained/07_chunks.ipynb #e6084373
+class Squares(nn.Module):
+    "Brightness of squares: a stand-in for a network."
+
+    def __init__(self, side: int = 16):  # of a square, pixels
+        super().__init__()
+        self.side = side
+
+    def features(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, D]
+        return F.avg_pool2d(x, self.side).flatten(1)
+
+
+def generated_file(
+    path: str | Path,  # .npy, grey images
+    images: int,  # how many
+    pixels: int,  # height and width
+    key: str = "train",  # another key, other images
+) -> Tensor:  # labels, four classes
+    "Write images whose left edge is as bright as their class, a few at a time."
+    y = torch.arange(images) % 4
+    with open(path, "wb") as f:
+        head = dict(descr="|u1", fortran_order=False, shape=(images, pixels, pixels))
+        np.lib.format.write_array_header_1_0(f, head)
+        for i, labels in enumerate(y.split(256)):
+            n, side = len(labels), -(-pixels // 8)
+            x = torch.randint(0, 120, (n, side, side), dtype=torch.uint8, generator=generator(0, key, i))
+            x = x.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, :pixels, :pixels].contiguous()
+            x[:, :, : pixels // 4] += (30 * labels).to(torch.uint8)[:, None, None]
+            f.write(x.numpy().tobytes())
+    return y
+
+# %% ../../nbs/pretrained/07_chunks.ipynb #f5019c10
+def stored_scenario(
+    folder: str | Path,  # where the files are made
+    images: int,  # of training
+    pixels: int,  # height and width
+) -> Scenario:
+    "Two tasks of two classes, all images on disk."
+    sizes, splits = dict(train=images, val=40, test=400), []
+    for part, n in sizes.items():
+        path = Path(folder) / f"{part}.npy"
+        splits.append(stored_split(path, generated_file(path, n, pixels, part), 4))
+    return from_splits(*splits, sizes=[2, 2], name="generated")
+
+
+def learn_stored(
+    scenario: Scenario,  # of `stored_scenario`
+    net: nn.Module,  # its features
+) -> float:  # balanced accuracy, per cent
+    "Learn tasks in sequence and evaluate."
+    head = None
+    for t in range(len(scenario.tasks)):
+        with scenario.training(t) as task:
+            f, y = teacher_features(net, task.train.x), task.train.y
+            head = head or PackedLDA(f.shape[1])
+            head.update(f, y, task.labels, 0.09 * scenario.image_bytes)
+    test = scenario.test(t)
+    said = head(teacher_features(net, test.x)).argmax(1)
+    return float(class_recalls(confusion_matrix(test.y.numpy(), said.numpy(), head.n_classes)).mean())
+
+# %% ../../nbs/pretrained/07_chunks.ipynb #94097a92
+def measure_scenario(
+    images: int = 100_000,  # of training
+    pixels: int = 224,  # height and width
+    folder: str | Path | None = None,  # for the files, deleted afterwards; None: the system's
+    path: str | Path | None = None,  # where the numbers are written, as JSON
+) -> dict:
+    "Seconds and peak of a scenario on disk: writing, checking, learning and evaluating."
+    check_number("images", images, 40, integer=True)
+    before, start, cpu = peak_memory(), time.perf_counter(), time.process_time()
+    with tempfile.TemporaryDirectory(dir=folder) as tmp:
+        right = learn_stored(stored_scenario(tmp, images, pixels), Squares())
+    facts = dict(images=images, pixels=pixels, peak_mb=round(peak_memory()), imports_mb=round(before))
+    facts |= dict(images_mb=round(images * pixels**2 / 1e6), seconds=round(time.perf_counter() - start, 1))
+    facts |= dict(cpu_seconds=round(time.process_time() - cpu, 1), balanced=round(right, 1), environment=environment())
     if path:
         write_json(path, facts)
     return facts
