@@ -21,8 +21,9 @@ from .tasks import Task, image_keys
 
 # %% auto #0
 __all__ = ['TIERS', 'refuse_few', 'class_means', 'Extra', 'n_bytes', 'tensors_in', 'hidden_tensors', 'fresh_buffers', 'memory_of',
-           'Carryover', 'ExemplarCarryover', 'herd', 'choose_exemplars', 'take_exemplars', 'as_images', 'images_among',
-           'hand_over', 'allowed_tier', 'save_carryover', 'CarryFacts', 'numbers_in', 'check_facts', 'load_carryover']
+           'Carryover', 'ExemplarCarryover', 'herd', 'choose_exemplars', 'take_exemplars', 'in_memory', 'as_images',
+           'images_among', 'hand_over', 'allowed_tier', 'save_carryover', 'CarryFacts', 'numbers_in', 'check_facts',
+           'load_carryover']
 
 # %% ../nbs/06_carryover.ipynb #7042f615
 def refuse_few(
@@ -220,7 +221,14 @@ def take_exemplars(
     chosen: dict[int, list[int]],  # from `choose_exemplars`
 ) -> Split:
     "The chosen images."
-    return split.take(torch.cat([(split.y == k).nonzero()[:, 0][rows] for k, rows in chosen.items()]))
+    return in_memory(split.take(torch.cat([(split.y == k).nonzero()[:, 0][rows] for k, rows in chosen.items()])))
+
+
+def in_memory(
+    split: Split,  # perhaps one whose images stay on disk
+) -> Split:
+    "The same images in memory."
+    return split if isinstance(split.x, Tensor) else Split(split.x[:], split.y, split.patient)
 
 # %% ../nbs/06_carryover.ipynb #34df7549
 def as_images(

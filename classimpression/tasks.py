@@ -22,7 +22,7 @@ from .data import PARTS, Split, as_split
 
 # %% auto #0
 __all__ = ['IN_TRAINING', 'POOLS', 'SELECTIONS', 'MOST_SHARED', 'total', 'plan', 'Gate', 'training', 'what_is_seen', 'Task',
-           'Store', 'image_keys', 'shared_images', 'TaskSequence', 'Scenario', 'check_splits', 'overlaps',
+           'Store', 'image_keys', 'keys_of', 'shared_images', 'TaskSequence', 'Scenario', 'check_splits', 'overlaps',
            'refuse_overlap', 'from_splits', 'from_arrays']
 
 # %% ../nbs/02_tasks.ipynb #1b76c2e8
@@ -217,22 +217,24 @@ def image_keys(
     x: Tensor,  # uint8 [N, C, H, W]
 ) -> np.ndarray:  # uint64 [M]; M < N if some images are one value all over, for these show nobody
     "A number per image that is the same for the same bytes."
+    return np.concatenate([keys_of(few) for few in x.split(1024)])
+
+
+def keys_of(x: Tensor) -> np.ndarray:
+    "The same for a few images."
     flat = x.flatten(1).cpu()
     flat = flat[flat.amax(1) > flat.amin(1)]
     flat = F.pad(flat, (0, -flat.shape[1] % 8)).contiguous().numpy().view(np.uint64)  # eight bytes at a time
     odd = np.random.default_rng(0).integers(0, 2**63, flat.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    keys = np.empty(len(flat), np.uint64)
-    for rows in range(0, len(flat), 4096):
-        word = flat[rows : rows + 4096] * np.uint64(0x9E3779B97F4A7C15)  # wraps around
-        keys[rows : rows + 4096] = ((word ^ (word >> np.uint64(29))) * odd).sum(1, dtype=np.uint64)
-    return keys
+    word = flat * np.uint64(0x9E3779B97F4A7C15)  # wraps around
+    return ((word ^ (word >> np.uint64(29))) * odd).sum(1, dtype=np.uint64)
 
 # %% ../nbs/02_tasks.ipynb #179088d7
 def shared_images(
     splits: dict[str, Split],  # train, val, test
 ) -> dict[str, int]:  # "train, test": images of the second that are in the first too
     "Count images that two splits have in common."
-    keys = {p: np.concatenate([image_keys(x) for x in s.x.split(1024)]) for p, s in splits.items()}
+    keys = {p: image_keys(s.x) for p, s in splits.items()}
     return {f"{a}, {b}": int(np.isin(keys[b], keys[a]).sum()) for a, b in combinations(keys, 2)}
 
 # %% ../nbs/02_tasks.ipynb #fe781362

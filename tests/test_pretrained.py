@@ -27,6 +27,8 @@ from classimpression.pretrained.backbones import LITE0_LEVELS, Backbone, Frozen,
 from classimpression.pretrained.chunks import features_in_chunks, npz_chunks  # noqa: E402
 from classimpression.runs.configs import RunConfig  # noqa: E402
 from classimpression.runs.runner import run  # noqa: E402
+from classimpression import scenarios  # noqa: E402
+from classimpression.scenarios import StoredSplit, from_splits, make_scenario, stored_split  # noqa: E402
 from classimpression.runs.tables import example_result, merge_rows, read_rows, summary, tidy, write_table  # noqa: E402
 from classimpression.settings import TrainConfig  # noqa: E402
 from classimpression.training import fit_task  # noqa: E402
@@ -345,6 +347,42 @@ def test_images_in_chunks_give_the_features_of_a_run(toy, tmp_path, monkeypatch)
     np.savez(tmp_path / "odd.npz", train_images=x.astype(np.float32), train_labels=y)
     with pytest.raises(DataError, match="must be uint8"):
         list(npz_chunks(tmp_path / "odd.npz"))
+
+
+@pytest.mark.parametrize("method", ["fine-tuning", "replay", "census-any"])
+def test_images_on_disk_give_the_results_of_images_in_memory(toy, tmp_path, method):
+    kept = toy(sizes=(2, 2), pixels=28)
+    splits = {}
+    for part, s in kept._store.splits.items():
+        np.save(tmp_path / f"{part}.npy", s.x.permute(0, 2, 3, 1).numpy())
+        splits[part] = stored_split(tmp_path / f"{part}.npy", s.y.numpy(), 4)
+    stored = from_splits(*splits.values(), sizes=[2, 2], name=kept.name, checksum=kept.checksum)
+    options = dict(features="pretrained", layout="quadrants", backbone=TINY) if method == "census-any" else None
+    common = dict(method=method, scenario="toy", sizes=[2, 2], epochs=1, options=options, k_min=1, batch_size=16)
+    a, b = (run(RunConfig(**common, out=str(tmp_path / n)), s) for n, s in (("kept", kept), ("stored", stored)))
+    assert a.metrics == b.metrics
+
+
+def test_a_large_file_is_unpacked_once_and_left_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(scenarios, "LARGE", 1e6)
+    monkeypatch.setenv(scenarios.UNPACKED_VARIABLE, str(tmp_path / "unpacked"))
+    scenarios._load.cache_clear()
+    made = make_scenario("blood-mini", size=28)
+    scenarios._load.cache_clear()
+    with made.training(0) as task:
+        assert isinstance(task.train, StoredSplit) and len(task.train) == 400
+    files = sorted((tmp_path / "unpacked").iterdir())
+    assert len(files) == 3
+    files[0].write_bytes(files[0].read_bytes()[:5000])  # cut off: made again
+    there = scenarios.unpacked(scenarios.data_file("blood-mini"), files[0].name.split("-")[1])
+    assert there == files[0] and there.stat().st_size > 5000
+    there.unlink()
+    monkeypatch.setattr(scenarios.shutil, "disk_usage", lambda folder: type("Usage", (), dict(free=1000)))
+    with pytest.raises(DataError, match="CLASSIMPRESSION_UNPACKED may name a folder"):
+        scenarios.unpacked(scenarios.data_file("blood-mini"), files[0].name.split("-")[1])
+    files[1].write_bytes(files[1].read_bytes()[:5000])
+    with pytest.raises(DataError, match="declares .* bytes of images but holds"):
+        stored_split(files[1], [0])
 
 
 def test_packed_statistics():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Callable
 import torch
 from torch import Tensor, nn
-from ..carryover import TIERS, Carryover, ExemplarCarryover
+from ..carryover import TIERS, Carryover, ExemplarCarryover, in_memory
 from ..core.errors import ConfigError, LeakError, check, check_name, check_text
 from ..core.provenance import cached, foreign_source, modules_digest, price_of_cached
 from ..data import Split
@@ -301,7 +301,7 @@ def real_images(
         "this method needs real images of old classes; register it with exemplars=...",
         LeakError,
     )
-    return carry.exemplars.to(task.train.y.device).joined(task.train)
+    return carry.exemplars.to(task.train.y.device).joined(in_memory(task.train))
 
 # %% ../../nbs/methods/01_registry.ipynb #da9dc2f5
 @method(
