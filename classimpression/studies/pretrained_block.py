@@ -54,11 +54,11 @@ def each(**values: list) -> tuple[dict, ...]:
     return tuple({name: v} for v in found)
 
 
-SHRINKAGES, PENALTIES = [1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 6e-1], [1e1, 1e2, 1e3, 1e4]
+SHRINKAGES, PENALTIES = [1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 6e-1], [1e1, 1e2, 1e3, 1e4, 1e5]
 TUKEY = tuple(
     dict(shrinkage1=s, shrinkage2=s, tukey=t) for s, t in ((0.1, 0.5), (0.1, 1.0), (1.0, 0.5), (1.0, 1.0), (10.0, 0.5))
 )
-PROBE = each(penalty=[1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
+PROBE = each(penalty=[1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1])
 SESSION = dict(options=dict(adapt_epochs=2), minutes=4)
 JOBS = {
     "ncm": Job("Nearest class mean", "ncm", FROZEN, trials=each(cosine=[True, False])),
