@@ -4,7 +4,7 @@
 
 # %% ../nbs/03_scenarios.ipynb #629bc8e2
 from __future__ import annotations
-import io, os, shutil, tempfile, unicodedata, warnings, zipfile, zlib
+import io, mmap, os, shutil, tempfile, unicodedata, warnings, zipfile, zlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -405,8 +405,9 @@ class Rows:
         return Rows(self.path, self.rows, device)
 
     def __getitem__(self, i: slice | Tensor) -> Tensor:  # uint8 [n, C, H, W]
-        wanted, x = self.among(i).rows, np.empty((0, *self.kept), np.uint8)
-        x.resize((len(wanted), *self.kept))
+        wanted = self.among(i).rows
+        size = len(wanted) * int(np.prod(self.kept))  # in pages of their own, which go back to the system when freed
+        x = np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8, size).reshape(len(wanted), *self.kept)
         with open(self.path, "rb", buffering=0) as f:
             for row, image in zip(wanted.tolist(), x, strict=True):
                 f.seek(self.start + row * image.nbytes)
