@@ -70,7 +70,12 @@ def teacher_features(
     size: int = 64,  # images per forward pass: more would take memory and no less time
 ) -> Tensor:  # [N, D] float32
     "Features of many images."
-    return torch.cat([model.features(to_unit(b) if b.dtype == torch.uint8 else b).float() for b in x.split(size)])
+    out = None
+    for i, b in enumerate(x.split(size)):
+        f = model.features(to_unit(b) if b.dtype == torch.uint8 else b).float()
+        out = f.new_empty(len(x), f.shape[1]) if out is None else out  # in one piece: many small ones would keep freed
+        out[i * size : i * size + len(f)] = f  # memory between them from going back to the system
+    return out
 
 # %% ../nbs/11_training.ipynb #4b6539c4
 class TaskData:
