@@ -13,20 +13,20 @@ from typing import Callable
 import numpy as np
 import torch
 from .core.errors import DataError, StateError, check
-from .core.files import inside, write_bytes, write_json
-from .core.provenance import file_md5, package_folder, tensor_digest
+from .core.files import write_bytes, write_json
+from .core.provenance import package_folder
 from .core.seeding import generator
 from .data import DATA_VARIABLE, MAX_BYTES, PARTS, Split, as_bytes, as_split, data_root, load_medmnist
-from .data import read_npz
-from .core.pictures import PAGES, numbers, opened
+from .data import file_md5, read_npz, tensor_digest
+from .pictures import PAGES, numbers, opened
 from .tasks import POOLS, SELECTIONS, Scenario, Task, from_arrays, from_splits, plan, total
 
 _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits", "plan"]  # one address for the user
 
 # %% auto #0
 __all__ = ['LYING', 'STANDING', 'IMAGE_ENDINGS', 'SYSTEM', 'NESTED', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'LARGER',
-           'SCENARIOS', 'CITATION', 'MADE', 'FOLDER', 'OWN', 'read_image', 'hidden', 'class_folders', 'image_files',
-           'stacked', 'people', 'said', 'folder_split', 'nobody_twice', 'from_folder', 'DatasetInfo',
+           'SCENARIOS', 'CITATION', 'MADE', 'FOLDER', 'OWN', 'read_image', 'hidden', 'class_folders', 'inside',
+           'image_files', 'stacked', 'people', 'said', 'folder_split', 'nobody_twice', 'from_folder', 'DatasetInfo',
            'register_scenario', 'scenario_info', 'base_name', 'data_file', 'placed', 'own_folder', 'make_scenario',
            'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario',
            'Task', 'from_arrays', 'from_splits', 'plan']
@@ -77,6 +77,17 @@ def class_folders(
     said = f"{folder} holds a class twice, its accents written in two ways: {[n for n, _ in found]}"
     check(len(dict(found)) == len(found), said, DataError)
     return dict(sorted(found))
+
+# %% ../nbs/03_scenarios.ipynb #02e25fc9
+def inside(
+    root: str | Path,  # folder that must hold the path
+    name: str | Path,  # relative path that came from outside
+) -> Path:  # absolute path
+    "Join `root` and `name`. Raises `DataError` if the result, links followed, lies outside `root`."
+    root = Path(root).resolve()
+    path = (root / name).resolve()
+    check(path.is_relative_to(root), f"{name!s} leaves its folder {root}; give a path inside it", DataError)
+    return path
 
 # %% ../nbs/03_scenarios.ipynb #631c4d83
 def image_files(

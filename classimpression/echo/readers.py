@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, BinaryIO, Callable, Iterable, Iterator
 import numpy as np
 from ..core.errors import ClassImpressionError, DataError, check, check_number
-from ..core.pictures import DEEP, NOT_SQUARE, TURNED, looks_like, numbers, opened
+from ..pictures import DEEP, NOT_SQUARE, TURNED, looks_like, numbers, opened
 from ..data import as_bytes
 
 # %% auto #0

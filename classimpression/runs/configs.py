@@ -17,7 +17,7 @@ from ..methods import rehearsal  # noqa: F401  they register themselves
 from ..pretrained import adapted, census_any  # noqa: F401
 from ..core.errors import ConfigError, check, check_name, check_number
 from ..core.files import read_json
-from ..core.machine import best_device, number_type
+from .surroundings import best_device, number_type
 from ..core.provenance import package_folder
 from ..methods.registry import find_method, sort_options
 from ..models import NETWORKS

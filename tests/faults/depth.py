@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-from classimpression.core.pictures import DEEP
+from classimpression.pictures import DEEP
 from classimpression.echo.readers import Limits, read_series
 from classimpression.scenarios import read_image
 from classimpression.tasks import from_arrays

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from classimpression.adapters.estimator import IncrementalClassifier, as_labels
-from classimpression.core.files import load_tensors, save_tensors
+from classimpression.carryover import load_tensors, save_tensors
 
 from . import fault
 from .toys import images
