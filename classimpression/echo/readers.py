@@ -41,7 +41,7 @@ class Limits:
             check_number(k, getattr(self, k), 1, integer=True)
         check_number("max_seconds", self.max_seconds, 1e-3)
 
-    def judge(
+    def check_header(
         self, frames: int, height: int, width: int, channels: int = 1, seconds: float | None = None, itemsize: int = 1
     ) -> None:
         "Raise `DataError` for a series that is empty or too large."
@@ -190,7 +190,7 @@ def dicom_shape(
     names = ("NumberOfFrames", "Rows", "Columns", "SamplesPerPixel")
     T, H, W, C = (int(ds.get(k) or d) for k, d in zip(names, (0, 0, 0, 1)))
     size = max(int(ds.get("BitsAllocated") or 0) // 8, 1)
-    how.limits.judge(T or how.limits.min_frames, H, W, C, dicom_seconds(ds, T or 1), size)
+    how.limits.check_header(T or how.limits.min_frames, H, W, C, dicom_seconds(ds, T or 1), size)
     return T, H, W, C, size
 
 # %% ../../nbs/echo/02_readers.ipynb #03d9ec7a
@@ -494,7 +494,7 @@ def read_dicom(
         "it does not say how many frames it holds (NumberOfFrames), and its compressed pixels do not tell; add it",
         DataError,
     )
-    how.limits.judge(T, H, W, C, dicom_seconds(ds, T), size)
+    how.limits.check_header(T, H, W, C, dicom_seconds(ds, T), size)
     check(
         how.masked or str(ds.get("BurnedInAnnotation") or "NO").upper() != "YES",
         "it declares burned-in annotation, which may show a name; give a mask of the pixels to keep",
@@ -573,7 +573,7 @@ def gather_frames(
     kept = []
     for f in frames:
         if not kept:
-            limits.judge(limits.min_frames, *f.shape, itemsize=f.itemsize)
+            limits.check_header(limits.min_frames, *f.shape, itemsize=f.itemsize)
         first = kept[0] if kept else f
         check(f.shape == first.shape, f"frames have mixed sizes: {list(first.shape)} and {list(f.shape)}", DataError)
         kept.append(f)
@@ -581,7 +581,7 @@ def gather_frames(
         check(
             fits, f"it holds more than {len(kept) - 1:,} frames, which is the limit (max_frames, max_bytes)", DataError
         )
-    limits.judge(len(kept), *(kept[0].shape[:2] if kept else (1, 1)))
+    limits.check_header(len(kept), *(kept[0].shape[:2] if kept else (1, 1)))
     return np.stack(kept)
 
 # %% ../../nbs/echo/02_readers.ipynb #5cb6359d
@@ -656,7 +656,7 @@ def video_frames(
         DataError,
     )
     seconds = float(s.duration * s.time_base) if s.duration and s.time_base else None
-    how.limits.judge(max(s.frames, how.limits.min_frames), s.codec_context.height, s.codec_context.width, 3, seconds)
+    how.limits.check_header(max(s.frames, how.limits.min_frames), s.codec_context.height, s.codec_context.width, 3, seconds)
     turns = []
 
     def decoded() -> Iterator[np.ndarray]:
@@ -708,7 +708,7 @@ def timed_frames(
     seconds = 0.0
     for f in frames:
         seconds += float(f.info.get("duration") or 0) / 1000
-        how.limits.judge(how.limits.min_frames, f.height, f.width, 3, seconds)
+        how.limits.check_header(how.limits.min_frames, f.height, f.width, 3, seconds)
         yield numbers(f, how.seen)
 
 # %% ../../nbs/echo/02_readers.ipynb #54b1b6b7
@@ -716,7 +716,7 @@ def read_picture(path: Path, how: Reading) -> np.ndarray:  # uint8 [T, H, W] or 
     "Frames of an animated GIF, of a TIFF's pages, or of another picture that Pillow knows."
     sequence = needs("PIL.ImageSequence")
     with opened(path, name=False) as im:
-        how.limits.judge(how.limits.min_frames, im.height, im.width, 4)
+        how.limits.check_header(how.limits.min_frames, im.height, im.width, 4)
         return how.frames(gather_frames(timed_frames(sequence.Iterator(im), how), how.limits))
 
 # %% ../../nbs/echo/02_readers.ipynb #967f1e57
@@ -757,7 +757,7 @@ def read_nifti(path: Path, how: Reading) -> np.ndarray:  # uint8 [T, H, W]
         shape = tuple(n for i, n in enumerate(im.shape) if i < 2 or n > 1)
         shape = shape + (1,) * (3 - len(shape))
         check(len(shape) == 3, f"it has axes {list(im.shape)}; width, height and time are read", DataError)
-        how.limits.judge(shape[2], shape[1], shape[0], itemsize=8)
+        how.limits.check_header(shape[2], shape[1], shape[0], itemsize=8)
         if max(int(im.header["sform_code"]), int(im.header["qform_code"])):
             axes = nib.aff2axcodes(im.affine)[:2]
             check(
@@ -781,7 +781,7 @@ def read_numpy(path: Path, how: Reading) -> np.ndarray:  # uint8 [T, H, W] or [T
         shape, _, dtype = read(f)
         check(dtype.kind in "buif", f"it holds {dtype.kind!r} objects; only plain numbers are read", DataError)
         check(len(shape) in (3, 4), f"it has shape {list(shape)}; [T, H, W] or [T, H, W, 3] is read", DataError)
-        how.limits.judge(*shape[:3], math.prod(shape[3:]), itemsize=dtype.itemsize)
+        how.limits.check_header(*shape[:3], math.prod(shape[3:]), itemsize=dtype.itemsize)
         need, there = math.prod(shape) * dtype.itemsize, path.stat().st_size - f.tell()
         check(
             there >= need,
@@ -858,7 +858,7 @@ def read_matlab(path: Path, how: Reading) -> np.ndarray:  # uint8 [T, H, W]
     fields = [names[i : i + wide].rstrip(b"\0") for i in range(0, len(names), max(wide, 1))]
     check(b"DicomImage" in fields, "its Patient has no DicomImage", DataError)
     x = mat_numbers(parts[2 + fields.index(b"DicomImage")][1], order)
-    how.limits.judge(x.shape[2], *x.shape[:2], itemsize=x.dtype.itemsize)
+    how.limits.check_header(x.shape[2], *x.shape[:2], itemsize=x.dtype.itemsize)
     return how.frames(x.transpose(2, 0, 1))
 
 # %% ../../nbs/echo/02_readers.ipynb #5820e17a
