@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # %% auto #0
-__all__ = ['TURNED', 'SEE_THROUGH', 'NOT_SQUARE', 'DEEP', 'PAGES', 'FORMATS', 'MAX_PIXELS', 'MAGIC', 'upright', 'numbers',
-           'check_size', 'opened', 'looks_like', 'unknown']
+__all__ = ['TURNED', 'SEE_THROUGH', 'NOT_SQUARE', 'DEEP', 'PAGES', 'FORMATS', 'MAX_PIXELS', 'MAGIC', 'upright', 'check_declared',
+           'numbers', 'check_size', 'opened', 'looks_like', 'unknown']
 
 # %% ../nbs/00_pictures.ipynb #ee9ee4ac
 TURNED, SEE_THROUGH, NOT_SQUARE = (
@@ -44,18 +44,31 @@ def upright(
     seen.update({TURNED: turned, NOT_SQUARE: x > 0 and y > 0 and abs(x / y - 1) > 0.01})
     return ImageOps.exif_transpose(im) if turned else im
 
+# %% ../nbs/00_pictures.ipynb #d2cdd5d9
+def check_declared(
+    im: Image,  # as Pillow opened it
+) -> None:
+    "Raise `DataError` for a TIFF that declares signed bytes, or white as 0 in more than 8 bits."
+    tags = getattr(im, "tag_v2", {})
+    kinds, white = tags.get(339, ()), tags.get(262) == 0  # SampleFormat, PhotometricInterpretation
+    signed = 2 in (kinds if isinstance(kinds, tuple) else (kinds,)) and im.mode[0] not in "IF"
+    check(not signed, "its bytes have a sign, so nothing says what is black; save it as unsigned bytes", DataError)
+    said = "it declares white as 0 (WhiteIsZero) in more than 8 bits; invert it and save it with black as 0"
+    check(not (white and im.mode[0] in "IF"), said, DataError)
+
 # %% ../nbs/00_pictures.ipynb #55741619
 def numbers(
     im: Image,  # as Pillow opened it
     seen: Counter,  # what is noticed is counted here
 ) -> np.ndarray:  # [H, W] of any type for grey, uint8 [H, W, 3] for colour
     "The pixels of a picture, upright, as deep as they are stored."
+    check_declared(im)
     im = upright(im, seen)
     if im.mode[0] in "IF":
         deep = np.asarray(im)
         seen[DEEP] += 1
         return deep.astype(np.uint16) if im.mode[0] == "I" and (im.format in ("PNG", "PPM") or im.mode != "I") else deep
-    alpha = im.getchannel("A") if "A" in im.getbands() else None
+    alpha = im.getchannel("A") if "A" in im.getbands() and im.mode != "LAB" else None
     seen[SEE_THROUGH] += bool(im.info.get("transparency") is not None or alpha and alpha.getextrema()[0] < 255)
     return np.asarray(im.convert("L" if im.mode in ("1", "L", "LA", "La") else "RGB"))
 

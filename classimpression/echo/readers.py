@@ -16,14 +16,14 @@ from ..pictures import DEEP, NOT_SQUARE, TURNED, looks_like, numbers, opened
 from ..data import as_bytes
 
 # %% auto #0
-__all__ = ['COLOUR_SHARE', 'COLOUR_GAP', 'DEFLATED', 'JPEG_EXTENDED', 'WINDOW', 'CONTAINERS', 'AXES', 'MAT_STORED', 'MAT_CLASSES',
-           'READERS', 'KINDS', 'Limits', 'to_grey', 'Reading', 'unpacked', 'needs', 'dicom_seconds', 'dicom_shape',
-           'deflated_limit', 'dicom_header', 'dicom_meta', 'coded_size', 'pixel_bytes', 'compressed', 'dicom_frames',
-           'check_pixels', 'window_facts', 'windowed', 'voi_ends', 'stored_numbers', 'read_dicom', 'brightness',
-           'looked_up', 'dicom_video', 'gather_frames', 'riff_whole', 'video_box', 'hidden_frames', 'quarter_turns',
-           'video_frames', 'codec_word', 'read_video', 'timed_frames', 'read_picture', 'read_mask', 'read_nifti',
-           'read_numpy', 'mat_bytes', 'mat_elements', 'mat_variable', 'read_matlab', 'mat_numbers', 'ending_of',
-           'why_unreadable', 'read_series']
+__all__ = ['COLOUR_SHARE', 'COLOUR_GAP', 'DEFLATED', 'JPEG_EXTENDED', 'WINDOW', 'COLOURS', 'CODED_COLOURS', 'OTHER_COLOURS',
+           'CONTAINERS', 'AXES', 'MAT_STORED', 'MAT_CLASSES', 'READERS', 'KINDS', 'Limits', 'to_grey', 'Reading',
+           'unpacked', 'needs', 'dicom_seconds', 'dicom_shape', 'deflated_limit', 'dicom_header', 'dicom_meta',
+           'coded_size', 'pixel_bytes', 'compressed', 'dicom_frames', 'check_pixels', 'window_facts', 'windowed',
+           'voi_ends', 'stored_numbers', 'check_meaning', 'read_dicom', 'brightness', 'looked_up', 'dicom_video',
+           'gather_frames', 'riff_whole', 'video_box', 'hidden_frames', 'quarter_turns', 'video_frames', 'codec_word',
+           'read_video', 'timed_frames', 'read_picture', 'read_mask', 'read_nifti', 'read_numpy', 'mat_bytes',
+           'mat_elements', 'mat_variable', 'read_matlab', 'mat_numbers', 'ending_of', 'why_unreadable', 'read_series']
 
 # %% ../../nbs/echo/02_readers.ipynb #e926bd24
 @dataclass(frozen=True)
@@ -474,6 +474,27 @@ def stored_numbers(
             "a kind that needs GDCM: pip install 'classimpression[dicom]'"
         ) from None
 
+# %% ../../nbs/echo/02_readers.ipynb #b6f29b6e
+COLOURS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422")
+CODED_COLOURS = ("YBR_ICT", "YBR_RCT")  # of JPEG 2000, whose decoder undoes them
+OTHER_COLOURS = ("YBR_PARTIAL_420", "YBR_PARTIAL_422", "HSV", "ARGB", "CMYK", "XYB", *CODED_COLOURS)
+
+
+def check_meaning(
+    ds: Any,  # a pydicom data set with BitsStored; the writing of its kind of colour is mended
+) -> None:
+    "Raise `DataError` for colours of a kind that is not read, and for numbers that do not begin at bit 0."
+    kind = str(ds.get("PhotometricInterpretation") or "").strip().upper()
+    check(kind, "it does not say what its numbers mean (PhotometricInterpretation); add it", DataError)
+    known = (*COLOURS, *CODED_COLOURS) if compressed(ds) else COLOURS
+    named = f"of kind {kind}" if kind in OTHER_COLOURS else "of a kind that nobody knows"
+    check(kind in known, f"its colours are {named}; save it again as RGB or MONOCHROME2", DataError)
+    ds.PhotometricInterpretation = kind
+    stored = int(ds.BitsStored)
+    high = int(ds.HighBit) if ds.get("HighBit") is not None else stored - 1
+    said = f"its numbers end at bit {high} (HighBit), where {stored} bits from bit 0 end at {stored - 1}"
+    check(compressed(ds) or high == stored - 1, f"{said}; save it again", DataError)
+
 # %% ../../nbs/echo/02_readers.ipynb #ed120585
 def read_dicom(
     path: Path,
@@ -515,6 +536,7 @@ def read_dicom(
         f"it has {stored} bits per pixel, in {bits}; 8 to 16 bits in 8 or 16 are read",
         DataError,
     )
+    check_meaning(ds)
     plugin = check_pixels(ds)
     return brightness(stored_numbers(ds, plugin).reshape(T, H, W, C), ds, how)
 
@@ -542,7 +564,10 @@ def looked_up(
     "Colours of a palette, in bytes whatever the palette's depth."
     check(x.dtype == np.uint8, f"its palette has {x.dtype.itemsize * 8} bits; 8 are read", DataError)
     every = np.arange(256, dtype=np.uint8)[None]
-    table = needs("pydicom.pixels").apply_color_lut(every, ds)[0, :, :3]
+    try:
+        table = needs("pydicom.pixels").apply_color_lut(every, ds)[0, :, :3]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        raise DataError("its palette is missing or damaged; save it again as RGB") from None
     return (table >> 8 * (table.dtype.itemsize - 1)).astype(np.uint8)[x]
 
 # %% ../../nbs/echo/02_readers.ipynb #d55a0035
@@ -656,7 +681,9 @@ def video_frames(
         DataError,
     )
     seconds = float(s.duration * s.time_base) if s.duration and s.time_base else None
-    how.limits.check_header(max(s.frames, how.limits.min_frames), s.codec_context.height, s.codec_context.width, 3, seconds)
+    how.limits.check_header(
+        max(s.frames, how.limits.min_frames), s.codec_context.height, s.codec_context.width, 3, seconds
+    )
     turns = []
 
     def decoded() -> Iterator[np.ndarray]:
