@@ -126,6 +126,8 @@ def as_numpy(
     "A numpy array of numbers. Object arrays are refused, because only unpickling or a ragged list makes them."
     check(not hasattr(a, "tocsr"), f"{what}: sparse data is not supported; pass {what}.toarray()", DataError)
     if isinstance(a, Tensor):
+        plain = a.layout == torch.strided and not a.is_quantized
+        check(plain, f"{what} are a sparse or quantised tensor; pass {what}.to_dense() or .dequantize()", DataError)
         a = a.detach().cpu().float() if a.is_floating_point() else a.detach().cpu()
     try:
         a = np.asarray(a)

@@ -31,6 +31,7 @@ def write_bytes(
     file stays whole.
     """
     path, tmp = usable_path(path), None
+    check(not path.is_dir(), f"cannot write {path}: it is a folder; give the name of a file", StateError)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tmp = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"

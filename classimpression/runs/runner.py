@@ -17,7 +17,7 @@ from ..carryover import load_carryover, n_bytes, refuse_few, save_carryover, tak
 from .configs import RunConfig, profile, profile_config, setting_types, synthesis_settings
 from .configs import profile_label, training_settings
 from ..training import Callback, History, evaluate, listening, teacher_features, tell
-from .surroundings import loggers
+from .surroundings import loggers, usable_device
 from ..core.errors import StateError, check, progress
 from ..core.files import read_json, write_json
 from ..methods.registry import Method, cached, find_method, price_of_cached, sort_options
@@ -74,8 +74,7 @@ def check_run(
     if method.summarises:
         for task in scenario.tasks:
             refuse_few(task.train, task.labels, cfg.k_min, task.class_names)
-    there = cfg.device == "cpu" or torch.cuda.is_available()
-    check(there, f"device {cfg.device!r} is not available on this machine; use device='cpu'")
+    usable_device(cfg.device)
 
 # %% ../../nbs/runs/03_runner.ipynb #ec11742b
 def prepare(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import importlib.util, os, platform, re, sys, time
 from pathlib import Path
+from typing import Any
 import torch
 from torch import nn
 from ..core.errors import ClassImpressionError, check
@@ -13,15 +14,29 @@ from ..core.files import read_json, write_json
 from ..training import Callback
 
 # %% auto #0
-__all__ = ['SIXTEEN_BITS', 'LOGGERS', 'best_device', 'step_seconds', 'processor', 'bfloat16_gain', 'number_type', 'usable_jobs',
-           'TensorBoard', 'MLflow', 'loggers']
+__all__ = ['SIXTEEN_BITS', 'LOGGERS', 'best_device', 'usable_device', 'step_seconds', 'processor', 'bfloat16_gain', 'number_type',
+           'usable_jobs', 'TensorBoard', 'MLflow', 'loggers']
 
-# %% ../../nbs/runs/00_surroundings.ipynb #22b660cb
+# %% ../../nbs/runs/00_surroundings.ipynb #92cee263
 def best_device() -> str:
     "\"cuda\" where torch finds a GPU, else \"cpu\"."
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def usable_device(
+    name: Any,  # what the user calls it: cpu, cuda, cuda:1, mps, or auto
+) -> str:
+    "Where to compute. Raises `ConfigError` for a name that is none, and for a GPU that torch does not find."
+    if name == "auto":
+        return best_device()
+    known = re.fullmatch(r"(cpu|cuda|mps)(?::([0-9]{1,3}))?", str(name))
+    check(known, f"device must be auto, cpu, cuda, cuda:1 or mps, not {name!r}")
+    there = dict(cpu=1, cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()))[known[1]]
+    said = f"device {name!r} is not available on this machine (torch finds {there} of this kind); use device='cpu'"
+    check(int(known[2] or 0) < there, said)
+    return str(name)
+
+# %% ../../nbs/runs/00_surroundings.ipynb #22b660cb
 def step_seconds(
     dtype: str = "float32",  # of the passes
     device: str = "cpu",  # where to compute
