@@ -71,6 +71,52 @@ def mathml(text: str) -> str:
     return "".join(parts)
 
 
+def floors(arrows: list[tuple[str, str]], names: list[str]) -> dict[str, tuple[int, float]]:
+    "Floor of each box, one above the highest that it rests on, and its place across, from 0 to 1."
+    below = {n: [b for a, b in arrows if a == n] for n in names}
+    level = {}
+    for n in names:  # what a room rests on is named before it
+        level[n] = 1 + max((level[b] for b in below[n]), default=-1)
+    found = {}
+    for n in names:
+        beside = [m for m in names if level[m] == level[n]]
+        alone = sum(found[b][1] for b in below[n]) / max(len(below[n]), 1) if below[n] else 0.5
+        found[n] = level[n], alone if len(beside) == 1 else 0.22 + 0.56 * beside.index(n) / (len(beside) - 1)
+    return found
+
+
+def drawn(mermaid: str) -> str:
+    "A flow chart from the bottom up as a picture that needs no script: boxes with a title, arrows between them."
+    titles = dict(re.findall(r'^ +(\w+)\["(.*?)"\]$', mermaid, re.M))
+    arrows = re.findall(r"^ +(\w+) --> (\w+)$", mermaid, re.M)
+    where, wide, high, step = floors(arrows, list(titles)), 360, 30, 56
+    top = max(level for level, _ in where.values())
+    x, y = (lambda n: wide * where[n][1]), (lambda n: 20 + step * (top - where[n][0]))
+    half = {n: 12 + 3.7 * len(t) for n, t in titles.items()}
+    parts = [
+        f'<line x1="{x(a):.0f}" y1="{y(a) + high / 2:.0f}" x2="{x(b):.0f}" y2="{y(b) - high / 2 - 3:.0f}" '
+        'stroke="currentColor" marker-end="url(#rests)"/>'
+        for a, b in arrows
+    ]
+    for n, t in titles.items():
+        box = f'x="{x(n) - half[n]:.0f}" y="{y(n) - high / 2:.0f}" width="{2 * half[n]:.0f}" height="{high}"'
+        parts.append(f'<rect {box} rx="4" fill="none" stroke="currentColor"/>')
+        parts.append(f'<text x="{x(n):.0f}" y="{y(n) + 4.5:.1f}" text-anchor="middle">{html.escape(t)}</text>')
+    head = (
+        '<defs><marker id="rests" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        '<path d="M0 0 L8 4 L0 8 z" fill="currentColor"/></marker></defs>'
+    )
+    look = 'style="width: 100%; max-width: 26rem; font-size: 13px; fill: currentColor"'
+    said = "; ".join(f"{titles[a]} uses {titles[b]}" for a, b in arrows)
+    size = f'viewBox="0 0 {wide} {step * top + 40}" role="img" aria-label="{html.escape(said)}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {look}>{head}{"".join(parts)}</svg>'
+
+
+def with_pictures(text: str) -> str:
+    "Flow charts in Mermaid, which GitHub draws, as pictures; the site has no script for them."
+    return re.sub(r"```mermaid\n(.*?)\n```", lambda m: drawn(m[1]), text, flags=re.S)
+
+
 def executed(path: Path) -> Path:
     "The executed notebook of an experiment, as reported, in place of its source."
     if path.parent != NBS / "experiments":
@@ -207,7 +253,7 @@ def on_files(files, config):
             files.append(File(path.relative_to(ROOT).as_posix(), str(ROOT), config.site_dir, config.use_directory_urls))
     for name, page in MARKDOWN.items():
         if (ROOT / name).exists():
-            add(page, linked((ROOT / name).read_text(), ROOT / name, config, "source"))
+            add(page, with_pictures(linked((ROOT / name).read_text(), ROOT / name, config, "source")))
     for room in ["", *ROOMS]:
         for notebook, module in modules(room):
             add(f"api/{module.relative_to(PACKAGE).with_suffix('').as_posix()}.md", api_page(notebook, module))

@@ -4,6 +4,7 @@
 
 # %% ../nbs/06_carryover.ipynb #c120da39
 from __future__ import annotations
+import hashlib, json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Callable, Iterator, Literal
@@ -11,18 +12,21 @@ import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
-from .core.errors import DataError, StateError, check, check_number
-from .core.files import load_tensors, save_tensors
+from .core.errors import ClassImpressionError, DataError, StateError, check, check_number
+from .core.files import checked_json, no_number, usable_path, write_bytes
 from .core.seeding import generator
 from .data import Split, mean_of
 from .models import NETWORKS, frozen_copy
 from .tasks import Task, image_keys
 
 # %% auto #0
-__all__ = ['TIERS', 'refuse_few', 'class_means', 'Extra', 'n_bytes', 'tensors_in', 'hidden_tensors', 'fresh_buffers', 'memory_of',
-           'Carryover', 'ExemplarCarryover', 'herd', 'choose_exemplars', 'take_exemplars', 'in_memory', 'as_images',
-           'images_among', 'hand_over', 'allowed_tier', 'save_carryover', 'CarryFacts', 'numbers_in', 'check_facts',
+__all__ = ['TIERS', 'FORMAT', 'DIGEST', 'refuse_few', 'class_means', 'Extra', 'n_bytes', 'tensors_in', 'hidden_tensors',
+           'fresh_buffers', 'memory_of', 'Carryover', 'ExemplarCarryover', 'herd', 'choose_exemplars', 'take_exemplars',
+           'in_memory', 'as_images', 'images_among', 'hand_over', 'allowed_tier', 'content_digest', 'save_tensors',
+           'facts_of_header', 'load_tensors', 'save_carryover', 'CarryFacts', 'numbers_in', 'check_facts',
            'load_carryover']
 
 # %% ../nbs/06_carryover.ipynb #7042f615
@@ -290,6 +294,71 @@ def allowed_tier(
 ) -> str:
     "The tier that a carryover belongs to, given what it summarises."
     return carry.tier if carry.statistics <= seen_bytes / 10 else "reference"
+
+# %% ../nbs/06_carryover.ipynb #7000def4
+FORMAT = "classimpression-1"  # key of our facts in the header
+DIGEST = "content-digest"  # key of the digest among the facts
+
+
+def content_digest(
+    tensors: dict[str, Tensor],  # named tensors on the CPU
+    meta: dict,  # facts
+) -> str:  # 32 hexadecimal digits
+    "Fingerprint of names, types, shapes, numbers and facts."
+    h = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for k in sorted(tensors):
+        t = tensors[k].contiguous()
+        h.update(f"{k} {t.dtype} {tuple(t.shape)}".encode())
+        h.update(t.flatten().view(torch.uint8).numpy())
+    return h.hexdigest()[:32]
+
+# %% ../nbs/06_carryover.ipynb #ea49bbc3
+def save_tensors(
+    path: str | Path,  # where to write
+    tensors: dict[str, Tensor],  # named tensors
+    meta: dict,  # facts that JSON can hold
+) -> Path:
+    "Write tensors and facts to one safetensors file, atomically."
+    flat, meta = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, json.loads(json.dumps(meta))
+    return write_bytes(path, tensors_to_bytes(flat, {FORMAT: json.dumps(meta | {DIGEST: content_digest(flat, meta)})}))
+
+# %% ../nbs/06_carryover.ipynb #800d2853
+def facts_of_header(
+    path: str | Path,  # the file, for messages
+    head: dict[str, str],  # texts of its header
+) -> dict:
+    "Our facts. Raises `StateError` for a foreign file, or for facts that are none."
+    check(FORMAT in head, f"{path} was not written by this library (no {FORMAT!r} in its header)", StateError)
+    try:
+        meta = json.loads(head[FORMAT], parse_constant=no_number)
+    except (ValueError, RecursionError) as e:
+        raise StateError(f"the facts in {path} are damaged ({e}); delete the file and run again") from e
+    return checked_json(meta, dict[str, Any], f"the header of {path}")
+
+# %% ../nbs/06_carryover.ipynb #876dfa60
+def load_tensors(
+    path: str | Path,  # a file that `save_tensors` wrote
+) -> tuple[dict[str, Tensor], dict]:  # tensors on the CPU, facts
+    "Read a file of `save_tensors`. Raises `StateError` if it is missing, damaged, changed or foreign."
+    path = usable_path(path)
+    try:
+        open(path, "rb").close()  # safetensors calls every file that it cannot open missing
+        with safe_open(str(path), framework="pt") as f:
+            meta = facts_of_header(path, f.metadata() or {})
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+    except OSError as e:
+        raise StateError(f"cannot read tensors from {path}: {e.strerror or e}") from e
+    except (SafetensorError, ValueError) as e:
+        if isinstance(e, ClassImpressionError):
+            raise
+        raise StateError(f"cannot read tensors from {path}: it is damaged ({e}); delete the file and run again") from e
+    said = meta.pop(DIGEST, None)
+    check(
+        said in (None, content_digest(tensors, meta)),
+        f"{path} was changed after it was written: its content does not fit its digest; delete the file and run again",
+        StateError,
+    )
+    return tensors, meta
 
 # %% ../nbs/06_carryover.ipynb #cec021cb
 def save_carryover(

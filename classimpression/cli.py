@@ -239,7 +239,7 @@ def use_loggers(
     names: list[str],  # such as tensorboard:FOLDER
 ) -> None:
     "Every run started by this process, wherever it runs, tells these. Raises `ConfigError` for what is not there."
-    from classimpression.core.callbacks import LOGGERS, loggers
+    from classimpression.runs.surroundings import LOGGERS, loggers
 
     if names:
         os.environ[LOGGERS] = ",".join(names)
@@ -629,7 +629,7 @@ def show_info(
     args: argparse.Namespace,  # from the command line
 ) -> int:  # exit code
     "Print what a bug report should say about this machine, and which number type pays here."
-    from classimpression.core.machine import best_device, number_type
+    from classimpression.runs.surroundings import best_device, number_type
     from classimpression.core.provenance import environment
 
     device = best_device()

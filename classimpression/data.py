@@ -4,7 +4,7 @@
 
 # %% ../nbs/01_data.ipynb #6e80f75a
 from __future__ import annotations
-import math, os, zipfile, zlib
+import hashlib, math, os, zipfile, zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterable, Iterator, Sequence
@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .core.errors import ClassImpressionError, DataError, check, check_number
-from .core.provenance import file_md5, tensor_digest
 
 # %% auto #0
-__all__ = ['LAYOUTS', 'HEADERS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS', 'to_unit', 'Labelled', 'Split', 'as_numpy', 'pieces',
-           'extremes', 'mean_of', 'depth_of', 'as_bytes', 'as_labels', 'check_shape', 'as_split', 'pad', 'augment',
-           'batches', 'npz_header', 'checked_keys', 'read_npz', 'data_root', 'load_medmnist']
+__all__ = ['LAYOUTS', 'HEADERS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS', 'to_unit', 'tensor_digest', 'Labelled', 'Split',
+           'as_numpy', 'pieces', 'extremes', 'mean_of', 'depth_of', 'as_bytes', 'as_labels', 'check_shape', 'as_split',
+           'pad', 'augment', 'batches', 'file_md5', 'npz_header', 'checked_keys', 'read_npz', 'data_root',
+           'load_medmnist']
 
 # %% ../nbs/01_data.ipynb #7902055f
 def to_unit(
@@ -26,6 +26,18 @@ def to_unit(
 ) -> Tensor:  # float32 in [0, 1], on the same device
     "Bytes to numbers in [0, 1]."
     return x.to(torch.float32).div_(255)
+
+# %% ../nbs/01_data.ipynb #8f99f848
+def tensor_digest(
+    *tensors: Tensor,  # any shapes and types
+) -> str:  # 16 hexadecimal digits
+    "Fingerprint of tensors: type, shape and bytes."
+    h = hashlib.sha256()
+    for t in tensors:
+        t = t.detach().cpu().contiguous()
+        h.update(f"{t.dtype}{tuple(t.shape)}".encode())
+        h.update(t.flatten().view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()[:16]
 
 # %% ../nbs/01_data.ipynb #ff7865f3
 @dataclass(frozen=True, eq=False)
@@ -114,6 +126,8 @@ def as_numpy(
     "A numpy array of numbers. Object arrays are refused, because only unpickling or a ragged list makes them."
     check(not hasattr(a, "tocsr"), f"{what}: sparse data is not supported; pass {what}.toarray()", DataError)
     if isinstance(a, Tensor):
+        plain = a.layout == torch.strided and not a.is_quantized
+        check(plain, f"{what} are a sparse or quantised tensor; pass {what}.to_dense() or .dequantize()", DataError)
         a = a.detach().cpu().float() if a.is_floating_point() else a.detach().cpu()
     try:
         a = np.asarray(a)
@@ -296,6 +310,17 @@ def batches(
     order = torch.arange(len(split)) if g is None else torch.randperm(len(split), generator=g)
     order = order.to(split.y.device)
     return ((split.images(i, device), split.y[i].to(device or split.y.device)) for i in order.split(batch_size))
+
+# %% ../nbs/01_data.ipynb #66027a8b
+def file_md5(
+    path: str | Path,  # file to read, in pieces of 1 MB
+) -> str:  # 32 hexadecimal digits
+    "MD5 of a file, the checksum that MedMNIST publishes (a fingerprint, no protection against an attacker)."
+    h = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            h.update(block)
+    return h.hexdigest()
 
 # %% ../nbs/01_data.ipynb #cba8c280
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

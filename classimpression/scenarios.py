@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from .core.errors import DataError, StateError, check
-from .core.files import inside, write_bytes, write_json
-from .core.provenance import digest, file_md5, package_folder, tensor_digest
+from .core.files import write_bytes, write_json
+from .core.provenance import digest, package_folder
 from .core.seeding import generator
 from classimpression.data import (
     DATA_VARIABLE,
@@ -29,8 +29,8 @@ from classimpression.data import (
     as_split,
     data_root,
 )
-from .data import load_medmnist, npz_header, read_npz, to_unit
-from .core.pictures import PAGES, numbers, opened
+from .data import file_md5, load_medmnist, npz_header, read_npz, tensor_digest, to_unit
+from .pictures import PAGES, numbers, opened
 from .tasks import POOLS, SELECTIONS, Scenario, Task, from_arrays, from_splits, plan, total
 
 _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits", "plan"]  # one address for the user
@@ -38,9 +38,9 @@ _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits"
 # %% auto #0
 __all__ = ['LYING', 'STANDING', 'IMAGE_ENDINGS', 'SYSTEM', 'NESTED', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'LARGER',
            'SCENARIOS', 'CITATION', 'MADE', 'UNPACKED_VARIABLE', 'LARGE', 'FOLDER', 'OWN', 'read_image', 'hidden',
-           'class_folders', 'image_files', 'stacked', 'people', 'said', 'folder_split', 'nobody_twice', 'from_folder',
-           'DatasetInfo', 'register_scenario', 'scenario_info', 'base_name', 'data_file', 'Rows', 'npy_shape',
-           'StoredSplit', 'stored_split', 'unpacked', 'load_stored', 'array_bytes', 'placed', 'own_folder',
+           'class_folders', 'inside', 'image_files', 'stacked', 'people', 'said', 'folder_split', 'nobody_twice',
+           'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info', 'base_name', 'data_file', 'Rows',
+           'npy_shape', 'StoredSplit', 'stored_split', 'unpacked', 'load_stored', 'array_bytes', 'placed', 'own_folder',
            'make_scenario', 'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows', 'make_mini', 'POOLS',
            'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
 
@@ -90,6 +90,17 @@ def class_folders(
     said = f"{folder} holds a class twice, its accents written in two ways: {[n for n, _ in found]}"
     check(len(dict(found)) == len(found), said, DataError)
     return dict(sorted(found))
+
+# %% ../nbs/03_scenarios.ipynb #02e25fc9
+def inside(
+    root: str | Path,  # folder that must hold the path
+    name: str | Path,  # relative path that came from outside
+) -> Path:  # absolute path
+    "Join `root` and `name`. Raises `DataError` if the result, links followed, lies outside `root`."
+    root = Path(root).resolve()
+    path = (root / name).resolve()
+    check(path.is_relative_to(root), f"{name!s} leaves its folder {root}; give a path inside it", DataError)
+    return path
 
 # %% ../nbs/03_scenarios.ipynb #631c4d83
 def image_files(

@@ -4,18 +4,18 @@
 
 # %% ../nbs/07_synthesis.ipynb #207b0e2b
 from __future__ import annotations
-import math
+import ctypes, math, os, platform, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .carryover import Carryover
-from .core.errors import StateError, check, check_number
-from .core.files import load_tensors, read_json, save_tensors
-from .core.machine import compiler_works, keep_freed_memory, progress
+from .carryover import Carryover, load_tensors, save_tensors
+from .core.errors import StateError, check, check_number, progress
+from .core.files import read_json
 from .core.provenance import package_folder
 from .core.seeding import generator
 from .models import batch_norms, called_norms, frozen_copy
@@ -24,8 +24,8 @@ from .models import batch_norms, called_norms, frozen_copy
 __all__ = ['PUBLISHED', 'neighbour_differences', 'total_variation', 'image_norm', 'captured_inputs', 'GroupStatistics',
            'statistics_distance', 'SynthesisConfig', 'check_synthesis', 'published_synthesis', 'synthesis_preset',
            'synthesis_rate', 'group_views', 'term_weights', 'loss_terms', 'objective', 'impression_loss', 'draw_group',
-           'pixel_step', 'LowestLoss', 'descend', 'Impressions', 'split_groups', 'model_to_invert', 'make_groups',
-           'gather', 'synthesize']
+           'pixel_step', 'LowestLoss', 'keep_freed_memory', 'compiler_works', 'descend', 'Impressions', 'split_groups',
+           'model_to_invert', 'make_groups', 'gather', 'synthesize']
 
 # %% ../nbs/07_synthesis.ipynb #7b9dc700
 def neighbour_differences(
@@ -307,6 +307,33 @@ class LowestLoss:
         better = total < self.total
         images = better.repeat_interleave(len(x) // len(total)).view(-1, 1, 1, 1)
         self.x, self.total = torch.where(images, x, self.x), torch.where(better, total, self.total)
+
+# %% ../nbs/07_synthesis.ipynb #fbb85ae9
+@lru_cache(maxsize=1)
+def keep_freed_memory() -> bool:  # was it asked?
+    """Ask the C library to keep up to 1 GiB of freed memory for the next step. Changes nothing but speed; on systems
+    without glibc nothing at all.
+    """
+    taken = any(k.startswith("MALLOC_") or k in ("GLIBC_TUNABLES", "LD_PRELOAD") for k in os.environ)
+    if taken or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt, (trim, mmap) = ctypes.CDLL(None).mallopt, (-1, -3)  # names of the parameters in malloc.h
+    return mallopt(mmap, 2**25) == mallopt(trim, 2**30) == 1
+
+# %% ../nbs/07_synthesis.ipynb #b1657c0b
+@lru_cache(maxsize=None)
+def compiler_works(
+    device: str = "cpu",  # where the code is to run
+) -> bool:
+    "Whether `torch.compile` can build code here; a warning says why not."
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
+    except Exception as e:  # no compiler, no headers, no space: each backend has errors of its own
+        warnings.warn(
+            f"torch.compile does not work here ({type(e).__name__}: {str(e)[:200]}); going on without it", stacklevel=2
+        )
+        return False
+    return True
 
 # %% ../nbs/07_synthesis.ipynb #31a04287
 def descend(

@@ -5,15 +5,16 @@
 # %% ../nbs/11_training.ipynb #f0cd6a8b
 from __future__ import annotations
 import copy, math
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Callable, Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 from .carryover import Carryover
-from .core.callbacks import tell
-from .core.errors import StateError, check
-from .core.machine import keep_freed_memory, progress
+from .core.errors import StateError, check, progress
+from .synthesis import Impressions, keep_freed_memory
 from .core.seeding import generator, seeded
 from .data import Split, augment, batches, to_unit
 from .heads import CosineHead, LinearHead, cosines, grow, imprint
@@ -22,14 +23,13 @@ from .losses import distillation_weight, intra_domain_loss, margin_loss, total_l
 from .metrics import confusion_matrix
 from .models import batch_norms, build_classifier, frozen_statistics
 from .settings import TrainConfig, epoch_rate
-from .synthesis import Impressions
 from .tasks import Task
 
 # %% auto #0
 __all__ = ['Terms', 'draw_epoch', 'Batch', 'teacher_features', 'TaskData', 'seen_by_teacher', 'epoch_batches', 'first_model',
-           'start_model', 'History', 'predict', 'evaluate', 'accuracy', 'train_step', 'train_epoch', 'optimiser',
-           'train', 'mixed_features', 'pool_scores', 'unlabelled_scores', 'Centroids', 'class_impression_terms',
-           'term_weights_of', 'fit_task']
+           'start_model', 'History', 'predict', 'evaluate', 'accuracy', 'Callback', 'listening', 'tell', 'train_step',
+           'train_epoch', 'optimiser', 'train', 'mixed_features', 'pool_scores', 'unlabelled_scores', 'Centroids',
+           'class_impression_terms', 'term_weights_of', 'fit_task']
 
 # %% ../nbs/11_training.ipynb #6f0dfb80
 def draw_epoch(
@@ -215,6 +215,58 @@ def evaluate(
 def accuracy(model: nn.Module, split: Split, device: str = "cpu") -> float:
     "Per cent of the images of `split` that are recognised among all classes seen."
     return 100 * float((predict(model, split, device=device) == split.y.cpu()).double().mean())
+
+# %% ../nbs/11_training.ipynb #60b6d6da
+class Callback:
+    "Is told how a run goes; override what you want to know."
+
+    def on_run_start(
+        self,
+        name: str,  # folder of the run
+        settings: dict[str, Any],  # of the run
+    ) -> None: ...
+
+    def on_epoch(
+        self,
+        task: int,  # 0-based
+        epoch: int,  # 0-based
+        epochs: int,  # how many there are
+        values: dict[str, float],  # learning rate and mean loss terms
+    ) -> None: ...
+
+    def on_task_end(
+        self,
+        row: dict[str, Any],  # of result.json: task from 1, accuracy in per cent, seconds ...
+    ) -> None: ...
+
+    def on_run_end(
+        self,
+        result: dict[str, Any],  # contents of result.json
+    ) -> None: ...
+
+# %% ../nbs/11_training.ipynb #450546aa
+_LISTENING: ContextVar[tuple[Callback, ...]] = ContextVar("listening", default=())
+
+
+@contextmanager
+def listening(
+    *callbacks: Callback,  # who is to be told
+) -> Iterator[None]:
+    "Tell these within a block."
+    token = _LISTENING.set((*_LISTENING.get(), *callbacks))
+    try:
+        yield
+    finally:
+        _LISTENING.reset(token)
+
+
+def tell(
+    event: str,  # name of a method of `Callback`
+    *facts: Any,  # its arguments
+) -> None:
+    "Tell everybody who listens."
+    for c in _LISTENING.get():
+        getattr(c, event)(*facts)
 
 # %% ../nbs/11_training.ipynb #641e3ec6
 # a callable that gives the named loss terms of a batch

@@ -5,7 +5,8 @@ import types
 
 import pytest
 
-from classimpression.core.callbacks import LOGGERS, Callback, loggers
+from classimpression.runs.surroundings import LOGGERS, loggers
+from classimpression.training import Callback
 from classimpression.core.errors import ConfigError
 from classimpression.runs.runner import profile_config, run
 

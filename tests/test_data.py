@@ -22,7 +22,8 @@ import pytest
 import torch
 
 from classimpression.core.errors import ConfigError, DataError, LeakError, StateError
-from classimpression.core.provenance import file_md5, package_folder
+from classimpression.data import file_md5
+from classimpression.core.provenance import package_folder
 from classimpression.core.seeding import generator
 from classimpression.data import DATA_VARIABLE, PARTS, as_bytes, as_split, augment, batches, data_root, load_medmnist
 from classimpression.data import read_npz

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from classimpression.core import errors, provenance
+from classimpression.data import file_md5
 from classimpression.runs import run_store as folders
 from classimpression.core.errors import StateError
 from classimpression.core.files import read_json, write_json
@@ -40,7 +41,7 @@ def numbers(folder: Path) -> dict:
     return dict(
         metrics=r["metrics"],
         tasks=rows,
-        tensors={str(p.relative_to(folder)): provenance.file_md5(p) for p in sorted(folder.rglob("*.safetensors"))},
+        tensors={str(p.relative_to(folder)): file_md5(p) for p in sorted(folder.rglob("*.safetensors"))},
     )
 
 

@@ -9,7 +9,8 @@ import classimpression.runs.configs  # noqa: F401  registers all methods
 from classimpression.carryover import ExemplarCarryover, choose_exemplars, hand_over, load_carryover, save_carryover
 from classimpression.carryover import take_exemplars
 from classimpression.core.files import read_json
-from classimpression.core.provenance import package_folder, tensor_digest
+from classimpression.core.provenance import package_folder
+from classimpression.data import tensor_digest
 from classimpression.methods.registry import METHODS, find_method, first_task, sort_options
 from classimpression.models import rebuild
 from classimpression.settings import TrainConfig

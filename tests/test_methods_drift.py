@@ -11,9 +11,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from classimpression.carryover import hand_over, load_carryover, save_carryover
 from classimpression.core.errors import ConfigError
-from classimpression.core.provenance import tensor_digest
+from classimpression.data import tensor_digest, to_unit
 from classimpression.core.seeding import generator
-from classimpression.data import to_unit
 from classimpression.methods.drift import BottleneckHead, adapt_gaussians, adc_images, adc_shift, anti_collapse
 from classimpression.methods.drift import clipped_gradients, fit_adapter, gaussian, ldc_map, perceptron, sdc_shift
 from classimpression.methods.drift import standard_draws

@@ -10,7 +10,7 @@ from torch import nn
 from classimpression.methods import generated as G
 from classimpression.carryover import hand_over
 from classimpression.core.errors import ConfigError
-from classimpression.core.provenance import tensor_digest
+from classimpression.data import tensor_digest
 from classimpression.methods.generated import GeneratorConfig
 from classimpression.heads import LinearHead
 from classimpression.methods.registry import METHODS, first_task, sort_options

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from classimpression.methods import prototypes
 from classimpression.carryover import Extra, hand_over, load_carryover, save_carryover
 from classimpression.core.errors import ConfigError, DataError, StateError
-from classimpression.core.provenance import tensor_digest
+from classimpression.data import tensor_digest
 from classimpression.core.seeding import seeded
 from classimpression.heads import LinearHead
 from classimpression.methods.registry import find_method
@@ -22,7 +22,7 @@ from classimpression.methods.prototypes import Adapted, Turned, add_adapters, dr
 from classimpression.methods.prototypes import carried_feature_means, merge_adapters, nearest_class, prototype_radius
 from classimpression.methods.prototypes import pseudo_features, turn, turned_batches, turned_labels
 from classimpression.settings import TrainConfig
-from classimpression.training import TaskData, epoch_batches, accuracy, start_model, teacher_features
+from classimpression.training import TaskData, accuracy, epoch_batches, start_model, teacher_features
 
 NAMES = ("pass", "ssre", "fetril")
 CFG = TrainConfig(epochs=1, batch_size=20)

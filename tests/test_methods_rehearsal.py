@@ -16,7 +16,7 @@ from classimpression import training
 from classimpression.carryover import ExemplarCarryover, choose_exemplars, hand_over, herd, take_exemplars
 from classimpression.core.errors import LeakError
 from classimpression.core.files import read_json
-from classimpression.core.provenance import tensor_digest
+from classimpression.data import tensor_digest
 from classimpression.methods.registry import METHODS, UnionTask, find_method, joint
 from classimpression.models import batch_norms, frozen_copy
 from classimpression.methods.rehearsal import balanced, distil_heads, eeil, icarl, logistic_terms, lucir

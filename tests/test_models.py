@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from classimpression.core.errors import ConfigError
-from classimpression.core.provenance import tensor_digest
+from classimpression.data import tensor_digest
 from classimpression.heads import CosineHead, grow, imprint
 from classimpression.models import Block, Classifier, LargeNet, SmallNet, adapt_resnet, build_classifier, frozen_copy
 from classimpression.models import batch_norms, frozen_statistics, large_continual, rebuild, small_continual

@@ -17,11 +17,13 @@ import pytest
 import torch
 
 from classimpression.core.errors import ClassImpressionError, ConfigError, DataError, StateError
-from classimpression.core.files import load_tensors, read_json, save_tensors, write_bytes, write_json
-from classimpression.core.provenance import file_md5, module_files, package_folder
+from classimpression.carryover import load_tensors, save_tensors
+from classimpression.core.files import read_json, write_bytes, write_json
+from classimpression.data import file_md5
+from classimpression.core.provenance import module_files, package_folder
 from classimpression.methods.registry import METHODS, method
 from classimpression.models import NETWORKS, SmallNet, register_network
-from classimpression.runs.runner import RunConfig, RunResult, profile, prepare, profile_config, run, run_folder
+from classimpression.runs.runner import RunConfig, RunResult, prepare, profile, profile_config, run, run_folder
 from classimpression.synthesis import synthesis_preset
 from classimpression.tasks import from_arrays
 from classimpression.training import fit_task
@@ -64,7 +66,6 @@ sys.path.insert(0, sys.argv[1])
 import torch; torch.set_num_threads(1)
 from conftest import toy_scenario
 from test_runs import tiny
-from classimpression.runs.runner import run, run_folder
 data, out, seed = toy_scenario((2, 1, 1), per_class=60), sys.argv[2], int(sys.argv[3])
 rng, kills, moments, duration, k = random.Random(seed), 0, [], None, 0
 

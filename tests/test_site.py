@@ -98,6 +98,16 @@ def test_home_and_menu(site):
 
 
 @pytest.mark.xdist_group("site")
+def test_the_rooms_are_drawn(site):
+    page = (site / "contributing.html").read_text()
+    (picture,) = re.findall(r'<svg[^>]*role="img".*?</svg>', page, re.S)
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    boxes, arrows = re.findall(r'^ +\w+\["(.*?)"\]$', contributing, re.M), contributing.count(" --> ")
+    assert picture.count("<line") == arrows >= 9 and len(boxes) >= 9
+    assert all(f">{b}</text>" in picture for b in boxes) and "flowchart BT" not in page
+
+
+@pytest.mark.xdist_group("site")
 def test_search_index_is_small(site):
     index = (site / "search" / "search_index.json").read_text()
     assert "total_variation" in index and "Ask the network" in index, "the API and prose can be searched"

@@ -9,7 +9,7 @@ from torch import nn
 
 from classimpression.carryover import Carryover
 from classimpression.core.errors import ConfigError, StateError
-from classimpression.core.machine import compiler_works
+from classimpression.synthesis import compiler_works
 from classimpression.heads import CosineHead
 from classimpression.models import Classifier, build_classifier, frozen_copy
 from classimpression.synthesis import PUBLISHED, Impressions, SynthesisConfig, captured_inputs, descend, draw_group

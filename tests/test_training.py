@@ -8,7 +8,7 @@ import torch
 from classimpression.carryover import Carryover, ExemplarCarryover, Extra, allowed_tier, hand_over, load_carryover
 from classimpression.carryover import save_carryover
 from classimpression.core.errors import ConfigError, DataError, LeakError, StateError
-from classimpression.core.provenance import tensor_digest
+from classimpression.data import tensor_digest
 from classimpression.core.seeding import generator
 from classimpression.losses import class_centroids, class_weights, cn_cross_entropy, distillation_loss
 from classimpression.losses import intra_domain_loss, margin_loss, update_centroids

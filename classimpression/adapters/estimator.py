@@ -4,7 +4,7 @@
 
 # %% ../../nbs/adapters/02_estimator.ipynb #5f5525f5
 from __future__ import annotations
-import inspect, warnings
+import inspect, unicodedata, warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Sequence
@@ -26,9 +26,10 @@ from ..synthesis import synthesize
 from ..training import teacher_features
 
 # %% auto #0
-__all__ = ['NOT_AS_SKLEARN', 'label_kind', 'text_of', 'whole_labels', 'as_labels', 'kind_of', 'number_labels', 'keep_exemplars',
-           'learn_task', 'not_fitted', 'image_weights', 'refuse_weights', 'whole_shape', 'stored_classes',
-           'EstimatorFacts', 'with_backbone', 'IncrementalClassifier', 'save_estimator', 'load_estimator']
+__all__ = ['NOT_AS_SKLEARN', 'label_kind', 'text_of', 'whole_labels', 'as_labels', 'kind_of', 'check_distinct', 'number_labels',
+           'keep_exemplars', 'learn_task', 'not_fitted', 'image_weights', 'refuse_weights', 'whole_shape',
+           'stored_classes', 'EstimatorFacts', 'with_backbone', 'IncrementalClassifier', 'save_estimator',
+           'load_estimator']
 
 # %% ../../nbs/adapters/02_estimator.ipynb #fbee941b
 def label_kind(
@@ -90,6 +91,17 @@ def kind_of(
     "What labels are: numbers, text, or true and false."
     return {"b": "true and false", "U": "text"}.get(labels.dtype.kind, "whole numbers")
 
+# %% ../../nbs/adapters/02_estimator.ipynb #04f60b25
+def check_distinct(
+    labels: list,  # all classes, each once
+) -> None:
+    "Raise `DataError` for names that look the same: spaces around them, or an accent stored in another way."
+    seen: dict[str, str] = {}
+    for label in (v for v in labels if isinstance(v, str)):
+        other = seen.setdefault(unicodedata.normalize("NFC", label).strip(), label)
+        said = f"two classes look the same, {other!r} and {label!r} ({ascii(other)}, {ascii(label)}); write them alike"
+        check(other == label, said, DataError)
+
 # %% ../../nbs/adapters/02_estimator.ipynb #6310cbae
 def number_labels(
     y,  # labels of one task's images, [N]: whole numbers or text
@@ -104,6 +116,7 @@ def number_labels(
         f"labels were {kind_of(known)} and are {kind_of(new)} now; use one kind",
         DataError,
     )
+    check_distinct([*known.tolist(), *new.tolist()])
     return torch.from_numpy(number.reshape(-1) + len(known)), np.concatenate([known, new]) if len(known) else new
 
 # %% ../../nbs/adapters/02_estimator.ipynb #0d785584

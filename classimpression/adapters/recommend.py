@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Iterator
 import numpy as np
 import torch
 from ..carryover import TIERS, ExemplarCarryover, allowed_tier
-from ..core.errors import ClassImpressionError, DataError, StateError, check, check_number
-from ..core.machine import progress
+from ..core.errors import ClassImpressionError, DataError, StateError, check, check_number, progress
 from ..core.seeding import generator
 from ..data import Split, as_split
 from ..methods.registry import find_method

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable, Iterator
 import numpy as np
 from .store import CineStore, check_disjoint, npy_header, write_store
-from ..core.errors import ClassImpressionError, DataError, StateError, check
-from ..core.files import inside, lock_of, read_json, write_bytes, write_json
-from ..core.machine import progress
-from ..core.provenance import file_md5
-from ..data import PARTS
-from ..scenarios import hidden
+from ..core.errors import ClassImpressionError, DataError, StateError, check, progress
+from ..scenarios import hidden, inside
+from ..core.files import lock_of, read_json, write_bytes, write_json
+from ..data import PARTS, file_md5
 from .deidentify import check_marks, clean_frames, hashed, load_salt, sector_mask
 from .phantom import VIEWS
 from .readers import AXES, READERS, Limits, ending_of, needs, read_series, read_video

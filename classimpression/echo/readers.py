@@ -12,18 +12,18 @@ from types import ModuleType
 from typing import Any, BinaryIO, Callable, Iterable, Iterator
 import numpy as np
 from ..core.errors import ClassImpressionError, DataError, check, check_number
-from ..core.pictures import DEEP, NOT_SQUARE, TURNED, looks_like, numbers, opened
+from ..pictures import DEEP, NOT_SQUARE, TURNED, looks_like, numbers, opened
 from ..data import as_bytes
 
 # %% auto #0
-__all__ = ['COLOUR_SHARE', 'COLOUR_GAP', 'DEFLATED', 'JPEG_EXTENDED', 'WINDOW', 'CONTAINERS', 'AXES', 'MAT_STORED', 'MAT_CLASSES',
-           'READERS', 'KINDS', 'Limits', 'to_grey', 'Reading', 'unpacked', 'needs', 'dicom_seconds', 'dicom_shape',
-           'deflated_limit', 'dicom_header', 'dicom_meta', 'coded_size', 'pixel_bytes', 'compressed', 'dicom_frames',
-           'check_pixels', 'window_facts', 'windowed', 'voi_ends', 'stored_numbers', 'read_dicom', 'brightness',
-           'looked_up', 'dicom_video', 'gather_frames', 'riff_whole', 'video_box', 'hidden_frames', 'quarter_turns',
-           'video_frames', 'codec_word', 'read_video', 'timed_frames', 'read_picture', 'read_mask', 'read_nifti',
-           'read_numpy', 'mat_bytes', 'mat_elements', 'mat_variable', 'read_matlab', 'mat_numbers', 'ending_of',
-           'why_unreadable', 'read_series']
+__all__ = ['COLOUR_SHARE', 'COLOUR_GAP', 'DEFLATED', 'JPEG_EXTENDED', 'WINDOW', 'COLOURS', 'CODED_COLOURS', 'OTHER_COLOURS',
+           'CONTAINERS', 'AXES', 'MAT_STORED', 'MAT_CLASSES', 'READERS', 'KINDS', 'Limits', 'to_grey', 'Reading',
+           'unpacked', 'needs', 'dicom_seconds', 'dicom_shape', 'deflated_limit', 'dicom_header', 'dicom_meta',
+           'coded_size', 'pixel_bytes', 'compressed', 'dicom_frames', 'check_pixels', 'window_facts', 'windowed',
+           'voi_ends', 'stored_numbers', 'check_meaning', 'read_dicom', 'brightness', 'looked_up', 'dicom_video',
+           'gather_frames', 'riff_whole', 'video_box', 'hidden_frames', 'quarter_turns', 'video_frames', 'codec_word',
+           'read_video', 'timed_frames', 'read_picture', 'read_mask', 'read_nifti', 'read_numpy', 'mat_bytes',
+           'mat_elements', 'mat_variable', 'read_matlab', 'mat_numbers', 'ending_of', 'why_unreadable', 'read_series']
 
 # %% ../../nbs/echo/02_readers.ipynb #e926bd24
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Limits:
             check_number(k, getattr(self, k), 1, integer=True)
         check_number("max_seconds", self.max_seconds, 1e-3)
 
-    def judge(
+    def check_header(
         self, frames: int, height: int, width: int, channels: int = 1, seconds: float | None = None, itemsize: int = 1
     ) -> None:
         "Raise `DataError` for a series that is empty or too large."
@@ -190,7 +190,7 @@ def dicom_shape(
     names = ("NumberOfFrames", "Rows", "Columns", "SamplesPerPixel")
     T, H, W, C = (int(ds.get(k) or d) for k, d in zip(names, (0, 0, 0, 1)))
     size = max(int(ds.get("BitsAllocated") or 0) // 8, 1)
-    how.limits.judge(T or how.limits.min_frames, H, W, C, dicom_seconds(ds, T or 1), size)
+    how.limits.check_header(T or how.limits.min_frames, H, W, C, dicom_seconds(ds, T or 1), size)
     return T, H, W, C, size
 
 # %% ../../nbs/echo/02_readers.ipynb #03d9ec7a
@@ -474,6 +474,27 @@ def stored_numbers(
             "a kind that needs GDCM: pip install 'classimpression[dicom]'"
         ) from None
 
+# %% ../../nbs/echo/02_readers.ipynb #b6f29b6e
+COLOURS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422")
+CODED_COLOURS = ("YBR_ICT", "YBR_RCT")  # of JPEG 2000, whose decoder undoes them
+OTHER_COLOURS = ("YBR_PARTIAL_420", "YBR_PARTIAL_422", "HSV", "ARGB", "CMYK", "XYB", *CODED_COLOURS)
+
+
+def check_meaning(
+    ds: Any,  # a pydicom data set with BitsStored; the writing of its kind of colour is mended
+) -> None:
+    "Raise `DataError` for colours of a kind that is not read, and for numbers that do not begin at bit 0."
+    kind = str(ds.get("PhotometricInterpretation") or "").strip().upper()
+    check(kind, "it does not say what its numbers mean (PhotometricInterpretation); add it", DataError)
+    known = (*COLOURS, *CODED_COLOURS) if compressed(ds) else COLOURS
+    named = f"of kind {kind}" if kind in OTHER_COLOURS else "of a kind that nobody knows"
+    check(kind in known, f"its colours are {named}; save it again as RGB or MONOCHROME2", DataError)
+    ds.PhotometricInterpretation = kind
+    stored = int(ds.BitsStored)
+    high = int(ds.HighBit) if ds.get("HighBit") is not None else stored - 1
+    said = f"its numbers end at bit {high} (HighBit), where {stored} bits from bit 0 end at {stored - 1}"
+    check(compressed(ds) or high == stored - 1, f"{said}; save it again", DataError)
+
 # %% ../../nbs/echo/02_readers.ipynb #ed120585
 def read_dicom(
     path: Path,
@@ -494,7 +515,7 @@ def read_dicom(
         "it does not say how many frames it holds (NumberOfFrames), and its compressed pixels do not tell; add it",
         DataError,
     )
-    how.limits.judge(T, H, W, C, dicom_seconds(ds, T), size)
+    how.limits.check_header(T, H, W, C, dicom_seconds(ds, T), size)
     check(
         how.masked or str(ds.get("BurnedInAnnotation") or "NO").upper() != "YES",
         "it declares burned-in annotation, which may show a name; give a mask of the pixels to keep",
@@ -515,6 +536,7 @@ def read_dicom(
         f"it has {stored} bits per pixel, in {bits}; 8 to 16 bits in 8 or 16 are read",
         DataError,
     )
+    check_meaning(ds)
     plugin = check_pixels(ds)
     return brightness(stored_numbers(ds, plugin).reshape(T, H, W, C), ds, how)
 
@@ -542,7 +564,10 @@ def looked_up(
     "Colours of a palette, in bytes whatever the palette's depth."
     check(x.dtype == np.uint8, f"its palette has {x.dtype.itemsize * 8} bits; 8 are read", DataError)
     every = np.arange(256, dtype=np.uint8)[None]
-    table = needs("pydicom.pixels").apply_color_lut(every, ds)[0, :, :3]
+    try:
+        table = needs("pydicom.pixels").apply_color_lut(every, ds)[0, :, :3]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        raise DataError("its palette is missing or damaged; save it again as RGB") from None
     return (table >> 8 * (table.dtype.itemsize - 1)).astype(np.uint8)[x]
 
 # %% ../../nbs/echo/02_readers.ipynb #d55a0035
@@ -573,7 +598,7 @@ def gather_frames(
     kept = []
     for f in frames:
         if not kept:
-            limits.judge(limits.min_frames, *f.shape, itemsize=f.itemsize)
+            limits.check_header(limits.min_frames, *f.shape, itemsize=f.itemsize)
         first = kept[0] if kept else f
         check(f.shape == first.shape, f"frames have mixed sizes: {list(first.shape)} and {list(f.shape)}", DataError)
         kept.append(f)
@@ -581,7 +606,7 @@ def gather_frames(
         check(
             fits, f"it holds more than {len(kept) - 1:,} frames, which is the limit (max_frames, max_bytes)", DataError
         )
-    limits.judge(len(kept), *(kept[0].shape[:2] if kept else (1, 1)))
+    limits.check_header(len(kept), *(kept[0].shape[:2] if kept else (1, 1)))
     return np.stack(kept)
 
 # %% ../../nbs/echo/02_readers.ipynb #5cb6359d
@@ -656,7 +681,9 @@ def video_frames(
         DataError,
     )
     seconds = float(s.duration * s.time_base) if s.duration and s.time_base else None
-    how.limits.judge(max(s.frames, how.limits.min_frames), s.codec_context.height, s.codec_context.width, 3, seconds)
+    how.limits.check_header(
+        max(s.frames, how.limits.min_frames), s.codec_context.height, s.codec_context.width, 3, seconds
+    )
     turns = []
 
     def decoded() -> Iterator[np.ndarray]:
@@ -708,7 +735,7 @@ def timed_frames(
     seconds = 0.0
     for f in frames:
         seconds += float(f.info.get("duration") or 0) / 1000
-        how.limits.judge(how.limits.min_frames, f.height, f.width, 3, seconds)
+        how.limits.check_header(how.limits.min_frames, f.height, f.width, 3, seconds)
         yield numbers(f, how.seen)
 
 # %% ../../nbs/echo/02_readers.ipynb #54b1b6b7
@@ -716,7 +743,7 @@ def read_picture(path: Path, how: Reading) -> np.ndarray:  # uint8 [T, H, W] or 
     "Frames of an animated GIF, of a TIFF's pages, or of another picture that Pillow knows."
     sequence = needs("PIL.ImageSequence")
     with opened(path, name=False) as im:
-        how.limits.judge(how.limits.min_frames, im.height, im.width, 4)
+        how.limits.check_header(how.limits.min_frames, im.height, im.width, 4)
         return how.frames(gather_frames(timed_frames(sequence.Iterator(im), how), how.limits))
 
 # %% ../../nbs/echo/02_readers.ipynb #967f1e57
@@ -757,7 +784,7 @@ def read_nifti(path: Path, how: Reading) -> np.ndarray:  # uint8 [T, H, W]
         shape = tuple(n for i, n in enumerate(im.shape) if i < 2 or n > 1)
         shape = shape + (1,) * (3 - len(shape))
         check(len(shape) == 3, f"it has axes {list(im.shape)}; width, height and time are read", DataError)
-        how.limits.judge(shape[2], shape[1], shape[0], itemsize=8)
+        how.limits.check_header(shape[2], shape[1], shape[0], itemsize=8)
         if max(int(im.header["sform_code"]), int(im.header["qform_code"])):
             axes = nib.aff2axcodes(im.affine)[:2]
             check(
@@ -781,7 +808,7 @@ def read_numpy(path: Path, how: Reading) -> np.ndarray:  # uint8 [T, H, W] or [T
         shape, _, dtype = read(f)
         check(dtype.kind in "buif", f"it holds {dtype.kind!r} objects; only plain numbers are read", DataError)
         check(len(shape) in (3, 4), f"it has shape {list(shape)}; [T, H, W] or [T, H, W, 3] is read", DataError)
-        how.limits.judge(*shape[:3], math.prod(shape[3:]), itemsize=dtype.itemsize)
+        how.limits.check_header(*shape[:3], math.prod(shape[3:]), itemsize=dtype.itemsize)
         need, there = math.prod(shape) * dtype.itemsize, path.stat().st_size - f.tell()
         check(
             there >= need,
@@ -858,7 +885,7 @@ def read_matlab(path: Path, how: Reading) -> np.ndarray:  # uint8 [T, H, W]
     fields = [names[i : i + wide].rstrip(b"\0") for i in range(0, len(names), max(wide, 1))]
     check(b"DicomImage" in fields, "its Patient has no DicomImage", DataError)
     x = mat_numbers(parts[2 + fields.index(b"DicomImage")][1], order)
-    how.limits.judge(x.shape[2], *x.shape[:2], itemsize=x.dtype.itemsize)
+    how.limits.check_header(x.shape[2], *x.shape[:2], itemsize=x.dtype.itemsize)
     return how.frames(x.transpose(2, 0, 1))
 
 # %% ../../nbs/echo/02_readers.ipynb #5820e17a

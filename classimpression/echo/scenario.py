@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Iterator
 import numpy as np
 from .store import CineStore, cine_splits, write_store
-from ..core.errors import DataError, check
+from ..core.errors import DataError, check, progress
 from ..core.files import lock_of
-from ..core.machine import progress
 from ..core.provenance import digest, modules_digest
 from ..data import data_root
 from .phantom import VIEWS, PhantomConfig, phantom_set

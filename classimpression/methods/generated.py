@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..carryover import Carryover
-from ..core.errors import StateError, check, check_number
-from ..core.machine import progress
-from ..core.provenance import cached, modules_digest, price_of_cached, tensor_digest
+from ..core.errors import StateError, check, check_number, progress
+from .registry import cached, first_task, learn, method, price_of_cached
+from ..core.provenance import modules_digest
+from ..data import tensor_digest
 from ..core.seeding import generator, seeded
 from ..losses import class_weights
-from .registry import first_task, learn, method
 from ..models import batch_norms, called_norms, frozen_copy
 from .regularised import kd_loss, new_class_cross_entropy
 from ..settings import TrainConfig

@@ -4,16 +4,18 @@
 
 # %% ../../nbs/methods/01_registry.ipynb #4c86e0ef
 from __future__ import annotations
-import copy, importlib, importlib.util, inspect, os, sys
+import copy, importlib, importlib.util, inspect, json, os, sys, time, warnings
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable
 import torch
 from torch import Tensor, nn
-from ..carryover import TIERS, Carryover, ExemplarCarryover, in_memory
-from ..core.errors import ConfigError, LeakError, check, check_name, check_text
-from ..core.provenance import cached, foreign_source, modules_digest, price_of_cached
+from ..carryover import TIERS, Carryover, ExemplarCarryover, in_memory, load_tensors, save_tensors
+from ..core.errors import ConfigError, LeakError, StateError, check, check_name, check_text
+from ..core.files import lock_of
+from ..core.provenance import digest, modules_digest, package_folder, plain_source
 from ..data import Split
 from ..heads import as_linear
 from ..models import NETWORKS
@@ -24,8 +26,8 @@ from ..training import train
 
 # %% auto #0
 __all__ = ['Fit', 'METHODS', 'ELSEWHERE', 'OF_THE_RUN', 'Method', 'method', 'load_methods', 'registered', 'find_method',
-           'sort_options', 'first_task', 'learn', 'class_impression', 'class_impression_balanced', 'ccsi',
-           'fine_tuning', 'UnionTask', 'real_images', 'joint']
+           'foreign_source', 'sort_options', 'what_fits', 'cached', 'price_of_cached', 'first_task', 'learn',
+           'class_impression', 'class_impression_balanced', 'ccsi', 'fine_tuning', 'UnionTask', 'real_images', 'joint']
 
 # %% ../../nbs/methods/01_registry.ipynb #5122039b
 Fit = Callable[..., tuple[nn.Module, History]]
@@ -138,6 +140,22 @@ def find_method(name: str) -> Method:
     check(name in known, f"unknown method {name!r}; known: {', '.join(known)}; methods of your own: see {ELSEWHERE}")
     return known[name]
 
+# %% ../../nbs/methods/01_registry.ipynb #81c2a2f9
+def foreign_source(
+    made: Callable,  # a function or class
+) -> str:  # 16 hexadecimal digits; "" for the library's own
+    """Fingerprint of the file in which somebody else defined something; of its source alone, if that stands in a
+    notebook.
+    """
+    made = getattr(made, "func", made)  # functools.partial
+    if (made.__module__ or "").partition(".")[0] == package_folder().name:
+        return ""
+    try:
+        file = Path(inspect.getsourcefile(made) or "")
+        return digest(plain_source(file.read_text(encoding="utf-8")) if file.is_file() else inspect.getsource(made))
+    except (OSError, TypeError, SyntaxError):  # typed into a terminal: there is no source to read
+        return digest([made.__module__, made.__qualname__])
+
 # %% ../../nbs/methods/01_registry.ipynb #e4f815cd
 OF_THE_RUN = {
     "seed",
@@ -167,6 +185,49 @@ def sort_options(
     return {k: v for k, v in given.items() if k not in m.hyper_parameters}, {
         k: v for k, v in given.items() if k in m.hyper_parameters
     }
+
+# %% ../../nbs/methods/01_registry.ipynb #da1bfe2e
+def what_fits(
+    path: Path,  # a file of a cache
+    key: dict,  # what it must have been made with
+) -> tuple[dict[str, Tensor], dict] | None:
+    "What an earlier call left; None, with a warning, if it is damaged or was made with something else."
+    try:
+        tensors, facts = load_tensors(path)
+        check(facts.get("key") == json.loads(json.dumps(key)), f"{path} was made with other settings", StateError)
+        return tensors, facts
+    except StateError as e:
+        warnings.warn(f"{e}; it is made again", stacklevel=2)
+        return None
+
+# %% ../../nbs/methods/01_registry.ipynb #b78d7fdb
+def cached(
+    folder: str | Path | None,  # where results are kept; None: always computed, nothing kept
+    kind: str,  # what is computed; the beginning of the file's name
+    key: dict,  # everything that can change the result, code and versions included
+    make: Callable[[], tuple[dict[str, Tensor], dict]],  # computes tensors and facts
+) -> tuple[dict[str, Tensor], dict]:  # tensors, and facts with `seconds`, `cpu_seconds`, `reused` and `waited`
+    "The result of `make`, or that of an earlier identical call."
+    key = dict(key, torch=torch.__version__, threads=torch.get_num_threads())
+    path, start = Path(folder) / f"{kind}-{digest(key)}.safetensors" if folder else None, time.perf_counter()
+    with lock_of(path) if path else nullcontext():  # another process may be computing just this: wait for it
+        wall, cpu = time.perf_counter(), time.process_time()
+        if path and path.exists() and (earlier := what_fits(path, key)):
+            return earlier[0], earlier[1] | dict(reused=True, waited=wall - start)
+        tensors, facts = make()
+        facts = dict(
+            facts, seconds=round(time.perf_counter() - wall, 3), cpu_seconds=round(time.process_time() - cpu, 3)
+        )
+        if path:
+            save_tensors(path, tensors, dict(facts, key=key))
+    return tensors, facts | dict(reused=False, waited=wall - start)
+
+# %% ../../nbs/methods/01_registry.ipynb #0a55d966
+def price_of_cached(
+    facts: dict,  # from `cached`
+) -> dict[str, float]:  # seconds and cpu_seconds; empty if the work was done here
+    "What a run would have cost more, had it done the cached work itself instead of waiting for it."
+    return dict(seconds=facts["seconds"] - facts["waited"], cpu_seconds=facts["cpu_seconds"]) if facts["reused"] else {}
 
 # %% ../../nbs/methods/01_registry.ipynb #b6981172
 def first_task(

@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core.errors import ConfigError, DataError, check, check_number
 from ..core.seeding import seeded
-from ..core.provenance import file_md5, tensor_digest
-from ..data import to_unit
+from ..data import file_md5, tensor_digest, to_unit
 from ..models import NETWORKS, register_network
 from .features import FEATURES_VARIABLE, as_pixels, open_store
 

@@ -14,10 +14,9 @@ from typing import Any, Callable
 import numpy as np
 import torch
 from torch import Tensor
-from ..core.errors import StateError, check
+from ..core.errors import StateError, check, progress
 from ..core.files import lock_of, read_json, write_bytes, write_json
 from ..core.provenance import digest, environment
-from ..core.machine import progress
 
 # %% auto #0
 __all__ = ['SUM', 'AGAIN', 'FEATURES_VARIABLE', 'fingerprints', 'row_sums', 'FeatureStore', 'compare', 'seal', 'append', 'lookup',

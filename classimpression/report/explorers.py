@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['SLIDERS', 'RESULT_VIEWS', 'OF_CLASSES', 'Descent', 'widgets_wanted', 'picture', 'with_picture', 'as_html',
-           'ImpressionExplorer', 'explore_impressions', 'with_recalls', 'with_variant', 'stored_runs', 'load_results',
-           'repeat_name', 'choose_results', 'images_of_cell', 'ResultsBrowser', 'browse_results']
+__all__ = ['START', 'SLIDERS', 'WIDE', 'TEXT', 'RESULT_VIEWS', 'OF_CLASSES', 'Descent', 'widgets_wanted', 'picture',
+           'with_picture', 'as_html', 'ImpressionControls', 'arrange_impressions', 'ImpressionExplorer',
+           'explore_impressions', 'with_recalls', 'with_variant', 'stored_runs', 'load_results', 'repeat_name',
+           'choose_results', 'images_of_cell', 'BrowserControls', 'ResultsBrowser', 'browse_results']
 
 # %% ../../nbs/report/12_explorers.ipynb #fe5f7629
 class Descent:
@@ -127,7 +128,8 @@ def as_html(
     return "<br>".join(html.escape(line) for line in lines)
 
 # %% ../../nbs/report/12_explorers.ipynb #3f0ac378
-SLIDERS = dict(
+START = SynthesisConfig(groups=1, group_size=8, steps=150, warmup=20)
+SLIDERS = dict(  # name -> words, lowest, highest, step
     ce_weight=("cross-entropy", 0, 5, 0.1),
     bn_weight=("feature statistics", 0, 5, 0.1),
     tv_weight=("total variation", 0, 0.1, 0.001),
@@ -136,72 +138,70 @@ SLIDERS = dict(
     steps=("steps", 10, 400, 10),
 )
 
+# %% ../../nbs/report/12_explorers.ipynb #25f8480c
+WIDE, TEXT = "420px", {"description_width": "120px"}
 
-class ImpressionExplorer:
+
+class ImpressionControls:
+    "What can be turned and clicked, and where it stands; what it does is in `ImpressionExplorer`."
+
+    def make_controls(
+        self,
+        names: list[str],  # of the classes
+        cfg: SynthesisConfig,  # where the sliders start
+    ) -> None:
+        "Menus, sliders and buttons."
+        import ipywidgets as w
+
+        wide = lambda: dict(layout=w.Layout(width="98%", max_width=WIDE), style=TEXT)
+        self.label = w.Dropdown(options=[(n, k) for k, n in enumerate(names)], description="class", **wide())
+        starts = [("class mean", "mean"), ("noise", "noise")]
+        style = dict(button_width="110px") | TEXT
+        self.begin = w.ToggleButtons(options=starts, value=cfg.start, description="start at", style=style)
+        self.sliders = {}
+        for k, (said, low, high, step) in SLIDERS.items():
+            kind, more = (w.IntSlider, {}) if k == "steps" else (w.FloatSlider, dict(readout_format=".3f"))
+            more |= dict(min=low, max=high, step=step, continuous_update=False) | wide()
+            self.sliders[k] = kind(value=getattr(cfg, k), description=said, **more)
+        buttons = (("Start", "primary"), ("Stop", ""), ("Reset", ""))
+        button = lambda d, s: w.Button(description=d, button_style=s, layout=w.Layout(width="90px"))
+        self.go, self.halt, self.reset = (button(*b) for b in buttons)
+
+# %% ../../nbs/report/12_explorers.ipynb #0a811b69
+def arrange_impressions(
+    self: ImpressionControls,  # with its controls
+) -> None:
+    "Controls at the left, pictures beside them or, on a narrow screen, below."
+    import ipywidgets as w
+
+    self.bar, self.status = w.IntProgress(min=0, max=1, layout=w.Layout(width="98%", max_width=WIDE)), w.HTML()
+    self.images, self.curves = w.Image(format="png"), w.Image(format="png")
+    for image in (self.images, self.curves):
+        image.layout = w.Layout(max_width="100%", height="auto", object_fit="contain")
+    controls = [self.label, self.begin, *self.sliders.values(), w.HBox([self.go, self.halt, self.reset])]
+    left = w.VBox([*controls, self.bar, self.status], layout=w.Layout(flex="1 1 320px", max_width="440px"))
+    right = w.VBox([self.images, self.curves], layout=w.Layout(flex="2 1 360px", min_width="0"))
+    self.box = w.Box([left, right], layout=w.Layout(flex_flow="row wrap", width="100%"))
+
+# %% ../../nbs/report/12_explorers.ipynb #44a62be9
+class ImpressionExplorer(ImpressionControls):
     "Widgets around a `Descent`."
 
     def __init__(
         self,
         name: str = "blood",  # released weights
         task: int = 4,  # after which task
-        cfg: SynthesisConfig = SynthesisConfig(groups=1, group_size=8, steps=150, warmup=20),  # noqa: B008  where the sliders start
+        cfg: SynthesisConfig = START,  # where the sliders start
         seed: int = 0,  # keys start and views
     ):
-        import ipywidgets as w
-
         self.start_cfg, self.seed, self.running, self.job, self.descent = cfg, seed, False, None, None
-        self.carry, self.names = (
-            load_released(name, task),
-            released()[name]["scenario"]["class_names"][: load_released(name, task).n_classes],
-        )
-        wide, text = dict(layout=w.Layout(width="98%", max_width="420px")), dict(style={"description_width": "120px"})
-        self.label = w.Dropdown(options=[(n, k) for k, n in enumerate(self.names)], description="class", **wide, **text)
-        self.begin = w.ToggleButtons(
-            options=[("class mean", "mean"), ("noise", "noise")],
-            value=cfg.start,
-            description="start at",
-            style={"button_width": "110px", "description_width": "120px"},
-        )
-        self.sliders = {
-            k: (w.IntSlider if k == "steps" else w.FloatSlider)(
-                value=getattr(cfg, k),
-                min=low,
-                max=high,
-                step=step,
-                description=text_,
-                continuous_update=False,
-                **({} if k == "steps" else dict(readout_format=".3f")),
-                **wide,
-                **text,
-            )
-            for k, (text_, low, high, step) in SLIDERS.items()
-        }
-        self.go, self.halt, self.reset = (
-            w.Button(description=d, button_style=s, layout=w.Layout(width="90px"))
-            for d, s in (("Start", "primary"), ("Stop", ""), ("Reset", ""))
-        )
-        self.bar, self.status = w.IntProgress(min=0, max=1, layout=w.Layout(width="98%", max_width="420px")), w.HTML()
-        self.images, self.curves = w.Image(format="png"), w.Image(format="png")
-        for image in (self.images, self.curves):
-            image.layout = w.Layout(max_width="100%", height="auto", object_fit="contain")
+        self.carry = load_released(name, task)
+        self.names = released()[name]["scenario"]["class_names"][: self.carry.n_classes]
+        self.make_controls(self.names, cfg)
+        arrange_impressions(self)
         self.go.on_click(lambda _: self.launch())
         self.halt.on_click(lambda _: self.stop())
         self.reset.on_click(lambda _: self.renew())
-        left = w.VBox(
-            [
-                self.label,
-                self.begin,
-                *self.sliders.values(),
-                w.HBox([self.go, self.halt, self.reset]),
-                self.bar,
-                self.status,
-            ],
-            layout=w.Layout(flex="1 1 320px", max_width="440px"),
-        )
-        self.box = w.Box(
-            [left, w.VBox([self.images, self.curves], layout=w.Layout(flex="2 1 360px", min_width="0"))],
-            layout=w.Layout(flex_flow="row wrap", width="100%"),
-        )
         for control in (self.label, self.begin):
             control.observe(lambda _: self.renew(settings=False), "value")
         self.renew()
@@ -410,24 +410,11 @@ def images_of_cell(
         f"network ({facts['run_id']})",
     )
 
-# %% ../../nbs/report/12_explorers.ipynb #188fbda2
-class ResultsBrowser:
-    "Widgets around `choose_results` and the figures."
+# %% ../../nbs/report/12_explorers.ipynb #60c82958
+class BrowserControls:
+    "Menus and lists of the browser; what they do is in `ResultsBrowser`."
 
-    def __init__(
-        self,
-        figures: str | Path = "figures",  # folder of reported results
-        methods: tuple = ("class-impression", "fine-tuning", "joint", "census"),  # shown first, where they are found
-    ):
-        self.figures, self.results, self.first = Path(figures), load_results(figures), methods
-        self.quiet, self.before = False, None
-        self.make_controls()
-        self.arrange()
-        self.experiment.observe(lambda _: self.fill(), "value")
-        self.view.observe(lambda _: self.turn(), "value")
-        for c in (self.methods, self.repeats, self.metric, self.true, self.answer):
-            c.observe(lambda _: self.draw(), "value")
-        self.fill()
+    results: dict[str, list[dict]]  # from `load_results`
 
     def make_controls(self) -> None:
         "Menus and lists."
@@ -467,6 +454,25 @@ class ResultsBrowser:
         left = w.VBox([*controls, self.source], layout=w.Layout(flex="1 1 320px", max_width="440px"))
         right = w.VBox([self.plot, self.status, self.cell], layout=w.Layout(flex="2 1 360px", min_width="0"))
         self.box = w.Box([left, right], layout=w.Layout(flex_flow="row wrap", width="100%"))
+
+# %% ../../nbs/report/12_explorers.ipynb #188fbda2
+class ResultsBrowser(BrowserControls):
+    "Widgets around `choose_results` and the figures."
+
+    def __init__(
+        self,
+        figures: str | Path = "figures",  # folder of reported results
+        methods: tuple = ("class-impression", "fine-tuning", "joint", "census"),  # shown first, where they are found
+    ):
+        self.figures, self.results, self.first = Path(figures), load_results(figures), methods
+        self.quiet, self.before = False, None
+        self.make_controls()
+        self.arrange()
+        self.experiment.observe(lambda _: self.fill(), "value")
+        self.view.observe(lambda _: self.turn(), "value")
+        for c in (self.methods, self.repeats, self.metric, self.true, self.answer):
+            c.observe(lambda _: self.draw(), "value")
+        self.fill()
 
     @property
     def runs(self) -> list[dict]:

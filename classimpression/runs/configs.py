@@ -17,7 +17,7 @@ from ..methods import rehearsal  # noqa: F401  they register themselves
 from ..pretrained import adapted, census_any  # noqa: F401
 from ..core.errors import ConfigError, check, check_name, check_number
 from ..core.files import read_json
-from ..core.machine import best_device, number_type
+from .surroundings import number_type, usable_device
 from ..core.provenance import package_folder
 from ..methods.registry import find_method, sort_options
 from ..models import NETWORKS
@@ -281,8 +281,7 @@ def profile_config(
     parts = [part for source in (p, own) for part in (source.get("all", {}), source.get(method, {}))]
     given = {k: v for part in [*parts, settings] for k, v in part.items()}
     options = {k: v for part in [chosen, *parts, settings] for k, v in (part.get("options") or {}).items()}
-    if given["device"] == "auto":
-        given["device"] = best_device()
+    given["device"] = usable_device(given["device"])
     if given.get("dtype") == "auto":
         given["dtype"] = number_type(given["device"])[0]
     return RunConfig.of(**given | {"method": method, "profile": name, "options": options or None})

@@ -14,7 +14,7 @@ import torch
 from .configs import RunConfig, profile_config, reported_repeats
 from ..core.errors import StateError, check
 from ..core.files import read_json, write_bytes
-from ..core.machine import step_seconds
+from .surroundings import step_seconds
 from ..core.provenance import package_folder
 from .run_store import finished_run, run_folder
 from ..methods.registry import registered

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 from .configs import RunConfig
 from ..core.errors import check, check_number
-from ..core.files import inside, write_bytes, write_json
-from ..core.machine import usable_jobs
+from ..scenarios import FOLDER, inside, placed
+from ..core.files import write_bytes, write_json
+from .surroundings import usable_jobs
 from ..core.provenance import package_folder
 from .engine import Progress, at_once, check_scheduler, duration, run_all
 from .experiments import Experiment, clock_seconds, entries, estimate, expected_seconds, experiments
 from .experiments import find_experiment, machine_factor, measured_seconds, plan_runs, planned
 from .run_store import finished_run, run_folder, run_lock
-from ..scenarios import FOLDER, placed
 from .tables import figures_folder
 
 # %% auto #0

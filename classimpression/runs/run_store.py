@@ -4,7 +4,7 @@
 
 # %% ../../nbs/runs/02_run_store.ipynb #c3d41eb4
 from __future__ import annotations
-import hashlib, json, re, warnings
+import ast, hashlib, json, re, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -16,15 +16,9 @@ from ..carryover import TIERS, Carryover, load_carryover
 from .configs import OLD_NAMES, RunConfig, current_names
 from ..core.errors import ClassImpressionError, ConfigError, DataError, StateError, check
 from ..core.files import checked_json, lock_of, read_json, usable_path, write_json
-from classimpression.core.provenance import (
-    check_seal,
-    digest,
-    foreign_source,
-    modules_digest,
-    package_folder,
-    used_modules,
-)
-from ..methods.registry import find_method, registered
+from ..core.provenance import digest, is_own_import, module_files, modules_digest, named_modules
+from ..core.provenance import package_folder
+from ..methods.registry import find_method, foreign_source, registered
 from ..metrics import contradictions
 from ..models import NETWORKS, rebuild
 from ..scenarios import MADE
@@ -33,10 +27,11 @@ from ..synthesis import Impressions
 from ..tasks import overlaps
 
 # %% auto #0
-__all__ = ['PLACES', 'EVERY_RUN', 'K_MIN', 'BEFORE', 'Count', 'Tier', 'protocol_name', 'identity', 'code_of', 'first_names',
-           'run_folder', 'RowFacts', 'ShownRow', 'ScenarioFacts', 'ResultFacts', 'current_result', 'wrong_labels',
-           'wrong_tasks', 'check_result', 'file_digest', 'RunResult', 'finished_run', 'run_lock', 'check_settings',
-           'read_row', 'read_carry', 'finished_tasks']
+__all__ = ['PLACES', 'EVERY_RUN', 'K_MIN', 'BEFORE', 'Count', 'Tier', 'protocol_name', 'identity', 'imported_modules',
+           'used_modules', 'code_of', 'first_names', 'run_folder', 'sealed', 'check_seal', 'RowFacts', 'ShownRow',
+           'ScenarioFacts', 'ResultFacts', 'current_result', 'wrong_labels', 'wrong_tasks', 'check_result',
+           'file_digest', 'RunResult', 'finished_run', 'run_lock', 'check_settings', 'read_row', 'read_carry',
+           'finished_tasks']
 
 # %% ../../nbs/runs/02_run_store.ipynb #a9990aae
 PLACES = ("root", "out", "cache", "any_code")
@@ -84,6 +79,32 @@ def identity(
     now = BEFORE | current_names(settings)
     return {k: v for k, v in now.items() if k not in PLACES and (k not in usual or v != usual[k])}
 
+# %% ../../nbs/runs/02_run_store.ipynb #87a2f91a
+def imported_modules(
+    path: Path,  # a Python file of the library
+) -> set[str]:  # names of modules of the library
+    "What a module imports from the package, anywhere in it."
+    found = set()
+    for node in filter(is_own_import, ast.walk(ast.parse(path.read_text(encoding="utf-8")))):
+        names = [a.name for a in node.names]
+        last = (getattr(node, "module", None) or "").rpartition(".")[2]
+        found |= {n for n in (last, *(n.rpartition(".")[2] for n in names)) if n in module_files()}
+    return found
+
+# %% ../../nbs/runs/02_run_store.ipynb #acc37808
+@lru_cache(maxsize=None)
+def used_modules(
+    *names: str,  # modules or folders of the library
+) -> tuple[str, ...]:  # they and all that they import, sorted
+    "Modules whose code these modules run."
+    found, todo = set(), named_modules(*names)
+    while todo:
+        if (name := todo.pop()) in found:
+            continue
+        found.add(name)
+        todo += imported_modules(module_files()[name])
+    return tuple(sorted(found))
+
 # %% ../../nbs/runs/02_run_store.ipynb #ea450e25
 @lru_cache(maxsize=None)
 def code_of(
@@ -97,7 +118,7 @@ def code_of(
     more = [own] if ours else []
     if made and not foreign_source(made):
         more.append(made.__module__.rpartition(".")[2])
-    used = modules_digest(*used_modules(*EVERY_RUN, "registry", *more), "configs", "runner")
+    used = modules_digest(*used_modules(*EVERY_RUN, "registry", *more), "configs", "runner", "surroundings")
     theirs = [s for f in (fit, network, made) if f and (s := foreign_source(f))]
     return digest([used, *theirs]) if theirs else used
 
@@ -120,6 +141,26 @@ def run_folder(
     made = MADE.get(cfg.scenario)
     code = code_of(find_method(cfg.method).fit, made, NETWORKS.get(cfg.network))[:6]
     return Path(cfg.out) / cfg.scenario / f"{cfg.method}-seed{cfg.seed}-{hashed}-{code}"
+
+# %% ../../nbs/runs/02_run_store.ipynb #2dc13793
+def sealed(
+    facts: dict,  # what JSON can hold
+) -> dict:  # the same with `digest`
+    "Facts with a digest of themselves."
+    facts = {k: v for k, v in facts.items() if k != "digest"}
+    return facts | dict(digest=digest(json.loads(json.dumps(facts))))
+
+# %% ../../nbs/runs/02_run_store.ipynb #699bf57e
+def check_seal(
+    facts: dict,  # what was read
+    where: str | Path,  # what messages call it
+) -> None:
+    "Raise `StateError` for facts that do not fit their digest."
+    check(
+        "digest" not in facts or sealed(facts) == facts,
+        f"{where} was changed after it was written: it does not fit its digest; delete it and run again",
+        StateError,
+    )
 
 # %% ../../nbs/runs/02_run_store.ipynb #1df73f33
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]

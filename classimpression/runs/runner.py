@@ -16,23 +16,21 @@ from ..carryover import TIERS, Carryover, ExemplarCarryover, allowed_tier, choos
 from ..carryover import load_carryover, n_bytes, refuse_few, save_carryover, take_exemplars
 from .configs import RunConfig, profile, profile_config, setting_types, synthesis_settings
 from .configs import profile_label, training_settings
-from ..core.callbacks import Callback, listening, loggers, tell
-from ..core.errors import StateError, check
+from ..training import Callback, History, evaluate, listening, teacher_features, tell
+from .surroundings import loggers, usable_device
+from ..core.errors import StateError, check, progress
 from ..core.files import read_json, write_json
-from ..core.machine import progress
-from ..core.provenance import cached, environment, modules_digest, price_of_cached, tensor_digest
-from ..core.provenance import digest, sealed, used_modules
+from ..methods.registry import Method, cached, find_method, price_of_cached, sort_options
+from ..core.provenance import digest, environment, modules_digest
+from ..data import Split, tensor_digest
+from .run_store import RunResult, check_settings, finished_run, finished_tasks, run_lock, sealed
 from ..core.seeding import seeded
-from ..data import Split
-from .run_store import RunResult, check_settings, finished_run, finished_tasks, run_lock
-from .run_store import file_digest, protocol_name, read_row, run_folder
-from ..methods.registry import Method, find_method, sort_options
+from .run_store import file_digest, protocol_name, read_row, run_folder, used_modules
 from ..metrics import summarise, task_summary
 from ..models import rebuild
 from ..scenarios import SCENARIOS, Scenario, make_scenario
 from ..synthesis import Impressions, gather, make_groups, model_to_invert, split_groups
 from ..tasks import Task
-from ..training import History, evaluate, teacher_features
 
 # one address for the user
 _all_ = ["RunConfig", "RunResult", "profile", "profile_config", "run_folder", "setting_types"]
@@ -76,8 +74,7 @@ def check_run(
     if method.summarises:
         for task in scenario.tasks:
             refuse_few(task.train, task.labels, cfg.k_min, task.class_names)
-    there = cfg.device == "cpu" or torch.cuda.is_available()
-    check(there, f"device {cfg.device!r} is not available on this machine; use device='cpu'")
+    usable_device(cfg.device)
 
 # %% ../../nbs/runs/03_runner.ipynb #ec11742b
 def prepare(

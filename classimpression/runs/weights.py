@@ -12,7 +12,8 @@ import msgspec
 from ..carryover import Carryover, load_carryover, save_carryover
 from ..core.errors import StateError, check
 from ..core.files import read_json, write_bytes, write_json
-from ..core.provenance import file_md5, package_folder
+from ..data import file_md5
+from ..core.provenance import package_folder
 from .run_store import RunResult
 from ..models import rebuild
 from .tables import ShownScenario, rounded

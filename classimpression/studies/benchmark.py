@@ -13,15 +13,14 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from ..carryover import Carryover
-from ..core.errors import check, check_number
-from ..core.machine import keep_freed_memory, progress
+from ..core.errors import check, check_number, progress
+from ..synthesis import Impressions, SynthesisConfig, descend, draw_group, keep_freed_memory, synthesize
 from ..core.seeding import generator
 from ..data import Split, to_unit
 from ..models import build_classifier, frozen_copy
 from .naive import naive_evaluation, naive_inversion, naive_training
 from ..runs.runner import memory_mb, reset_peak
 from ..settings import TrainConfig
-from ..synthesis import Impressions, SynthesisConfig, descend, draw_group, synthesize
 from ..training import TaskData, class_impression_terms, epoch_batches, evaluate, start_model, train_epoch
 
 if TYPE_CHECKING:

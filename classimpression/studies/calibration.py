@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from ..report.comparison import title_of
-from ..core.errors import DataError, check, check_number
-from ..core.machine import progress
+from ..core.errors import DataError, check, check_number, progress
 from ..data import Split, to_unit
 from ..runs.run_store import RunResult
 from ..metrics import balanced_accuracy, confusion_matrix, wilson_interval

@@ -11,7 +11,7 @@ from torch import Tensor
 from .attacks import Candidates, covariance_attack, mean_attack, own_moments, success
 from .attacks import within_class
 from ..report.comparison import title_of
-from ..core.machine import progress
+from ..core.errors import progress
 from ..core.seeding import generator
 from ..data import Split
 from .moments import Moments, recalls_of

@@ -12,9 +12,8 @@ import torch
 from .benchmark import KINDS, composed_rows, make_case, memory_rows, peak_memory, speed_rows
 from .benchmark import take_turns, threads
 from ..report.comparison import save_frame
-from ..core.errors import check
+from ..core.errors import check, progress
 from ..core.files import write_json
-from ..core.machine import progress
 from ..core.provenance import environment
 from ..report.plots import new_figure, style
 from ..scenarios import make_scenario

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from classimpression.core.provenance import cached, package_folder
+from classimpression.methods.registry import cached
+from classimpression.core.provenance import package_folder
 from classimpression.report.ablations import bound_rows
 from classimpression.report.claims import table_at
 from classimpression.report.readme import campaign_values, measured, short_text

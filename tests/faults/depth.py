@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 
 import numpy as np
-from classimpression.core.pictures import DEEP
-from classimpression.echo.readers import Limits, read_series
+import pydicom
+from classimpression.echo.readers import OTHER_COLOURS, Limits, read_series
+from classimpression.pictures import DEEP
 from classimpression.scenarios import read_image
 from classimpression.tasks import from_arrays
+from PIL import Image
 
 from . import fault, files
 
@@ -175,3 +178,84 @@ def _(folder, bits):
 def _(folder, type):
     x, y = BYTES[:, :32, :32].astype(type), [0, 1, 0, 1]
     from_arrays(*[(x + k, y) for k in range(3)], sizes=[1, 1], layout="NHW")
+
+
+@fault(
+    "numbers",
+    "a DICOM file of {stored} bits that end at bit {high}",
+    says="end at bit {high} .HighBit.",
+    stored=(8, 12),
+    high=(13, 15),
+)
+def _(folder, stored, high):
+    x = (DEEP16 >> (16 - stored)) << (high + 1 - stored)
+    read_series(files.dicom(folder / "a.dcm", x, BitsStored=stored, HighBit=high))
+
+
+@fault("numbers", "a DICOM file of colours of kind {kind}", says="of kind {kind}", kind=OTHER_COLOURS)
+def _(folder, kind):
+    read_series(files.dicom(folder / "a.dcm", np.stack([BYTES] * 3, -1), PhotometricInterpretation=kind))
+
+
+@fault("names", "a DICOM file whose kind of colour is a name", says="a kind that nobody knows", hides="DOE")
+def _(folder):
+    read_series(files.dicom(folder / "a.dcm", BYTES, PhotometricInterpretation="DOE^JANE"))
+
+
+@fault("diagnosis", "a DICOM file that does not say its kind of colour", says="PhotometricInterpretation")
+def _(folder):
+    read_series(files.dicom(folder / "a.dcm", BYTES, PhotometricInterpretation=""))
+
+
+@fault("numbers", "a DICOM file whose kind of colour is written small", "right")
+def _(folder):
+    x = read_series(files.dicom(folder / "a.dcm", BYTES, PhotometricInterpretation="monochrome2"))
+    assert np.array_equal(x, BYTES)
+
+
+@fault("diagnosis", "a DICOM file whose palette is {what}", says="palette is missing or damaged", what=("gone", "cut"))
+def _(folder, what):
+    path = files.dicom(folder / "a.dcm", BYTES, PhotometricInterpretation="PALETTE COLOR")
+    if what == "cut":
+        ds = pydicom.dcmread(path)
+        for i in range(3):
+            ds.add_new(0x00281101 + i, "US", [256, 0, 8])
+            ds.add_new(0x00281201 + i, "OW", bytes(100))
+        ds.save_as(path)
+    read_series(path)
+
+
+def tiff_of(x: np.ndarray, white: bool = False, signed: bool = False) -> bytes:
+    "A grey TIFF with tags that Pillow does not write."
+    kind = 3 if x.dtype.kind == "f" else 2 if signed else 1
+    tags = {256: x.shape[1], 257: x.shape[0], 258: 8 * x.itemsize, 259: 1, 262: int(not white), 273: 8, 277: 1}
+    tags |= {278: x.shape[0], 279: x.nbytes, 339: kind}
+    rows = b"".join(struct.pack("<HHII", k, 4, 1, v) for k, v in sorted(tags.items()))
+    return struct.pack("<2sHI", b"II", 42, 8 + x.nbytes) + x.tobytes() + struct.pack("<H", len(tags)) + rows + bytes(4)
+
+
+ODD = {
+    "signed bytes": tiff_of((BYTES[0] - 100).astype(np.uint8), signed=True),
+    "16 bits with white as 0": tiff_of(DEEP16[0], white=True),
+    "floats with white as 0": tiff_of((BYTES[0] / 255).astype(np.float32), white=True),
+}
+
+
+@fault("numbers", "a TIFF of {what} in an image folder", says="have a sign|WhiteIsZero", what=ODD)
+def _(folder, what):
+    (folder / "a.tif").write_bytes(ODD[what])
+    read_image(folder / "a.tif", 1, None)
+
+
+@fault("numbers", "a TIFF of bytes with white as 0", "right")
+def _(folder):
+    (folder / "a.tif").write_bytes(tiff_of(BYTES[0], white=True))
+    assert np.array_equal(read_image(folder / "a.tif", 1, None)[..., 0], 255 - BYTES[0])
+
+
+@fault("geometry", "a TIFF in CIE L*a*b*, whose band A is no transparency", "right")
+def _(folder):
+    Image.fromarray(np.full((16, 16, 3), 90, np.uint8), "LAB").save(folder / "a.tif")
+    seen = Counter()
+    read_image(folder / "a.tif", 3, None, seen=seen)
+    assert not +seen

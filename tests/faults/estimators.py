@@ -6,8 +6,8 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from classimpression.adapters.estimator import IncrementalClassifier, as_labels
-from classimpression.core.files import load_tensors, save_tensors
+from classimpression.adapters.estimator import IncrementalClassifier, as_labels, number_labels
+from classimpression.carryover import load_tensors, save_tensors
 
 from . import fault
 from .toys import images
@@ -49,12 +49,40 @@ LABELS = {
     "a number": 0,
     "an empty list": [],
     "words": "ab" * 12,
+    "names that differ by a space": ["a", "a "] * 12,
+    "names that differ by how an accent is stored": ["\u00e9", "e\u0301"] * 12,
 }
 
 
 @fault("label", "the estimator learns from {what}", what=LABELS)
 def _(folder, what):
     new().fit(X, LABELS[what])
+
+
+ODD_TENSORS = {
+    "sparse": lambda x: torch.tensor(x).to_sparse(),
+    "quantised": lambda x: torch.quantize_per_tensor(torch.tensor(x).float(), 1.0, 0, torch.quint8),
+}
+
+
+@fault("environment", "the estimator learns from a {kind} tensor", says="sparse", kind=ODD_TENSORS)
+def _(folder, kind):
+    new().fit(ODD_TENSORS[kind](np.asarray(X)), Y)
+
+
+@fault("label", "a class of the second task looks like one of the first", says="two classes look the same")
+def _(folder):
+    number_labels(["b ", "c"], np.array(["a", "b"]))
+
+
+@fault("storage", "the estimator is saved as a folder that is there", says="it is a folder")
+def _(folder):
+    new().fit(X, Y).save(folder)
+
+
+@fault("environment", "the estimator computes on {device}", says="device", device=("gpu", "meta", "cuda:77", "CPU", 3))
+def _(folder, device):
+    IncrementalClassifier("ncm", "smoke", settings=dict(device=device)).fit(X, Y)
 
 
 GOOD = {

@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 
 import numpy as np
-from classimpression.core.pictures import NOT_SQUARE, TURNED
+from classimpression.pictures import NOT_SQUARE, TURNED
 from classimpression.echo.manifest import MIXED, index_manifest
 from classimpression.echo.readers import WINDOW, Limits, read_series
 from classimpression.scenarios import from_folder, read_image

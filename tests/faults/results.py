@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import torch
-from classimpression.carryover import load_carryover
-from classimpression.core.files import load_tensors, save_tensors, write_json
+from classimpression.carryover import load_carryover, load_tensors, save_tensors
+from classimpression.core.files import write_json
 from classimpression.models import rebuild
 from classimpression.runs.run_store import RunResult
 from classimpression.runs.runner import run

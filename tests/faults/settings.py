@@ -10,9 +10,9 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from classimpression.core.files import load_tensors, read_json, write_json
-from classimpression.core.provenance import cached
-from classimpression.methods.registry import method
+from classimpression.carryover import load_tensors
+from classimpression.core.files import read_json, write_json
+from classimpression.methods.registry import cached, method
 from classimpression.models import register_network
 from classimpression.runs.configs import profile_config, profile_label
 from classimpression.runs.engine import check_scheduler

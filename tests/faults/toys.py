@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 from classimpression.core.files import read_json, write_json
-from classimpression.core.provenance import sealed
-from classimpression.runs.run_store import run_folder
+from classimpression.runs.run_store import run_folder, sealed
 from classimpression.runs.runner import RunConfig, run
 from classimpression.tasks import Scenario, from_arrays
 
