@@ -67,7 +67,7 @@ import torch, torch._dynamo; torch.set_num_threads(1)
 from conftest import toy_scenario
 from test_runs import tiny
 from classimpression.core.provenance import modules_digest
-from classimpression.runs.runner import run, run_folder
+from classimpression.runs.runner import run
 modules_digest()
 data, out, seed = toy_scenario((2, 1, 1), per_class=60), sys.argv[2], int(sys.argv[3])
 rng, kills, moments, duration, k = random.Random(seed), 0, [], None, 0
