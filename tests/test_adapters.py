@@ -64,6 +64,7 @@ def test_every_method_is_an_estimator(name, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_it_learns_and_a_failed_task_changes_nothing():
     scenario = make_scenario("blood-mini")
     est = IncrementalClassifier("class-impression", "smoke", settings=dict(first_epochs=8))

@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine: apt-get install chromium"),
     pytest.mark.xdist_group("site"),
     pytest.mark.skipif(

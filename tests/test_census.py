@@ -74,6 +74,7 @@ def test_both_sizes_of_patches_are_counted_each_in_its_own_columns():
         )
 
 
+@pytest.mark.slow
 def test_parts_are_judged_without_a_look_at_test_images(toy):
     scenario = toy(sizes=(2, 1), pixels=32)
     noise = scenario.again()
@@ -116,6 +117,7 @@ def test_images_smaller_than_a_patch_are_refused():
         learned("rings", pictures(pixels=7))
 
 
+@pytest.mark.slow
 def test_statistics_never_exceed_their_share(toy, tmp_path):
     scenario, m, carry = toy(sizes=(1, 2, 1), pixels=32, per_class=180), find_method("census"), None
     for t in range(3):

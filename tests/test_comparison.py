@@ -105,6 +105,7 @@ def test_trials_are_as_many_for_all_and_chosen_values_come_from_them():
             ].items() and profile_config("standard", m, scenario=scenario) != profile_config("standard", m)
 
 
+@pytest.mark.slow
 def test_a_failed_run_stops_no_other_and_runs_are_apart(tmp_path):
     good = [profile_config("smoke", m, out=str(tmp_path)) for m in ("fine-tuning", "slda")]
     bad = profile_config("smoke", "fine-tuning", scenario="blood", root=str(tmp_path / "nowhere"), out=str(tmp_path))
@@ -260,6 +261,7 @@ def test_reported_rows_of_a_method_have_one_recipe_and_full_provenance(path):
     assert {key(r): pytest.approx(r["balanced_accuracy"], abs=1e-3) for _, r in mine.iterrows()} == numbers
 
 
+@pytest.mark.slow
 def test_tune_writes_what_it_found(tmp_path):
     found = tune(["ncm"], tmp_path / "tuned.json", jobs=0, scenario="blood-mini", profile="smoke", out=str(tmp_path))[
         "ncm"

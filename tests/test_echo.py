@@ -204,6 +204,7 @@ def ward(tmp_path_factory):
     return hospital(tmp_path_factory.mktemp("ward"))
 
 
+@pytest.mark.slow
 def test_a_planted_name_is_nowhere(ward, tmp_path, capsys):
     bad = ward.parent / f"{SECRET}-bad.dcm"
     bad.write_bytes(b"damaged " + SECRET.encode())
@@ -470,6 +471,7 @@ def small(cache, monkeypatch):
     phantom_store.cache_clear()
 
 
+@pytest.mark.slow
 def test_runs_on_series(small, tmp_path):
     """Replay joins series, Class Impression draws frames, everything is reproducible; frames and series are judged
     afterwards.

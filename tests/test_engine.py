@@ -192,6 +192,7 @@ def test_a_scheduler_of_its_own_with_two_workers_gives_the_same_numbers(tmp_path
             p.wait(30)
 
 
+@pytest.mark.slow
 def test_two_at_once_make_one_run(tmp_path, monkeypatch):
     "Two threads stand for two commands: the second waits and reads."
     cfg, learned = config(tmp_path, method="fine-tuning"), []
@@ -208,6 +209,7 @@ def test_two_at_once_make_one_run(tmp_path, monkeypatch):
     assert learned == [0, 1, 2, 3] and len(results) == 2 and results[0].data == results[1].data
 
 
+@pytest.mark.slow
 def test_who_waits_leaves_alone_what_the_other_is_writing(tmp_path):
     from classimpression.runs.runner import prepare
 
@@ -254,6 +256,7 @@ def test_a_lock_of_a_dead_process_is_no_lock(tmp_path):
     assert len(entered) == 2 and len(said) == 1
 
 
+@pytest.mark.slow
 def test_other_code_is_another_run_unless_asked_for(tmp_path, monkeypatch):
     cfg = config(tmp_path, method="fine-tuning")
     first = run(cfg)
@@ -268,6 +271,7 @@ def test_other_code_is_another_run_unless_asked_for(tmp_path, monkeypatch):
     assert run_all([cfg], jobs=-1)[1] == {str(run_folder(cfg)): "not finished"}
 
 
+@pytest.mark.slow
 def test_a_damaged_result_stops_nobody_and_is_put_together_again(tmp_path):
     cfgs = [config(tmp_path, method="fine-tuning", seed=s) for s in (0, 1)]
     whole = [numbers(run(c).folder) for c in cfgs]
@@ -280,6 +284,7 @@ def test_a_damaged_result_stops_nobody_and_is_put_together_again(tmp_path):
     assert [numbers(r.folder) for r in run_all(cfgs, jobs=0)[0]] == whole
 
 
+@pytest.mark.slow
 def test_a_full_disk_and_a_read_only_disk_are_failures_of_one_run(tmp_path, monkeypatch):
     good, other = config(tmp_path / "a", method="fine-tuning"), config(tmp_path / "b", method="fine-tuning")
     done = numbers(run(good).folder)

@@ -267,7 +267,13 @@ def forks():
     return context
 
 
-LONG = ("index", "methods/05_generated", "methods/07_analytic", "methods/08_census")
+LONG = """index 07_synthesis 11_training 12_cli adapters/01_adopt adapters/02_estimator adapters/04_export
+echo/06_scenario methods/01_registry methods/03_regularised methods/04_prototypes methods/05_generated
+methods/06_drift methods/07_analytic methods/08_census methods/09_rehearsal pretrained/04_census_any
+pretrained/07_chunks report/04_curves report/08_gallery report/09_domain_gap report/10_verify report/12_explorers
+report/13_page runs/03_runner runs/04_engine runs/05_tuning runs/08_weights runs/09_reproduce studies/02_drift_study
+studies/03_census_ablation studies/04_sanity_checks studies/08_privacy studies/11_benchmark studies/12_scaling
+studies/13_regimes""".split()
 TO_RUN = [(p.relative_to(ROOT / "nbs").with_suffix("").as_posix(), p) for p in NOTEBOOKS]
 
 
@@ -323,3 +329,8 @@ def test_constraints_pin_everything():
         for w in line.split()
     }
     assert wanted <= names, f"constraints.txt lacks {sorted(wanted - names)}"
+
+
+@needs_notebooks
+def test_notebooks_called_long_are_there():
+    assert set(LONG) <= {name for name, _ in TO_RUN}

@@ -193,6 +193,7 @@ class All(nn.Module):
         return torch.cat([m(x) for m in self.models], 1)
 
 
+@pytest.mark.slow
 def test_every_head_exports_to_onnx(tmp_path, monkeypatch):
     onnxruntime = pytest.importorskip("onnxruntime")
     monkeypatch.setitem(CENTROIDS, "quadrants", 6)
@@ -295,6 +296,7 @@ def test_first_session_adaptation(readout, toy, tmp_path):
         assert torch.allclose(ready_to_export(two, x)(x), two(x), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_recommend_fits_what_may_be_kept(toy):
     train = toy(per_class=60, pixels=64)._store.splits["train"]
     ours = Candidate("census-any", TINY, (("features", "pretrained"),))

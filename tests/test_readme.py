@@ -59,6 +59,7 @@ def test_two_commands():
     assert blocks[1].strip().endswith("python -m pytest")
 
 
+@pytest.mark.slow
 def test_the_example_on_own_data_runs(tmp_path, monkeypatch, capsys):
     from PIL import Image
 

@@ -63,9 +63,12 @@ def stored(folder: Path) -> dict:
 KILLER = """
 import os, random, signal, sys, time
 sys.path.insert(0, sys.argv[1])
-import torch; torch.set_num_threads(1)
+import torch, torch._dynamo; torch.set_num_threads(1)
 from conftest import toy_scenario
 from test_runs import tiny
+from classimpression.core.provenance import modules_digest
+from classimpression.runs.runner import run
+modules_digest()
 data, out, seed = toy_scenario((2, 1, 1), per_class=60), sys.argv[2], int(sys.argv[3])
 rng, kills, moments, duration, k = random.Random(seed), 0, [], None, 0
 

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not (ROOT / ".mkdocs.yml").exists(), reason=".mkdocs.yml is not beside the tests"),
     pytest.mark.skipif(
         not all(

@@ -311,6 +311,7 @@ def tiny():
     )
 
 
+@pytest.mark.slow
 def test_compiled_steps_equal_plain_ones(tiny, near=1e-4):
     if not compiler_works():
         pytest.skip("torch.compile does not work here")

@@ -49,6 +49,7 @@ def test_any_sequence_of_tasks_runs(toy, sizes, channels):
     assert carry.means.shape[0] == sum(sizes) and carry.tier == "M1" and carry.images == 0
 
 
+@pytest.mark.slow
 def test_the_method_learns_what_fine_tuning_forgets(toy):
     "On easy data: old classes survive with impressions better than without."
     old = {}

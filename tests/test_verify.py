@@ -70,6 +70,7 @@ def reported(tmp_path_factory):
     return folder, runs
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("verify")
 def test_the_outcome_is_kept_run_by_run(reported, tmp_path, capsys):
     folder, runs = reported
@@ -115,6 +116,7 @@ def test_the_outcome_is_kept_run_by_run(reported, tmp_path, capsys):
     assert kept == {"verified.csv", "verified.json", "digests.json"}, "no half a file"
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("verify")
 def test_a_changed_number_is_found_and_does_not_hide_in_its_own_spread(reported, tmp_path, capsys):
     folder, runs = reported
@@ -136,6 +138,7 @@ def test_a_changed_number_is_found_and_does_not_hide_in_its_own_spread(reported,
         reported_runs(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("verify")
 @pytest.mark.parametrize("sealed", [True, False])
 def test_a_number_without_its_outcomes_is_told_drawn_or_not(reported, tmp_path, capsys, sealed):
@@ -152,6 +155,7 @@ def test_a_number_without_its_outcomes_is_told_drawn_or_not(reported, tmp_path, 
     assert said.count("altered") == 1 and ("balanced_accuracy" if not sealed else "does not fit its digest") in said
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("verify")
 def test_other_images_are_no_repetition(reported, tmp_path):
     folder, runs = reported

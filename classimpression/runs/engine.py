@@ -103,6 +103,7 @@ def serve(
 ) -> None:
     "Fork a process for every connection until the standard input ends; then none of them goes on."
     importlib.import_module("torch._dynamo")  # the first optimiser would load it, a second in every process
+    provenance.modules_digest()  # read once, for all
     running: set[int] = set()
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)

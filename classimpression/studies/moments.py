@@ -84,12 +84,12 @@ def move(
     c: Tensor,  # [D]
 ) -> Moments:
     "Send moments through a map; codes stay where they are."
-    n, d = s.means.shape[1], w.shape[1]
-    a = torch.eye(n, dtype=torch.float64)
-    a[n - len(w) :, n - d :] += w
-    shift = torch.zeros(n, dtype=torch.float64)
-    shift[n - d :] = c
-    return Moments(s.means @ a + shift, a.T @ s.cov @ a)
+    n, (e, d) = s.means.shape[1], w.shape
+    means, cov = s.means.clone(), s.cov.clone()
+    means[:, n - d :] += s.means[:, n - e :] @ w + c
+    cov[:, n - d :] += cov[:, n - e :] @ w
+    cov[n - d :] += w.T @ cov[n - e :]
+    return Moments(means, cov)
 
 # %% ../../nbs/studies/01_moments.ipynb #30aa0014
 @dataclass(frozen=True)
