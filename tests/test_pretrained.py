@@ -351,7 +351,7 @@ def test_images_in_chunks_give_the_features_of_a_run(toy, tmp_path, monkeypatch)
         list(npz_chunks(tmp_path / "odd.npz"))
 
 
-@pytest.mark.parametrize("method", ["fine-tuning", "replay", "census-any"])
+@pytest.mark.parametrize("method", ["fine-tuning", "replay", pytest.param("census-any", marks=pytest.mark.slow)])
 def test_images_on_disk_give_the_results_of_images_in_memory(toy, tmp_path, method):
     kept = toy(sizes=(2, 2), pixels=28)
     splits = {}
