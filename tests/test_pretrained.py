@@ -47,7 +47,11 @@ def random_weights(source, tmp_path, channels=3):
 
 @pytest.mark.parametrize(
     "source, layer, channels",
-    [("timm:test_resnet", "layer3", 3), ("torchvision:squeezenet1_1", "features", 3), ("monai:resnet10", "layer4", 1)],
+    [
+        ("timm:test_resnet", "layer3", 3),
+        ("torchvision:squeezenet1_1", "features", 3),
+        pytest.param("monai:resnet10", "layer4", 1, marks=pytest.mark.slow),  # its import takes seconds
+    ],
 )
 def test_libraries(tmp_path, source, layer, channels):
     pytest.importorskip(source.partition(":")[0])
