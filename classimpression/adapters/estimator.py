@@ -98,7 +98,8 @@ def check_distinct(
     "Raise `DataError` for names that look the same: spaces around them, or an accent stored in another way."
     seen: dict[str, str] = {}
     for label in (v for v in labels if isinstance(v, str)):
-        other = seen.setdefault(unicodedata.normalize("NFC", label).strip(), label)
+        shown = "".join(c for c in unicodedata.normalize("NFC", label) if unicodedata.category(c) != "Cf").strip()
+        other = seen.setdefault(shown, label)
         said = f"two classes look the same, {other!r} and {label!r} ({ascii(other)}, {ascii(label)}); write them alike"
         check(other == label, said, DataError)
 

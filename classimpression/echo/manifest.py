@@ -57,7 +57,7 @@ def read_table(
     "Read a table. Raises `DataError` that says which row cannot be."
     import pandas as pd
 
-    need, text = list(need), table_text(path)
+    need, text = list(need), table_text(path).lstrip("\ufeff")
     check(text.strip("\0 \r\n\t\ufeff"), f"{path.name} is empty; it needs the columns {', '.join(need)}", DataError)
     check("\0" not in text, f"{path.name} holds a zero byte: it is no table of text; save it as CSV", DataError)
     first, _, rest = text.partition("\n")
@@ -105,7 +105,8 @@ def person(
     text: str,  # as a table has it
 ) -> str:
     "What is the same for all spellings of one patient."
-    t = " ".join(unicodedata.normalize("NFKC", str(text)).casefold().split())
+    plain = unicodedata.normalize("NFKC", str(text)).casefold()
+    t = " ".join("".join(c for c in plain if unicodedata.category(c) != "Cf").split())  # Cf: signs of no width
     return t.split(".")[0] if re.fullmatch(r"\d+\.0*", t) else t
 
 # %% ../../nbs/echo/05_manifest.ipynb #dd807032

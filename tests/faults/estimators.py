@@ -50,6 +50,7 @@ LABELS = {
     "an empty list": [],
     "words": "ab" * 12,
     "names that differ by a space": ["a", "a "] * 12,
+    "names that differ by a sign of no width": ["a", "a\u200b"] * 12,
     "names that differ by how an accent is stored": ["\u00e9", "e\u0301"] * 12,
 }
 

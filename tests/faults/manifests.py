@@ -92,6 +92,12 @@ def _(folder, word):
     read_manifest(folder / "m.csv")
 
 
+@fault("manifest", "a table that was saved twice with a mark of byte order", "right")
+def _(folder):
+    (folder / "m.csv").write_bytes(b"\xef\xbb\xbf\xef\xbb\xbf" + TABLE.format(s=",").encode())
+    assert read_manifest(folder / "m.csv").values.tolist() == [["a.npy", "AP2", "Jäger"]]
+
+
 TWO = {
     "1 and 1.0": ("1", "1.0"),
     "1 and 1.": ("1", "1."),
@@ -101,6 +107,9 @@ TWO = {
     "an accent of two characters": ("Jäger", unicodedata.normalize("NFD", "Jäger")),
     "a space that does not break": ("P 1", "P\u00a01"),
     "wide digits": ("12", "\uff11\uff12"),
+    "a space of no width": ("P1", "P\u200b1"),
+    "a hyphen that does not show": ("P1", "P\u00ad1"),
+    "a mark of direction": ("P1", "\u200eP1"),
 }
 
 
