@@ -127,7 +127,10 @@ def test_balanced_once_is_the_same_loop_without_class_weights(toy):
     assert same(models[0], models[1]) and not same(models[0], models[2])
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+slow = pytest.param("census", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [slow if name == "census" else name for name in EXPECTED])
 def test_contracts(name, toy, tmp_path):
     """One grey class, then more new classes than old ones, then one; every task checks teacher, mode, generator, file.
     The same seed gives the same bytes, another one others; the first task is the shared one unless declared. Then

@@ -269,8 +269,9 @@ def forks():
 
 LONG = """index 07_synthesis 11_training 12_cli adapters/01_adopt adapters/02_estimator adapters/04_export
 echo/06_scenario methods/01_registry methods/03_regularised methods/04_prototypes methods/05_generated
-methods/06_drift methods/07_analytic methods/08_census methods/09_rehearsal pretrained/04_census_any
-pretrained/07_chunks report/04_curves report/08_gallery report/09_domain_gap report/10_verify report/12_explorers
+methods/06_drift methods/07_analytic methods/08_census methods/09_rehearsal pretrained/02_backbones
+pretrained/04_census_any pretrained/07_chunks report/04_curves report/08_gallery report/09_domain_gap
+report/10_verify report/12_explorers
 report/13_page runs/03_runner runs/04_engine runs/05_tuning runs/08_weights runs/09_reproduce studies/02_drift_study
 studies/03_census_ablation studies/04_sanity_checks studies/08_privacy studies/11_benchmark studies/12_scaling
 studies/13_regimes""".split()
