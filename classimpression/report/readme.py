@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['SHARED', 'NOTHING', 'UNITS', 'VALUE', 'ALWAYS', 'HOLDS', 'REPORTED', 'START', 'END', 'page_texts', 'questions',
            'chosen', 'per_repeat', 'Measured', 'measured', 'of_line', 'as_text', 'side', 'answer', 'experiment_list',
-           'answers_text', 'campaign_values', 'command_minutes', 'fill_values', 'first_look', 'short_table',
-           'short_text', 'comparison_tables', 'foundation_tables', 'tables_text', 'fill_block', 'filled_pages',
-           'fill_readme', 'fill_beside']
+           'answers_text', 'campaign_values', 'command_minutes', 'pretrained_values', 'fill_values', 'first_look',
+           'short_table', 'short_text', 'comparison_tables', 'foundation_tables', 'tables_text', 'fill_block',
+           'filled_pages', 'fill_readme', 'fill_beside']
 
 # %% ../../nbs/report/11_readme.ipynb #5b1e0a02
 SHARED = ("table", "measure", "kind", "value", "figure", "notebook")  # what rows take from their question
@@ -203,6 +203,22 @@ def command_minutes(
     taken = read_table(path).set_index("command").minutes
     return {name: f"{math.ceil(taken[name.removeprefix('minutes-')])}" for name in names}
 
+# %% ../../nbs/report/11_readme.ipynb #a1c0e011
+def pretrained_values(
+    figures: str | Path,  # folder with pretrained/summary.csv
+) -> dict[str, str]:  # name -> text
+    "Balanced accuracy and worst class of Census on a public network, mean and standard deviation, for both data sets."
+    names = {
+        f"pretrained-{scenario}-{measure}" for scenario in ("blood", "organa") for measure in ("balanced", "worst")
+    }
+    path = Path(figures) / "pretrained" / "summary.csv"
+    if not path.exists():
+        return dict.fromkeys(names, "not run here")
+    rows = read_table(path).query("method == 'census-any' and features == 'both'").set_index("scenario")
+    shorter = lambda text: " ± ".join(f"{float(v):.1f}" for v in text.split(" ± "))
+    columns = {"balanced": "balanced", "worst": "worst_class"}
+    return {n: shorter(rows[columns[n.split("-")[2]]][n.split("-")[1]]) for n in names}
+
 # %% ../../nbs/report/11_readme.ipynb #7d0e0024
 def fill_values(
     text: str,  # Markdown, or a notebook's JSON
@@ -210,7 +226,7 @@ def fill_values(
 ) -> str:
     "The text with its values renewed. Raises `StateError` for a name that no question has."
     rows = {row["name"]: row for q in questions() for row in q["rows"]}
-    counted = campaign_values(figures) | command_minutes(figures)
+    counted = campaign_values(figures) | command_minutes(figures) | pretrained_values(figures)
 
     def renewed(found):
         if found[2] in counted:
