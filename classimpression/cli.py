@@ -13,7 +13,7 @@ from typing import Any, Callable, Sequence
 from .core.errors import ClassImpressionError, ConfigError, check
 
 # %% auto #0
-__all__ = ['Name', 'Folder', 'File', 'Flag', 'PASSED_ON', 'MOST_CONFIG', 'OF_THE_DATA', 'FILES', 'OPTIONAL', 'COMMANDS',
+__all__ = ['Name', 'Folder', 'File', 'Flag', 'PASSED_ON', 'MOST_CONFIG', 'OF_THE_DATA', 'FILES', 'KINDS', 'OPTIONAL', 'COMMANDS',
            'package', 'source', 'Field', 'fields_of', 'run_fields', 'words_of', 'asset', 'profiles', 'choices', 'truth',
            'dictionary', 'read_as', 'add_fields', 'add_options', 'Places', 'Log', 'reproduce_some', 'ReproduceOptions',
            'add_reproduce', 'use_loggers', 'parsed', 'config_file', 'settings_of', 'run_one', 'add_run', 'tune_some',
@@ -594,19 +594,24 @@ def listed(
     return {k: f"{i.title}, {'in the package' if i.embedded else i.file}" for k, i in SCENARIOS.items()} | made | own
 
 # %% ../nbs/12_cli.ipynb #93e07624
+KINDS = ("methods", "scenarios", "experiments", "profiles")
+
+
 def list_some(
     args: argparse.Namespace,  # from the command line
 ) -> int:  # exit code
-    "Print names, one a line, each with what it is."
-    found = listed(args.what)
-    width = max(map(len, found))
-    print("\n".join(f"{k:{width}}  {v}" for k, v in found.items()))
+    "Print names, one a line, each with what it is; all kinds one below the other unless one is named."
+    for kind in [args.what] if args.what else KINDS:
+        found = listed(kind)
+        width = max(map(len, found))
+        heading = "" if args.what else f"{kind}:\n"
+        print(heading + "\n".join(f"{k:{width}}  {v}" for k, v in found.items()) + ("" if args.what else "\n"))
     return 0
 
 # %% ../nbs/12_cli.ipynb #5238141d
 def add_list(p: argparse.ArgumentParser) -> None:
     "Options of `list`."
-    p.add_argument("what", choices=["methods", "scenarios", "experiments", "profiles"], help="what to list")
+    p.add_argument("what", nargs="?", choices=KINDS, help="what to list; all of them unless one is named")
 
 # %% ../nbs/12_cli.ipynb #3b296993
 OPTIONAL = [

@@ -89,6 +89,8 @@ def test_every_list_names_what_the_other_commands_take(capsys):
         names = [line.split()[0] for line in out.splitlines()]
         assert code == 0 and names[0] == name and len(names) == len(set(names)) > 4
     assert "small" not in names and "folder:PATH" in call(capsys, "list", "scenarios")[1]
+    code, out, _ = call(capsys, "list")  # nothing named: all of them
+    assert code == 0 and all(f"{what}:\n{name}" in out for what, name in firsts.items())
 
 
 def test_profiles_of_plans_are_profiles_of_settings():

@@ -95,10 +95,11 @@ def kind_of(
 def check_distinct(
     labels: list,  # all classes, each once
 ) -> None:
-    "Raise `DataError` for names that look the same: spaces around them, or an accent stored in another way."
+    "Raise `DataError` for an empty name, or names that look the same: spaces around them, an accent stored otherwise."
     seen: dict[str, str] = {}
     for label in (v for v in labels if isinstance(v, str)):
         shown = "".join(c for c in unicodedata.normalize("NFC", label) if unicodedata.category(c) != "Cf").strip()
+        check(shown, f"a class has an empty name, {ascii(label)}; give it one, or leave its images out", DataError)
         other = seen.setdefault(shown, label)
         said = f"two classes look the same, {other!r} and {label!r} ({ascii(other)}, {ascii(label)}); write them alike"
         check(other == label, said, DataError)
