@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Callable, Iterable, NamedTuple
 import numpy as np
 from .comparison import title_of
 from ..core.errors import StateError, check
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['SHARED', 'NOTHING', 'UNITS', 'VALUE', 'ALWAYS', 'HOLDS', 'REPORTED', 'START', 'END', 'page_texts', 'questions',
            'chosen', 'per_repeat', 'Measured', 'measured', 'of_line', 'as_text', 'side', 'answer', 'experiment_list',
-           'answers_text', 'campaign_values', 'command_minutes', 'pretrained_values', 'fill_values', 'first_look',
-           'short_table', 'short_text', 'comparison_tables', 'foundation_tables', 'tables_text', 'fill_block',
-           'filled_pages', 'fill_readme', 'fill_beside']
+           'answers_text', 'told_by', 'campaign_values', 'command_minutes', 'pretrained_values', 'fill_values',
+           'first_look', 'short_table', 'short_text', 'comparison_tables', 'foundation_tables', 'tables_text',
+           'fill_block', 'filled_pages', 'fill_readme', 'fill_beside']
 
 # %% ../../nbs/report/11_readme.ipynb #5b1e0a02
 SHARED = ("table", "measure", "kind", "value", "figure", "notebook")  # what rows take from their question
@@ -181,43 +181,44 @@ VALUE = re.compile(
     r"(<!-- value (\S+) -->)(.*?)(<!-- /value -->)"
 )  # opening marker, name, what stands there, closing marker
 
+# %% ../../nbs/report/11_readme.ipynb #a1c0e013
+def told_by(
+    path: Path,  # a table of results
+    names: tuple[str, ...],  # of the values that it gives
+    read: Callable[[DataFrame], Iterable[str]],  # the table to their texts, in the same order
+) -> dict[str, str]:  # name -> text; "not run here" without the table
+    "Values that a table gives, by name."
+    return dict(zip(names, read(read_table(path)) if path.exists() else ["not run here"] * len(names), strict=True))
+
 # %% ../../nbs/report/11_readme.ipynb #7d0e0020
 def campaign_values(
     figures: str | Path,  # folder with faults/faults.csv
 ) -> dict[str, str]:  # name -> text
     "How many faults were tried on the library, and how many it held against."
-    path, names = Path(figures) / "faults" / "faults.csv", ("faults-tried", "faults-held")
-    if not path.exists():
-        return dict.fromkeys(names, "not run here")
-    verdicts = read_table(path).verdict
-    return {name: f"{n:,}" for name, n in zip(names, (len(verdicts), (verdicts == "held").sum()))}
+    counts = lambda t: (f"{len(t):,}", f"{(t.verdict == 'held').sum():,}")
+    return told_by(Path(figures) / "faults" / "faults.csv", ("faults-tried", "faults-held"), counts)
 
 # %% ../../nbs/report/11_readme.ipynb #7d0e0022
 def command_minutes(
     figures: str | Path,  # folder with first_hour/minutes.csv
 ) -> dict[str, str]:  # name -> text
     "Minutes of README's commands on an idle machine, rounded up."
-    path, names = Path(figures) / "first_hour" / "minutes.csv", ("minutes-first", "minutes-tests")
-    if not path.exists():
-        return dict.fromkeys(names, "not run here")
-    taken = read_table(path).set_index("command").minutes
-    return {name: f"{math.ceil(taken[name.removeprefix('minutes-')])}" for name in names}
+    minutes = lambda t: [str(math.ceil(t.set_index("command").minutes[c])) for c in ("first", "tests")]
+    return told_by(Path(figures) / "first_hour" / "minutes.csv", ("minutes-first", "minutes-tests"), minutes)
 
 # %% ../../nbs/report/11_readme.ipynb #a1c0e011
 def pretrained_values(
     figures: str | Path,  # folder with pretrained/summary.csv
 ) -> dict[str, str]:  # name -> text
-    "Balanced accuracy and worst class of Census on a public network, mean and standard deviation, for both data sets."
-    names = {
-        f"pretrained-{scenario}-{measure}" for scenario in ("blood", "organa") for measure in ("balanced", "worst")
-    }
-    path = Path(figures) / "pretrained" / "summary.csv"
-    if not path.exists():
-        return dict.fromkeys(names, "not run here")
-    rows = read_table(path).query("method == 'census-any' and features == 'both'").set_index("scenario")
+    "What Census reaches on a public network's features and its patches: balanced accuracy and worst class."
     shorter = lambda text: " ± ".join(f"{float(v):.1f}" for v in text.split(" ± "))
-    columns = {"balanced": "balanced", "worst": "worst_class"}
-    return {n: shorter(rows[columns[n.split("-")[2]]][n.split("-")[1]]) for n in names}
+
+    def reached(t: DataFrame) -> list[str]:
+        rows = t.query("method == 'census-any' and features == 'both'").set_index("scenario")
+        one = lambda s: f"{shorter(rows.balanced[s])} (worst class {shorter(rows.worst_class[s])})"
+        return [f"{one('blood')} and {one('organa')}"]
+
+    return told_by(Path(figures) / "pretrained" / "summary.csv", ("pretrained-reached",), reached)
 
 # %% ../../nbs/report/11_readme.ipynb #7d0e0024
 def fill_values(

@@ -24,6 +24,7 @@ from ..metrics import class_recalls, confusion_matrix
 from ..models import NETWORKS
 from ..pretrained.census_any import LEVELS, standardised
 from ..pretrained.study import learn_in_tasks
+from ..report.plots import new_figure, style
 from ..runs.tables import write_table
 from ..tasks import Scenario
 from ..training import teacher_features
@@ -338,18 +339,16 @@ def plot_forecasts(
     score: str = "balanced",  # or "worst_class"
 ) -> Figure:
     "Forecast against test result, a panel per way to forecast."
-    import matplotlib.pyplot as plt
-
     wide = rows.pivot(index="setting", columns="asked", values=score)
     names, said = [n for n in ("validation", *CUTS) if n in wide], agreement(rows, score).set_index("forecast")
     low, high = wide.min().min() - 2, 100
-    fig, axes = plt.subplots(1, len(names), figsize=(3 * len(names), 3.4), sharex=True, sharey=True, squeeze=False)
-    for ax, name in zip(axes[0], names, strict=True):
-        ax.plot([low, high], [low, high], lw=0.8, color="0.7")
-        for setting, row in wide.iterrows():
-            ax.scatter(row[name], row["test"], s=28, label=setting)
-        ax.set(title=f"{name}\nagreement {said.agreement[name]:.2f}", xlabel="forecast, %")
-    axes[0, 0].set_ylabel(f"test images: {score.replace('_', ' ')}, %")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncol=5, frameon=False, fontsize=8)
-    fig.tight_layout(rect=(0, 0.14, 1, 1))
+    with style():
+        fig, axes = new_figure(1, len(names), 1.7 * len(names), 2.9, sharex=True, sharey=True)
+        for ax, name in zip(axes[0], names, strict=True):
+            ax.plot([low, high], [low, high], lw=0.8, color="0.7")
+            for i, (setting, row) in enumerate(wide.iterrows()):
+                ax.plot(row[name], row["test"], "osD^v<>PX*"[i % 10], ms=4.5, alpha=0.8, label=setting)
+            ax.set(title=f"{name}\nagreement {said.agreement[name]:.2f}", xlabel="forecast (%)")
+        axes[0, 0].set_ylabel(f"test images: {score.replace('_', ' ')} (%)")
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return fig
