@@ -227,7 +227,7 @@ def take_exemplars(
     "The chosen images."
     return in_memory(split.take(torch.cat([(split.y == k).nonzero()[:, 0][rows] for k, rows in chosen.items()])))
 
-
+# %% ../nbs/06_carryover.ipynb #748949df
 def in_memory(
     split: Split,  # perhaps one whose images stay on disk
 ) -> Split:

@@ -267,7 +267,7 @@ def parsed(
             raise ValueError("lists in lists, too deep")
     return yaml.safe_load(text)
 
-
+# %% ../nbs/12_cli.ipynb #d30d9938
 def config_file(
     path: str,  # YAML or JSON
 ) -> dict[str, Any]:
@@ -518,7 +518,7 @@ def recommend_some(
     print(recommend(train.x, train.y, scenario.sizes, **limits, **how))
     return 0
 
-
+# %% ../nbs/12_cli.ipynb #e79a1a57
 def add_recommend(p: argparse.ArgumentParser) -> None:
     "Options of `recommend`."
     p.add_argument(

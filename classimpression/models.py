@@ -153,7 +153,7 @@ def small_continual(channels: int = 3) -> SmallNet:
     "The small network with continual normalisation."
     return continual_norms(SmallNet(channels))
 
-
+# %% ../nbs/05_models.ipynb #5bd9a241
 def large_continual(channels: int = 1) -> LargeNet:
     "The large network with continual normalisation."
     return continual_norms(LargeNet(channels))

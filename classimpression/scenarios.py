@@ -485,7 +485,7 @@ class StoredSplit(Split):
             who = torch.cat([self.patient, other.patient])
         return StoredSplit(Rows(self.x.path, torch.cat([self.x.rows, other.x.rows]), self.x.device), y, who)
 
-
+# %% ../nbs/03_scenarios.ipynb #9ee85d93
 def stored_split(
     path: str | Path,  # .npy file of uint8 images [N, H, W] or [N, H, W, C]
     y,  # labels, [N] or [N, 1]
@@ -549,7 +549,7 @@ def load_stored(
     check(not wrong, f"{path} should hold images of {channels} channels, found {wrong}", DataError)
     return splits
 
-
+# %% ../nbs/03_scenarios.ipynb #8053443a
 def array_bytes(path: Path) -> int:
     "What the arrays of an npz file take in memory; 0 for what is none, which the reader will say."
     try:

@@ -219,7 +219,7 @@ def image_keys(
     "A number per image that is the same for the same bytes."
     return np.concatenate([keys_of(few) for few in x.split(1024)])
 
-
+# %% ../nbs/02_tasks.ipynb #c0361600
 def keys_of(x: Tensor) -> np.ndarray:
     "The same for a few images."
     flat = x.flatten(1).cpu()

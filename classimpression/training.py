@@ -259,7 +259,7 @@ def listening(
     finally:
         _LISTENING.reset(token)
 
-
+# %% ../nbs/11_training.ipynb #c90208e9
 def tell(
     event: str,  # name of a method of `Callback`
     *facts: Any,  # its arguments

@@ -39,14 +39,14 @@ def label_kind(
     kinds = {"true and false": (bool, np.bool_), "text": (str, bytes), "numbers": (int, float, np.integer, np.floating)}
     return next((k for k, types in kinds.items() if isinstance(label, types)), type(label).__name__)
 
-
+# %% ../../nbs/adapters/02_estimator.ipynb #4203b152
 def text_of(
     label: str | bytes,
 ) -> str:
     "Text; bytes are read as UTF-8."
     return label.decode() if isinstance(label, bytes) else str(label)
 
-
+# %% ../../nbs/adapters/02_estimator.ipynb #2b500493
 def whole_labels(
     y: np.ndarray,  # numbers, or objects that are numbers
 ) -> np.ndarray:  # int64
@@ -202,7 +202,7 @@ def image_weights(
     check(w.any(), "every sample_weight is zero, so no image would count; leave sample_weight out")
     return np.broadcast_to(w, n)
 
-
+# %% ../../nbs/adapters/02_estimator.ipynb #bcac9b80
 def refuse_weights(
     sample_weight,  # one per image, or None
     n: int,  # images
@@ -249,7 +249,7 @@ def stored_classes(
     check(len(set(known.tolist())) == len(known), f"{path} names a class twice; the file was changed", StateError)
     return known
 
-
+# %% ../../nbs/adapters/02_estimator.ipynb #3e35ad29
 class EstimatorFacts(msgspec.Struct):
     "What a stored estimator must say about itself."
 
@@ -549,7 +549,7 @@ def save_estimator(
     warnings.warn("save_estimator is now est.save(path)", DeprecationWarning, stacklevel=2)
     return est.save(path)
 
-
+# %% ../../nbs/adapters/02_estimator.ipynb #f5bf6a76
 def load_estimator(
     path: str | Path,  # a file that `save` wrote
 ) -> IncrementalClassifier:

@@ -144,7 +144,7 @@ class Recommendation:
     def __str__(self) -> str:
         return f"{self.reason}\n\n{self.table.to_string(index=False)}"
 
-
+# %% ../../nbs/adapters/05_recommend.ipynb #ac9f4d15
 def average(
     c: Candidate,  # what was tried
     found: list[dict],  # of `try_candidate`, one per fold

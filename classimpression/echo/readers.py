@@ -637,7 +637,7 @@ def video_box(
     safe = dict(format_whitelist=CONTAINERS, protocol_whitelist="file")
     return needs("av").open(source, mode="r", options=safe | options)
 
-
+# %% ../../nbs/echo/02_readers.ipynb #8c321990
 def hidden_frames(
     path: Path,  # an MP4 or MOV file
 ) -> int:

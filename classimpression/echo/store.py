@@ -102,7 +102,7 @@ class SeriesFacts(msgspec.Struct):
     start: Annotated[int, msgspec.Meta(ge=0)]
     frames: Annotated[int, msgspec.Meta(ge=1)]
 
-
+# %% ../../nbs/echo/03_store.ipynb #5fc17b63
 class IndexFacts(msgspec.Struct):
     "What an index must hold."
 
@@ -112,7 +112,7 @@ class IndexFacts(msgspec.Struct):
     views: list[str]
     series: Annotated[list[SeriesFacts], msgspec.Meta(min_length=1)]
 
-
+# %% ../../nbs/echo/03_store.ipynb #c682cd5c
 @dataclass(frozen=True, eq=False)
 class CineStore:
     "Frames of many series, mapped into memory."

@@ -135,7 +135,7 @@ class Beside(nn.Module):
 
     forward = features
 
-
+# %% ../../nbs/pretrained/06_adapted.ipynb #dd2e2ca7
 def beside(name: str, part: str, channels: int) -> Beside:
     "The networks of a name, the adapted one still as it was."
     return Beside(NETWORKS[name](channels), NETWORKS[opened(name, part)](channels))

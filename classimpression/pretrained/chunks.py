@@ -76,7 +76,7 @@ def npz_chunks(
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise DataError(f"{path} is damaged or no file of images ({e}); fetch it again") from e
 
-
+# %% ../../nbs/pretrained/07_chunks.ipynb #5e8c1402
 def as_chunk(
     data: bytes,  # of the pixels
     shape: tuple[int, ...],  # [n, H, W] or [n, H, W, C]
@@ -141,7 +141,7 @@ def generated_chunks(
         x[:, 0] += (y * (130 // classes)).to(torch.uint8)[:, None, None]
         yield x, y
 
-
+# %% ../../nbs/pretrained/07_chunks.ipynb #800a3408
 def measure_stream(
     images: int = 100_000,  # how many are generated
     pixels: int = 224,  # their height and width
@@ -180,7 +180,7 @@ class Squares(nn.Module):
     def features(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, D]
         return F.avg_pool2d(x, self.side).flatten(1)
 
-
+# %% ../../nbs/pretrained/07_chunks.ipynb #f41bbce3
 def generated_file(
     path: str | Path,  # .npy, grey images
     images: int,  # how many
@@ -213,7 +213,7 @@ def stored_scenario(
         splits.append(stored_split(path, generated_file(path, n, pixels, part), 4))
     return from_splits(*splits, sizes=[2, 2], name="generated")
 
-
+# %% ../../nbs/pretrained/07_chunks.ipynb #8eff77ff
 def learn_stored(
     scenario: Scenario,  # of `stored_scenario`
     net: nn.Module,  # its features

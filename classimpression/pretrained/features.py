@@ -105,7 +105,7 @@ def compare(
     check(not wrong, f"{said}; {AGAIN}", StateError)
     self.trusted.update(which)
 
-
+# %% ../../nbs/pretrained/01_features.ipynb #e1fa1130
 def seal(self: FeatureStore) -> None:
     "Write checksums for a store that has none. Raises `StateError` for rows that are zeros or not finite."
     with lock_of(f"{self.folder}/"):

@@ -52,7 +52,7 @@ def finished_rows(
     "What the disk holds of some runs."
     return [[read_json(p, ShownRow) for p in sorted(run_folder(c).glob("task*/row.json"))] for c in configs]
 
-
+# %% ../../nbs/report/13_page.ipynb #4d25ad80
 def bars(
     names: Sequence[str],  # of the runs
     rows: list[list[dict]],  # from `finished_rows`
@@ -81,7 +81,7 @@ def arrivals(
             rows[f"task {t + 1}: {name}"] = old.images((old.y == k).nonzero()[:n, 0])
     return strips(rows)
 
-
+# %% ../../nbs/report/13_page.ipynb #8f7d5a01
 def first_impressions(
     cfg: RunConfig,  # of a run that synthesises
     names: Sequence[str],  # of the classes, in the order of their arrival

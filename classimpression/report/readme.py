@@ -35,7 +35,7 @@ def page_texts() -> dict:  # about: head of the page of answers; tables: head of
     "What `assets/questions.json` holds."
     return read_json(package_folder() / "assets" / "questions.json")
 
-
+# %% ../../nbs/report/11_readme.ipynb #1e539706
 def questions() -> list[dict]:  # question, reading, rows; each row complete
     "What readers ask, and which rows of which tables answer it."
     listed = page_texts()["questions"]
@@ -76,7 +76,7 @@ class Measured(NamedTuple):
     high: float
     repeats: int  # repeats of seed and class order
 
-
+# %% ../../nbs/report/11_readme.ipynb #34f7e53e
 def measured(
     figures: str | Path,  # folder of tables
     row: dict,  # of a question
@@ -120,7 +120,7 @@ def as_text(
     form = {"difference": "+.1f", "share": ".1f", "area": ".2f"}[kind]
     return f"{m.value:{form}}" + (f" [{m.low:{form}}, {m.high:{form}}]" if np.isfinite(m.low) else "")
 
-
+# %% ../../nbs/report/11_readme.ipynb #3d925389
 def side(
     m: Measured | None,  # a number with its interval
     kind: str = "difference",  # difference, share or area
@@ -374,7 +374,7 @@ def filled_pages(
             pages[path] = fill_values(text, figures)
     return pages
 
-
+# %% ../../nbs/report/11_readme.ipynb #e0c785c5
 def fill_readme(
     readme: str | Path = "README.md",  # file with the markers
     figures: str | Path = "figures",  # folder of tables and figures, beside the README

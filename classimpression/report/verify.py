@@ -333,7 +333,7 @@ class Detail(msgspec.Struct):
     again: str
     balanced_accuracy: dict[str, list[float | None]]
 
-
+# %% ../../nbs/report/10_verify.ipynb #f7060e1f
 def merge_details(
     path: str | Path,  # name.json; made if it is missing
     new: list[dict],  # from `details`

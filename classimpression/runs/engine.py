@@ -260,7 +260,7 @@ def task_count(
     except ClassImpressionError:
         return 1
 
-
+# %% ../../nbs/runs/04_engine.ipynb #093b4c05
 @dataclass
 class Progress:
     "How far some runs are, from what they have left on the disk."
@@ -309,7 +309,7 @@ def duration(
         else f"{seconds / 3600:.1f} h"
     )
 
-
+# %% ../../nbs/runs/04_engine.ipynb #faf0dad9
 @contextmanager
 def watched(
     progress: Progress,  # of the runs that somebody makes

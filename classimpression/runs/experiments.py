@@ -142,7 +142,7 @@ class TimedTask(msgspec.Struct):
     cpu_seconds: float = 0.0
     cached_seconds: dict[str, float] = {}
 
-
+# %% ../../nbs/runs/07_experiments.ipynb #169b048f
 class TimedRun(msgspec.Struct):
     "What a run took."
 
@@ -150,7 +150,7 @@ class TimedRun(msgspec.Struct):
     profile: str
     tasks: list[TimedTask]
 
-
+# %% ../../nbs/runs/07_experiments.ipynb #360e34ec
 def measured_seconds(
     out: str | Path,  # folder of runs
     committed: bool = True,  # with those that come with the package?
@@ -206,7 +206,7 @@ def expected_seconds(
     settings = run_folder(cfg).name.rsplit("-", 2)[1]
     return seconds.get(settings, seconds.get(f"{cfg.scenario} {cfg.profile} {cfg.method}"))
 
-
+# %% ../../nbs/runs/07_experiments.ipynb #1b4a7db8
 def clock_seconds(
     costs: Iterable[float],  # processor seconds of each run
     jobs: int,  # runs at a time

@@ -291,7 +291,7 @@ def plan_text(
     last = f"  {'together, shared runs once':28s} {counts}; left: about {clock}{unknown(total)}, {at_once} at a time"
     return "\n".join([*rows, last])
 
-
+# %% ../../nbs/runs/09_reproduce.ipynb #66c27582
 def expected_clock(
     jobs: list[Job],  # from `jobs_of`
     at_once: int,  # runs at a time
@@ -319,7 +319,7 @@ def closing_text(
     following = "\n".join(f"  {c:60s} # {why}" for c, why in zip(NEXT, more))
     return f"Open the page in a browser: {OPENERS.get(sys.platform, 'xdg-open')} {path}\nNext:\n{following}"
 
-
+# %% ../../nbs/runs/09_reproduce.ipynb #edbf4981
 def stopped_text(
     configs: list[RunConfig],  # all runs of a command
 ) -> str:
@@ -335,7 +335,7 @@ def check_papermill() -> None:
     install = "pip install 'classimpression[notebooks]' first"
     check(not missing, f"reproduce runs notebooks and lacks {' and '.join(missing)}: {install}")
 
-
+# %% ../../nbs/runs/09_reproduce.ipynb #3147e3fc
 def make_runs(
     configs: list[RunConfig],  # of all notebooks
     jobs: int,  # runs at a time
@@ -349,7 +349,7 @@ def make_runs(
     say = lambda text: print(text, flush=True)
     return run_all(configs, jobs, say, scheduler, expected, show, insecure)[1] if configs else {}
 
-
+# %% ../../nbs/runs/09_reproduce.ipynb #5213608f
 def execute_all(
     todo: list[Job],  # whose runs are finished
     n: int,  # how many at a time

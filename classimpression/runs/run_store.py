@@ -192,7 +192,7 @@ class ShownRow(msgspec.Struct):
     task: Count = 0
     seconds: dict[str, float] = {}
 
-
+# %% ../../nbs/runs/02_run_store.ipynb #a9fc47da
 class ScenarioFacts(msgspec.Struct):
     "What a result must say about its data."
 
@@ -204,7 +204,7 @@ class ScenarioFacts(msgspec.Struct):
     images: dict[str, Count]
     shared_images: dict[str, Count] = {}
 
-
+# %% ../../nbs/runs/02_run_store.ipynb #6495fe6f
 class ResultFacts(msgspec.Struct):
     "What a result must hold."
 

@@ -22,7 +22,7 @@ def best_device() -> str:
     "\"cuda\" where torch finds a GPU, else \"cpu\"."
     return "cuda" if torch.cuda.is_available() else "cpu"
 
-
+# %% ../../nbs/runs/00_surroundings.ipynb #2d987527
 def usable_device(
     name: Any,  # what the user calls it: cpu, cuda, cuda:1, mps, or auto
 ) -> str:
@@ -72,7 +72,7 @@ def processor() -> tuple[str, set[str]]:
     name, flags = (m[1] if m else "" for m in found)
     return name or platform.processor() or platform.machine(), set(flags.split())
 
-
+# %% ../../nbs/runs/00_surroundings.ipynb #e6cd100a
 def bfloat16_gain(
     device: str = "cpu",  # where to compute
     cache: str | Path | None = None,  # folder of the measurement; None: the user's cache folder

@@ -34,13 +34,13 @@ class ShownScenario(msgspec.Struct):
     sizes: list[Count]
     class_names: list[str] = []
 
-
+# %% ../../nbs/runs/06_tables.ipynb #439b4056
 class ShownTask(msgspec.Struct):
     "What tables need to know about a task."
 
     confusion: list[list[Count]]
 
-
+# %% ../../nbs/runs/06_tables.ipynb #2c3fb8d6
 class ShownResult(msgspec.Struct):
     "What tables need to know about a run."
 
@@ -92,7 +92,7 @@ def check_reported(
     said = f"{path}: numbers do not follow from their confusion matrices: {wrong[:4]}; restore it"
     check(not wrong, said, StateError)
 
-
+# %% ../../nbs/runs/06_tables.ipynb #2fb8658b
 def read_results(
     path: str | Path,  # a JSON file of results
 ) -> list[dict]:  # none for a file that is not there
@@ -201,7 +201,7 @@ class TableFacts(msgspec.Struct):
     digest: str
     before: str = ""  # digest of the table that was replaced: a writer may be killed between the two files
 
-
+# %% ../../nbs/runs/06_tables.ipynb #555a990e
 def csv_digest(
     data: bytes,  # content of a CSV
 ) -> str:  # 32 hexadecimal digits

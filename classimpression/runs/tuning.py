@@ -93,7 +93,7 @@ def chosen_before(
     "What a file of choices holds."
     return read_json(path, dict[str, dict[str, Any]]) if path.exists() else {}
 
-
+# %% ../../nbs/runs/05_tuning.ipynb #a06842a3
 def tune(
     methods: list[str],  # registered methods
     path: str | Path | None = None,  # file to add the choices to; None: the package's own

@@ -137,7 +137,7 @@ class CardFacts(msgspec.Struct):
     settings: dict[str, Any]
     files: dict[str, str]  # name -> MD5
 
-
+# %% ../../nbs/runs/08_weights.ipynb #c7a529b7
 def released(
     folder: str | Path | None = None,  # holds one folder per name; None: the package's own
 ) -> dict[str, dict]:  # name -> facts of the card

@@ -53,7 +53,7 @@ def markdown(head: list[str], rows: list[Sequence]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
-
+# %% ../../nbs/studies/15_card.ipynb #4d8a608c
 def class_rows(
     conf,  # confusion matrix [K, K]
     names: Sequence[str],  # of the classes

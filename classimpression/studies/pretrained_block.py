@@ -93,7 +93,7 @@ def find_job(name: str) -> Job:
     check(name in JOBS, f"unknown job {name!r}; known: {', '.join(JOBS)}")
     return JOBS[name]
 
-
+# %% ../../nbs/studies/14_pretrained_block.ipynb #7e778a1d
 def job_config(
     name: str,  # a name in `JOBS`
     scenario: str,  # named scenario
@@ -119,7 +119,7 @@ def one_run(
     data = make_scenario(cfg.scenario, class_order=cfg.class_order, root=cfg.root, size=None if embedded else size)
     return run(cfg, data)
 
-
+# %% ../../nbs/studies/14_pretrained_block.ipynb #0d07bd69
 def tune_block(
     names: Iterable[str],  # of jobs; those without trials are left out
     scenario: str,  # named scenario
@@ -139,7 +139,7 @@ def tune_block(
         add_rows(path, rows)
     return add_rows(path, [])
 
-
+# %% ../../nbs/studies/14_pretrained_block.ipynb #3b8a0636
 def add_rows(
     path: Path,  # of the table
     rows: list[dict],  # of `trial_row`; they replace those of the same options
@@ -167,7 +167,7 @@ def trial_row(
 
 SCORES = dict(balanced="balanced_accuracy", worst_class="worst_class_recall", final="final_accuracy")
 
-
+# %% ../../nbs/studies/14_pretrained_block.ipynb #8ad90078
 def chosen_options(
     table: DataFrame | None,  # of `tune_block`; None: nothing was tried
     name: str,  # of a job
@@ -218,14 +218,14 @@ def kept(data: dict) -> dict:
     tasks = [{k: t[k] for k in KEPT_OF_TASK if k in t} for t in data["tasks"]]
     return {k: data[k] for k in KEPT} | dict(tasks=tasks)
 
-
+# %% ../../nbs/studies/14_pretrained_block.ipynb #e69e27cc
 def features_of(settings: dict) -> str:
     "Which features a run stood on."
     o = settings["options"] or {}
     part = f", {o['part']}" if "part" in o else ""
     return o.get("features") or o.get("backbone", "") + part or settings["network"]
 
-
+# %% ../../nbs/studies/14_pretrained_block.ipynb #49e2beb2
 def same_run(data: dict) -> str:
     "What a result is replaced by: the same settings, whoever ran them."
     s = {k: data["settings"].get(k) for k in ("method", "network", "options", "seed", "eval_split", "profile")}
@@ -268,7 +268,7 @@ def summarised(
         rows.append(dict(zip(keys, key, strict=True)) | scores | cost | dict(repeats=len(g)))
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/studies/14_pretrained_block.ipynb #116449ab
 def block_table(
     frame: DataFrame,  # from `summarised`
 ) -> str:  # Markdown
@@ -312,7 +312,7 @@ def write_block(
     fill(folder / "README.md", block_table(frame))
     return frame
 
-
+# %% ../../nbs/studies/14_pretrained_block.ipynb #a73fb9a4
 def fill(
     path: Path,  # a page with the two marks
     table: str,  # what goes between them

@@ -77,7 +77,7 @@ class GateFacts(msgspec.Struct):
     settings: dict[str, Any]
     environment: dict[str, Any]
 
-
+# %% ../../nbs/studies/04_sanity_checks.ipynb #b2d7585c
 def gate_of(
     path: Path,  # of a finished check
     settings: dict,  # that it must have been made with
@@ -91,7 +91,7 @@ def gate_of(
     mine = found.get("settings") == json.loads(json.dumps(settings)) and found.get("checksum") == checksum
     return found if mine else None
 
-
+# %% ../../nbs/studies/04_sanity_checks.ipynb #e54cdfa6
 def fed_with_real_images(
     scenario: str,  # named scenario
     profile: str,  # budget

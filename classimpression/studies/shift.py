@@ -62,7 +62,7 @@ def looks(
     ]
     return torch.stack(parts, 1)
 
-
+# %% ../../nbs/studies/16_shift.ipynb #d4dad5e7
 def within_classes(
     s: Tensor,  # statistics [N, S]
     y: Tensor,  # labels [N]
@@ -81,7 +81,7 @@ def nearest(z: Tensor, c: Tensor) -> Tensor:  # [N, D], [k, D] -> [N]
     "The centroid next to each vector."
     return torch.cat([(c.square().sum(1) - 2 * b @ c.T).argmin(1) for b in z.split(8192)])
 
-
+# %% ../../nbs/studies/16_shift.ipynb #f57d17d8
 def clusters_alike(x: Tensor, y: Tensor, n: int, g: torch.Generator) -> Tensor:  # cluster of each image [N]
     "Clusters by pixels, n in each class."
     z, found = x.float().flatten(1) / 255, torch.zeros(len(x), dtype=torch.int64)
@@ -90,7 +90,7 @@ def clusters_alike(x: Tensor, y: Tensor, n: int, g: torch.Generator) -> Tensor: 
         found[y == k] = k * n + nearest(mine, kmeans(mine, min(n, len(mine)), 10, g))
     return found
 
-
+# %% ../../nbs/studies/16_shift.ipynb #8f508aec
 def cut(
     how: str,  # a word in `CUTS`
     x: Tensor,  # images, uint8 [N, C, H, W]
@@ -169,7 +169,7 @@ def census_answers(
         for n, s in settings.items()
     }
 
-
+# %% ../../nbs/studies/16_shift.ipynb #51d5136b
 def other_answer(f: Tensor, y: Tensor, s: Setting) -> Answer:
     "A method of others."
     head = HEADS[s.kind](f.shape[1], **s.values)
@@ -207,12 +207,12 @@ def public_features(
 
 LEARNED = 10_000  # images
 
-
+# %% ../../nbs/studies/16_shift.ipynb #375e4ccc
 def drawn(rows: Tensor, n: int, seed: int, *key) -> Tensor:
     "At most n of the rows."
     return rows[torch.randperm(len(rows), generator=generator(seed, "shift", *key))[:n]]
 
-
+# %% ../../nbs/studies/16_shift.ipynb #2e7da18e
 def left_out(
     how: str,  # a word in `CUTS`
     train: Split,  # training images
@@ -247,7 +247,7 @@ def score_rows(
         rows.append(dict(asked=on, setting=name) | scores | dict(images=int(conf.sum())))
     return rows
 
-
+# %% ../../nbs/studies/16_shift.ipynb #12713238
 def asked(
     on: str,  # "validation" or "test"
     train: Split,  # training images
@@ -279,7 +279,7 @@ def before_the_test(
         tell(how)
     return rows
 
-
+# %% ../../nbs/studies/16_shift.ipynb #4336dd6f
 def on_the_test(
     scenario: Scenario,  # data
     features: Features,
