@@ -40,9 +40,9 @@ __all__ = ['LYING', 'STANDING', 'IMAGE_ENDINGS', 'SYSTEM', 'NESTED', 'BLOOD', 'P
            'SCENARIOS', 'CITATION', 'MADE', 'UNPACKED_VARIABLE', 'LARGE', 'FOLDER', 'OWN', 'read_image', 'hidden',
            'class_folders', 'inside', 'image_files', 'stacked', 'people', 'said', 'folder_split', 'nobody_twice',
            'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info', 'base_name', 'data_file', 'Rows',
-           'npy_shape', 'StoredSplit', 'stored_split', 'unpacked', 'load_stored', 'array_bytes', 'placed', 'own_folder',
-           'make_scenario', 'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows', 'make_mini', 'POOLS',
-           'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
+           'npy_shape', 'StoredSplit', 'stored_split', 'crc', 'unpacked', 'load_stored', 'array_bytes', 'placed',
+           'own_folder', 'make_scenario', 'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows', 'make_mini',
+           'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
 
 # %% ../nbs/03_scenarios.ipynb #e8c6745a
 LYING, STANDING = "lie (wider than high)", "stand (higher than wide)"
@@ -496,6 +496,17 @@ def stored_split(
     check(len(x) == len(y), f"{len(x)} images but {len(y)} labels; give one label per image", DataError)
     return StoredSplit(x, y)
 
+# %% ../nbs/03_scenarios.ipynb #a1c0e020
+def crc(
+    path: Path,  # any file
+) -> int:
+    "The checksum that ZIP archives store, of a file read in pieces."
+    found = 0
+    with open(path, "rb") as f:
+        while piece := f.read(2**20):
+            found = zlib.crc32(piece, found)
+    return found
+
 # %% ../nbs/03_scenarios.ipynb #58e52929
 UNPACKED_VARIABLE, LARGE = "CLASSIMPRESSION_UNPACKED", 1e9  # bytes of arrays from which they stay on disk
 
@@ -514,8 +525,8 @@ def unpacked(
         with zipfile.ZipFile(path) as z:
             entry = z.getinfo(f"{key}.npy")
             target = folder / f"{path.stem}-{key}-{entry.CRC:08x}.npy"
-            if target.exists() and target.stat().st_size == entry.file_size:
-                return target
+            if target.exists() and target.stat().st_size == entry.file_size and crc(target) == entry.CRC:
+                return target  # what was changed or cut since is unpacked again
             npz_header(z, key)
             folder.mkdir(parents=True, exist_ok=True)
             free, due = shutil.disk_usage(folder).free, entry.file_size
