@@ -28,8 +28,8 @@ from ..training import teacher_features
 # %% auto #0
 __all__ = ['NOT_AS_SKLEARN', 'label_kind', 'text_of', 'whole_labels', 'as_labels', 'kind_of', 'check_distinct', 'number_labels',
            'keep_exemplars', 'learn_task', 'not_fitted', 'image_weights', 'refuse_weights', 'whole_shape',
-           'stored_classes', 'EstimatorFacts', 'with_backbone', 'IncrementalClassifier', 'save_estimator',
-           'load_estimator']
+           'stored_classes', 'EstimatorFacts', 'with_backbone', 'EstimatorParameters', 'SklearnProtocol', 'ImageReader',
+           'TaskLearner', 'Predictor', 'IncrementalClassifier', 'save_estimator', 'load_estimator']
 
 # %% ../../nbs/adapters/02_estimator.ipynb #fbee941b
 def label_kind(
@@ -269,14 +269,9 @@ def with_backbone(
         return settings | dict(network=network)
     return settings | dict(options=(settings.get("options") or {}) | dict(backbone=network))
 
-# %% ../../nbs/adapters/02_estimator.ipynb #dca21ea9
-class IncrementalClassifier:
-    "A registered method with scikit-learn's verbs; every call of `partial_fit` brings new classes."
-
-    carry_: Carryover  # all that survives the last task
-    classes_: np.ndarray  # classes so far, in order of arrival [K]
-    sizes_: list[int]  # classes per task
-    image_shape_: tuple[int, ...]  # channels, height, width
+# %% ../../nbs/adapters/02_estimator.ipynb #e88735de
+class EstimatorParameters:
+    "The arguments of an estimator: stored, read and changed as scikit-learn asks."
 
     def __init__(
         self,
@@ -306,6 +301,12 @@ class IncrementalClassifier:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.get_params().items())})"
 
+# %% ../../nbs/adapters/02_estimator.ipynb #30c89aca
+class SklearnProtocol(EstimatorParameters):
+    "What scikit-learn asks an estimator about itself."
+
+    carry_: Carryover  # all that survives the last task
+
     def __sklearn_tags__(self):
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
 
@@ -330,30 +331,11 @@ class IncrementalClassifier:
         if not hasattr(self, "carry_"):
             raise not_fitted("this estimator has learned nothing yet; call partial_fit(images, labels) first")
 
-    def draw_seed(self) -> int:
-        "The seed of all tasks."
-        if hasattr(self, "seed_"):
-            return self.seed_
-        given = np.random.mtrand._rand if self.random_state is None else self.random_state
-        draw = getattr(given, "randint", None) or getattr(given, "integers", None)
-        return int(draw(2**31 - 1)) if draw else given
+# %% ../../nbs/adapters/02_estimator.ipynb #1f30ab0e
+class ImageReader(SklearnProtocol):
+    "Images in, whatever their layout: rows, floats, grey, channels last."
 
-    def config(self) -> RunConfig:
-        """All settings of the method under the profile. Raises `ConfigError` for those that need images which an
-        estimator does not have.
-        """
-        check(self.layout in LAYOUTS, f"unknown layout {self.layout!r}; choose from {', '.join(LAYOUTS)}")
-        check(isinstance(self.settings or {}, dict), f"settings must be a dictionary, not {self.settings!r}")
-        given = dict(seed=self.draw_seed(), scenario="custom") | (self.settings or {})
-        if self.backbone is not None:
-            given = with_backbone(self.method, given, as_network(self.backbone))
-        cfg = profile_config(self.profile, self.method, **given)
-        check(
-            cfg.pool in ("none", "new-train") and cfg.selection == "last",
-            f"an estimator sees the new task's training images only: pool 'none' or 'new-train', selection 'last', "
-            f"not {cfg.pool!r} and {cfg.selection!r}",
-        )
-        return cfg
+    image_shape_: tuple[int, ...]  # channels, height, width
 
     def as_images(
         self,
@@ -391,6 +373,38 @@ class IncrementalClassifier:
         )
         return X.reshape(len(X), *whole_shape(declared, d, len(self.layout) - 1))
 
+# %% ../../nbs/adapters/02_estimator.ipynb #ddfad031
+class TaskLearner(ImageReader):
+    "Learns a task from images and labels."
+
+    classes_: np.ndarray  # classes so far, in order of arrival [K]
+    sizes_: list[int]  # classes per task
+
+    def draw_seed(self) -> int:
+        "The seed of all tasks."
+        if hasattr(self, "seed_"):
+            return self.seed_
+        given = np.random.mtrand._rand if self.random_state is None else self.random_state
+        draw = getattr(given, "randint", None) or getattr(given, "integers", None)
+        return int(draw(2**31 - 1)) if draw else given
+
+    def config(self) -> RunConfig:
+        """All settings of the method under the profile. Raises `ConfigError` for those that need images which an
+        estimator does not have.
+        """
+        check(self.layout in LAYOUTS, f"unknown layout {self.layout!r}; choose from {', '.join(LAYOUTS)}")
+        check(isinstance(self.settings or {}, dict), f"settings must be a dictionary, not {self.settings!r}")
+        given = dict(seed=self.draw_seed(), scenario="custom") | (self.settings or {})
+        if self.backbone is not None:
+            given = with_backbone(self.method, given, as_network(self.backbone))
+        cfg = profile_config(self.profile, self.method, **given)
+        check(
+            cfg.pool in ("none", "new-train") and cfg.selection == "last",
+            f"an estimator sees the new task's training images only: pool 'none' or 'new-train', selection 'last', "
+            f"not {cfg.pool!r} and {cfg.selection!r}",
+        )
+        return cfg
+
     def partial_fit(
         self,
         X,  # images of new classes
@@ -427,6 +441,10 @@ class IncrementalClassifier:
             self.__dict__.update(before)
             raise
 
+# %% ../../nbs/adapters/02_estimator.ipynb #9558c949
+class Predictor(TaskLearner):
+    "Answers over all classes seen."
+
     @torch.no_grad()
     def scores(
         self,
@@ -458,6 +476,17 @@ class IncrementalClassifier:
         check(kinds[0] == kinds[1], f"the classes learned are {kinds[0]}, these labels are {kinds[1]}", DataError)
         return float(np.average(found == y, weights=image_weights(sample_weight, len(y))))
 
+# %% ../../nbs/adapters/02_estimator.ipynb #da541285
+class IncrementalClassifier(Predictor):
+    "A registered method with scikit-learn's verbs; every call of `partial_fit` brings new classes."
+
+    def as_known(self, X, y) -> Split:
+        "Images with labels as numbers of known classes. Raises `DataError` for an unknown label."
+        number = {k: i for i, k in enumerate(self.classes_.tolist())}
+        odd = sorted(set(found := as_labels(y).tolist()) - set(number))
+        check(not odd, f"the labels {odd} are not among the classes learned: {list(number)}", DataError)
+        return Split(self.as_images(X), torch.tensor([number[k] for k in found]))
+
     def card(
         self,
         X,  # images that it learned from, or some of each class
@@ -476,13 +505,6 @@ class IncrementalClassifier:
         m = find_method(self.method)
         facts = dict(method=f"{m.title} ({self.method})", tasks=" + ".join(map(str, self.sizes_)))
         return card(self.carry_, self.classes_.tolist(), learned, unseen, "Incremental classifier", facts, **audit)
-
-    def as_known(self, X, y) -> Split:
-        "Images with labels as numbers of known classes. Raises `DataError` for an unknown label."
-        number = {k: i for i, k in enumerate(self.classes_.tolist())}
-        odd = sorted(set(found := as_labels(y).tolist()) - set(number))
-        check(not odd, f"the labels {odd} are not among the classes learned: {list(number)}", DataError)
-        return Split(self.as_images(X), torch.tensor([number[k] for k in found]))
 
     def network_name(self) -> str | None:
         "The backbone's name, which is what a file can hold."
