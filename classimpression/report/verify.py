@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['LEAST', 'REPEATS', 'MACHINE', 'CONFIRMED', 'COLUMNS', 'SHOWN', 'confusions', 'results_in', 'altered', 'reported_runs',
+__all__ = ['LEAST', 'REPEATS', 'MACHINE', 'CONFIRMED', 'SHOWN', 'COLUMNS', 'confusions', 'results_in', 'altered', 'reported_runs',
            'selected', 'drawn', 'group_of', 'by_task', 'spread_of', 'verdict_of', 'facts_of', 'compare', 'repeat',
            'changed_rows', 'details', 'Detail', 'merge_details', 'verdict_without', 'verify']
 
@@ -256,54 +256,13 @@ def changed_rows(
                 told.append(f"{p}: {' '.join(map(str, key))}: {', '.join(min(gaps, key=len))} differ from the run's")
     return told
 
-# %% ../../nbs/report/10_verify.ipynb #36aa0012
-COLUMNS = (
-    "run_id",
-    "tables",
-    "scenario",
-    "profile",
-    "protocol",
-    "method",
-    "seed",
-    "class_order",
-    "reported",
-    "again",
-    "difference",
-    "allowed",
-    "first_difference",
-    "first_allowed",
-    "of_allowed",
-    "repeats",
-    "verdict",
-    "same_machine_kind",
-    "same_code",
-    "cpu",
-    "threads",
-    "torch",
-    "python",
-    "commit",
-    "finished",
-)
-SHOWN = (
-    "tables",
-    "scenario",
-    "profile",
-    "method",
-    "seed",
-    "reported",
-    "again",
-    "difference",
-    "allowed",
-    "first_difference",
-    "first_allowed",
-    "of_allowed",
-    "repeats",
-    "verdict",
-    "same_machine_kind",
-    "same_code",
-)
+# %% ../../nbs/report/10_verify.ipynb #18f8b97f
+SHOWN = "tables scenario profile method seed reported again difference allowed first_difference first_allowed".split()
+SHOWN += "of_allowed repeats verdict same_machine_kind same_code".split()
+COLUMNS = ["run_id", *SHOWN[:3], "protocol", *SHOWN[3:5], "class_order", *SHOWN[5:]]
+COLUMNS += "cpu threads torch python commit finished".split()
 
-
+# %% ../../nbs/report/10_verify.ipynb #bd358473
 def details(
     reported: dict,  # result as it was reported
     again: dict,  # result of the run that repeats it
@@ -311,19 +270,10 @@ def details(
 ) -> dict[str, Any]:
     "All numbers after every task, and what they were made with."
     points = lambda v: [None if np.isnan(p) else round(float(p), 4) for p in v]
-    numbers = dict(
-        reported=points(by_task(reported)),
-        again=points(by_task(again)),
-        allowed=points(spread_of(reported, again, runs)[0]),
-    )
-    return dict(
-        run_id=reported["run_id"],
-        again=again["run_id"],
-        balanced_accuracy=numbers,
-        reported_with=reported["environment"],
-        environment=again["environment"],
-        finished=again["finished"],
-    )
+    numbers = dict(reported=by_task(reported), again=by_task(again), allowed=spread_of(reported, again, runs)[0])
+    made = dict(reported_with=reported["environment"], environment=again["environment"], finished=again["finished"])
+    names = dict(run_id=reported["run_id"], again=again["run_id"])
+    return names | dict(balanced_accuracy={k: points(v) for k, v in numbers.items()}) | made
 
 # %% ../../nbs/report/10_verify.ipynb #22708c84
 class Detail(msgspec.Struct):

@@ -19,7 +19,8 @@ from ..models import rebuild
 from .tables import ShownScenario, rounded
 
 # %% auto #0
-__all__ = ['CARD', 'ORIGIN', 'MEDMNIST', 'halved', 'release', 'CardFacts', 'released', 'load_released']
+__all__ = ['CARD', 'ORIGIN', 'MEDMNIST', 'halved', 'card_facts', 'card_words', 'release', 'CardFacts', 'released',
+           'load_released']
 
 # %% ../../nbs/runs/08_weights.ipynb #efa7bcfb
 CARD = """# {title} on {scenario}: weights after each task
@@ -62,7 +63,35 @@ def halved(carry: Carryover) -> Carryover:
             p.data = p.data.half()
     return replace(carry, model=model)
 
-# %% ../../nbs/runs/08_weights.ipynb #01f561ac
+# %% ../../nbs/runs/08_weights.ipynb #007c3a7f
+def card_facts(
+    d: dict,  # a result
+    files: dict[str, str],  # name -> checksum
+) -> dict:
+    "What a card holds, for programs."
+    same = "run_id method seed profile protocol settings environment finished".split()
+    return dict(scenario=d["scenario"], metrics=rounded(d["metrics"]), files=files) | {k: d[k] for k in same}
+
+# %% ../../nbs/runs/08_weights.ipynb #272cb759
+def card_words(
+    result: RunResult,  # a finished run
+    fewest: int,  # smallest number of images behind a class mean
+    half: bool,  # were kernels and matrices stored in 16 bits?
+) -> dict:  # what the text of `CARD` asks for
+    "What a card says, for people."
+    d, spec = result.data, result.model.spec
+    where, env = d["scenario"], d["environment"]
+    images, source = ORIGIN.get(where["name"].removesuffix("-mini"), MEDMNIST)
+    words = {k: f"{v:.1f}" for k, v in d["metrics"].items()} | {k: d[k] for k in "title profile seed protocol".split()}
+    words |= dict(images=images, source=source, stored=", kernels in 16 bits" if half else "", fewest=fewest)
+    words |= dict(after=", ".join(f"{t['balanced_accuracy']:.1f}" for t in d["tasks"]), scenario=where["name"])
+    words |= dict(classes=", ".join(where["class_names"]), sizes=" + ".join(map(str, where["sizes"])))
+    words |= dict(network=spec["network"], channels=spec["channels"], size=where.get("size", 32))
+    words |= dict(data=f"{where['name']}, checksum `{where['checksum']}`", options=d["settings"]["options"] or "none")
+    words |= dict(run_id=d["run_id"], finished=d["finished"][:10], torch=env["torch"])
+    return words | dict(code=env["code"]["commit"] or env["code"]["modules"])
+
+# %% ../../nbs/runs/08_weights.ipynb #e2a96553
 def release(
     result: RunResult,  # a finished run of a method that carries no real image
     folder: str | Path,  # where to write task1.safetensors, ... and the card
@@ -70,62 +99,16 @@ def release(
     half: bool = False,  # store kernels and matrices in 16 bits? For large networks; loading gives float32 again
 ) -> dict:  # the card's facts
     "Write the models of a run with a card. Raises `ConfigError` for a run that kept real images."
-    d, n = result.data, len(result.data["tasks"])
+    d, folder = result.data, Path(folder)
     check(d["data_free"], f"{d['run_id']} kept real images or was helped by them; only data-free runs are released")
-    names = [f"task{t + 1}.safetensors" for t in range(n)]
+    names = [f"task{t + 1}.safetensors" for t in range(len(d["tasks"]))]
     for t, name in enumerate(names):
         carry = result.carry(t)
-        save_carryover(
-            Path(folder) / name,
-            halved(carry) if half else carry,
-            dict(carry.model.spec, settings=d["run_id"], task=t + 1),
-        )
-    where = d["scenario"]
-    images, source = ORIGIN.get(where["name"].removesuffix("-mini"), MEDMNIST)
-    facts = dict(
-        run_id=d["run_id"],
-        method=d["method"],
-        scenario=where,
-        seed=d["seed"],
-        profile=d["profile"],
-        protocol=d["protocol"],
-        settings=d["settings"],
-        metrics=rounded(d["metrics"]),
-        environment=d["environment"],
-        finished=d["finished"],
-        files={name: file_md5(Path(folder) / name) for name in names},
-    )
-    write_json(Path(folder) / "card.json", facts)
-    shown = {k: f"{v:.1f}" for k, v in d["metrics"].items()} | dict(
-        after=", ".join(f"{t['balanced_accuracy']:.1f}" for t in d["tasks"]),
-        classes=", ".join(where["class_names"]),
-        sizes=" + ".join(map(str, where["sizes"])),
-    )
-    spec = result.model.spec
-    write_bytes(
-        Path(folder) / "card.md",
-        CARD.format(
-            **shown,
-            images=images,
-            source=source,
-            stored=", kernels in 16 bits" if half else "",
-            title=d["title"],
-            scenario=where["name"],
-            network=spec["network"],
-            channels=spec["channels"],
-            size=where.get("size", 32),
-            data=f"{where['name']}, checksum `{where['checksum']}`",
-            profile=d["profile"],
-            seed=d["seed"],
-            options=d["settings"]["options"] or "none",
-            protocol=d["protocol"],
-            run_id=d["run_id"],
-            finished=d["finished"][:10],
-            torch=d["environment"]["torch"],
-            code=d["environment"]["code"]["commit"] or d["environment"]["code"]["modules"],
-            fewest=fewest,
-        ).encode(),
-    )
+        stored = halved(carry) if half else carry
+        save_carryover(folder / name, stored, dict(carry.model.spec, settings=d["run_id"], task=t + 1))
+    facts = card_facts(d, {name: file_md5(folder / name) for name in names})
+    write_json(folder / "card.json", facts)
+    write_bytes(folder / "card.md", CARD.format(**card_words(result, fewest, half)).encode())
     return facts
 
 # %% ../../nbs/runs/08_weights.ipynb #f01bfb33

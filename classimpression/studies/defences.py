@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['epsilon', 'with_noise', 'coarser', 'protections', 'plot_audit', 'plot_mean_areas', 'plot_protections', 'verdict_of',
+__all__ = ['INTRO', 'OUTRO', 'epsilon', 'with_noise', 'coarser', 'protections', 'plot_audit', 'plot_mean_areas',
+           'plot_protections', 'verdict_of', 'told_by_controls', 'told_by_placebo', 'told_of_method', 'told_of_means',
            'data_card']
 
 # %% ../../nbs/studies/09_defences.ipynb #4ac7b979
@@ -202,7 +203,65 @@ def verdict_of(row) -> str:
     "leak, trace or nothing found."
     return "leak" if row["low"] > 0.5 and row["area"] > 0.6 else "trace" if row["low"] > 0.5 else "nothing found"
 
-# %% ../../nbs/studies/09_defences.ipynb #f17d1199
+# %% ../../nbs/studies/09_defences.ipynb #e0cf6a4d
+def told_by_controls(
+    controls: DataFrame,  # from `controls`
+) -> str:
+    "Do the attacks catch what leaks on purpose?"
+    catch = "catch" if (controls.area >= 0.9).all() else "DO NOT catch"
+    found = ", ".join(f"{r.control} {r.area:.2f}" for r in controls.itertuples())
+    return f"The attacks {catch} everything that leaks on purpose ({found})."
+
+# %% ../../nbs/studies/09_defences.ipynb #419c7225
+def told_by_placebo(
+    placebo: DataFrame | None,  # from `placebos`
+) -> str:  # empty if no placebo was found out
+    "What attacks find where there is nothing to find."
+    told = placebo[placebo.low > 0.5] if placebo is not None else []
+    if not len(told):
+        return ""
+    found = "; ".join(f"{r.published}, {r.space}: {r.area:.2f}" for r in told.itertuples())
+    return (
+        "**Read with care:** attacks on statistics of images that were *not* asked about find members too "
+        f"({found}). The images that were never learned from differ from the training images in more than that, "
+        "as they do if they come from other patients. Numbers below say how well somebody is recognised as "
+        "belonging to these patients or this scanner; only what goes beyond the placebo is about single images."
+    )
+
+# %% ../../nbs/studies/09_defences.ipynb #9708c30e
+def told_of_method(
+    method: str,  # registered
+    rows: DataFrame,  # of `audit_run`, of this method
+) -> str:
+    "The strongest attack on each thing that a method hands on."
+    worst = rows.loc[rows.groupby("published").area.idxmax()]
+    found = "; ".join(
+        f"{r['published']} (strongest attack {r['area']:.2f}, {100 * r['tpr']:.0f} % of members found at 1 % "
+        f"false alarms: {verdict_of(r)})"
+        for _, r in worst.iterrows()
+    )
+    return f"**{title_of(method)}** hands on {found}."
+
+# %% ../../nbs/studies/09_defences.ipynb #049f2556
+def told_of_means(
+    space: str,  # pixels or features
+    sizes: DataFrame,  # from `mean_areas`, of this space
+) -> str:
+    "Up to how many images behind a mean an attacker learns something."
+    open_, safe = sizes[sizes.low > 0.5].k, sizes[sizes.low <= 0.5].k
+    many = f"up to {open_.max()} images" if len(open_) else "at none of the tried numbers of images"
+    end = f"; from {safe.min()} on, no longer." if len(safe) else "; no number that was tried is safe."
+    start = f"From a mean in {space} an attacker learns whether an image is behind it, better than by guessing, "
+    return start + many + end
+
+# %% ../../nbs/studies/09_defences.ipynb #e8b04068
+INTRO = """No image is handed on by the methods below. What is handed on was attacked: an attacker who holds an image, \
+the numbers that were handed on, and other images of the same kind has to say whether the image was among the training \
+images. 0.5 is guessing, 1 is certainty."""
+OUTRO = """Not being found out by these attacks is no proof of safety; being found out is proof of a leak. MedMNIST \
+names no patients, so images were counted, not people; several images of one patient would make attacks stronger."""
+
+
 def data_card(
     rows: DataFrame,  # from `audit_run`, of several methods
     controls: DataFrame,  # from `controls`
@@ -211,60 +270,7 @@ def data_card(
     placebo: DataFrame | None = None,  # from `placebos`
 ) -> str:  # Markdown
     "What leaves the hospital with each method, and what the attacks found in it."
-    ok = bool((controls.area >= 0.9).all())
-    lines = [
-        f"# What leaves the hospital: {name}",
-        "",
-        "No image is handed on by the methods below. What is handed on was attacked: an attacker who holds an image, "
-        "the numbers that were handed on, and other images of the same kind has to say whether the image was among "
-        "the training images. "
-        "0.5 is guessing, 1 is certainty.",
-        "",
-        f"The attacks {'catch' if ok else 'DO NOT catch'} everything that leaks on purpose ("
-        + ", ".join(f"{r.control} {r.area:.2f}" for r in controls.itertuples())
-        + ").",
-        "",
-    ]
-    told = placebo[placebo.low > 0.5] if placebo is not None else []
-    if len(told):
-        lines += [
-            "**Read with care:** attacks on statistics of images that were *not* asked about find members too ("
-            + "; ".join(f"{r.published}, {r.space}: {r.area:.2f}" for r in told.itertuples())
-            + "). The images that were never learned from differ from the training images in more than that, "
-            "as they do if they come from other patients. Numbers below say how well somebody is recognised as "
-            "belonging to these patients or this scanner; only what goes beyond the placebo is about single images.",
-            "",
-        ]
-    for m, g in rows.groupby("method", sort=False):
-        worst = g.loc[g.groupby("published").area.idxmax()]
-        lines += [
-            f"**{title_of(m)}** hands on "
-            + "; ".join(
-                f"{r['published']} (strongest attack {r['area']:.2f}, {100 * r['tpr']:.0f} % of members found at 1 % "
-                f"false alarms: {verdict_of(r)})"
-                for _, r in worst.iterrows()
-            )
-            + ".",
-            "",
-        ]
-    for space, g in sizes.groupby("space", sort=False):
-        safe = g[g.low <= 0.5].k
-        lines.append(
-            f"From a mean in {space} an attacker learns whether an image is behind it, better than by guessing, "
-            + (
-                f"up to {g[g.low > 0.5].k.max()} images"
-                if (g.low > 0.5).any()
-                else "at none of the tried numbers of images"
-            )
-            + (f"; from {safe.min()} on, no longer." if len(safe) else "; no number that was tried is safe.")
-        )
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "Not being found out by these attacks is no proof of safety; being found out is proof of a leak. "
-            "MedMNIST names no patients, so images were counted, not people; several images of one patient would "
-            "make attacks stronger.",
-            "",
-        ]
-    )
+    parts = [f"# What leaves the hospital: {name}", INTRO, told_by_controls(controls), told_by_placebo(placebo)]
+    parts += [told_of_method(m, g) for m, g in rows.groupby("method", sort=False)]
+    means = "\n".join(told_of_means(space, g) for space, g in sizes.groupby("space", sort=False))
+    return "\n\n".join(filter(None, [*parts, means, OUTRO])) + "\n"
