@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 # %% auto #0
-__all__ = ['SHARED', 'NOTHING', 'UNITS', 'VALUE', 'ALWAYS', 'HOLDS', 'REPORTED', 'START', 'END', 'page_texts', 'questions',
-           'chosen', 'per_repeat', 'Measured', 'measured', 'of_line', 'as_text', 'side', 'answer', 'experiment_list',
-           'answers_text', 'told_by', 'campaign_values', 'command_minutes', 'pretrained_values', 'fill_values',
-           'first_look', 'short_table', 'short_text', 'comparison_tables', 'foundation_tables', 'tables_text',
-           'fill_block', 'filled_pages', 'fill_readme', 'fill_beside']
+__all__ = ['SHARED', 'NOTHING', 'UNITS', 'VALUE', 'ALWAYS', 'HOLDS', 'REPORTED', 'BLOCK', 'START', 'END', 'page_texts',
+           'questions', 'chosen', 'per_repeat', 'Measured', 'subtracted', 'measured', 'of_line', 'as_text', 'side',
+           'answer', 'experiment_list', 'answers_text', 'told_by', 'campaign_values', 'command_minutes',
+           'pretrained_values', 'fill_values', 'first_look', 'short_table', 'short_text', 'comparison_tables',
+           'foundation_tables', 'pretrained_table', 'tables_text', 'fill_block', 'filled_pages', 'fill_readme',
+           'fill_beside']
 
 # %% ../../nbs/report/11_readme.ipynb #5b1e0a02
 SHARED = ("table", "measure", "kind", "value", "figure", "notebook")  # what rows take from their question
@@ -76,21 +77,34 @@ class Measured(NamedTuple):
     high: float
     repeats: int  # repeats of seed and class order
 
+# %% ../../nbs/report/11_readme.ipynb #47e7e266
+def subtracted(
+    figures: str | Path,  # folder of tables
+    row: dict,  # of a question: `minus`; from another table: minus_table, with minus_same and minus_measure of its own
+    frame: DataFrame,  # the row's own table
+) -> Series:  # one value per repeat
+    "What is subtracted from a row's measure."
+    measure = row.get("measure", "balanced_accuracy")
+    if "minus_table" not in row:
+        return per_repeat(frame, row["same"] | row["minus"], measure)
+    other = read_table(Path(figures) / row["minus_table"])
+    return per_repeat(other, row["minus_same"] | row["minus"], row.get("minus_measure", measure))
+
 # %% ../../nbs/report/11_readme.ipynb #34f7e53e
 def measured(
     figures: str | Path,  # folder of tables
     row: dict,  # of a question
 ) -> Measured | None:  # None where this folder lacks the table or the runs
     "The number that a row asks for."
-    path = Path(figures) / row["table"]
-    if not path.exists():
+    needed = [Path(figures) / row[k] for k in ("table", "minus_table") if k in row]
+    if not all(p.exists() for p in needed):
         return None
-    frame = read_table(path)
+    frame = read_table(needed[0])
     if "row" in row:
         return of_line(chosen(frame, row["row"]), row)
     measure = row.get("measure", "balanced_accuracy")
     of = per_repeat(frame, row["same"] | row["of"], measure)
-    minus = per_repeat(frame, row["same"] | row["minus"], measure) if "minus" in row else of * 0
+    minus = subtracted(figures, row, frame) if "minus" in row else of * 0
     both = of.index.intersection(minus.index)
     return Measured(*paired_interval(of[both], minus[both]), len(both)) if len(both) else None
 
@@ -330,12 +344,26 @@ def foundation_tables(
             parts.append(to_markdown(summary(g)))
     return parts
 
+# %% ../../nbs/report/11_readme.ipynb #9815b8c8
+BLOCK = re.compile(r"<!-- block:start -->(.+)<!-- block:end -->", re.S)  # of `studies.pretrained_block`
+
+
+def pretrained_table(
+    figures: str | Path,  # folder with pretrained/README.md
+) -> list[str]:
+    "The block of methods on a public network's features, as its own page has it."
+    path = Path(figures) / "pretrained" / "README.md"
+    found = BLOCK.search(path.read_text(encoding="utf-8")) if path.exists() else None
+    told = "Images of 28 pixels, enlarged to 112; what carries more than a tenth of the images' bytes is a *reference*"
+    told += " ([targets, plan and runs](pretrained/README.md))."
+    return ["## A public network's features, blood and organa", told, found[1].strip()] if found else []
+
 # %% ../../nbs/report/11_readme.ipynb #90fad09b
 def tables_text(
     figures: str | Path,  # folder of tables and figures
 ) -> str:
     "The tables of all reported experiments in Markdown: the comparison of all methods first."
-    parts = [*comparison_tables(figures), *foundation_tables(figures)]
+    parts = [*comparison_tables(figures), *pretrained_table(figures), *foundation_tables(figures)]
     for path in sorted(Path(figures).glob("*/*_summary.md")):
         if path.parent.name != "main_table":
             name = path.stem.removesuffix("_summary").replace("_", " ")
