@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ['NETWORK', 'FROZEN', 'LEARNS', 'LAYOUTS', 'SHRINKAGES', 'PENALTIES', 'TUKEY', 'PROBE', 'SESSION', 'JOBS', 'CHEAP',
            'SCORES', 'KEPT', 'KEPT_OF_TASK', 'START', 'END', 'Job', 'each', 'find_job', 'job_config', 'one_run',
            'tune_block', 'add_rows', 'trial_row', 'chosen_options', 'run_block', 'kept', 'features_of', 'same_run',
-           'table_row', 'summarised', 'block_table', 'write_block', 'fill']
+           'table_row', 'summarised', 'told_options', 'block_table', 'write_block', 'fill']
 
 # %% ../../nbs/studies/14_pretrained_block.ipynb #55ba4a9e
 NETWORK = "efficientnet_lite0"
@@ -268,18 +268,29 @@ def summarised(
         rows.append(dict(zip(keys, key, strict=True)) | scores | cost | dict(repeats=len(g)))
     return pd.DataFrame(rows)
 
+# %% ../../nbs/studies/14_pretrained_block.ipynb #5bc65195
+def told_options(
+    options: str,  # of a run, JSON
+) -> str:
+    "The options of a line for people; `true` goes by its name alone."
+    return ", ".join(
+        k if v is True else f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in json.loads(options).items()
+    )
+
 # %% ../../nbs/studies/14_pretrained_block.ipynb #116449ab
 def block_table(
     frame: DataFrame,  # from `summarised`
 ) -> str:  # Markdown
     "The table of the README, best balanced accuracy first within each data set."
-    head = ["data", "method", "features", "tier", "MB", "images", "balanced", "worst class", "repeats"]
+    head = ["data", "method", "features", "options", "tier", "MB", "images", "balanced", "worst class", "repeats"]
     mean = lambda text: float(str(text).split(" ")[0])
     rows = sorted(frame.to_dict("records"), key=lambda r: (r["scenario"], -mean(r["balanced"])))
-    titles = {(j.method): j.title for j in reversed(JOBS.values())}
+    titles: dict[str, str] = {}
+    for j in JOBS.values():  # a name for all lines of a method; the column of options tells them apart
+        titles[j.method] = j.title if j.method not in titles else j.title.partition(",")[0]
     cells = [
-        [r["scenario"], titles.get(r["method"], r["method"]), r["features"], r["tier"], r["MB_carried"], r["images"]]
-        + [r["balanced"], r["worst_class"], r["repeats"]]
+        [r["scenario"], titles.get(r["method"], r["method"]), r["features"], told_options(r["options"])]
+        + [r[k] for k in ("tier", "MB_carried", "images", "balanced", "worst_class", "repeats")]
         for r in rows
     ]
     lines = [head, ["---"] * len(head), *cells]
