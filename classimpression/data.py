@@ -16,9 +16,9 @@ from .core.errors import ClassImpressionError, DataError, check, check_number
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'HEADERS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS', 'to_unit', 'tensor_digest', 'Labelled', 'Split',
-           'as_numpy', 'pieces', 'extremes', 'mean_of', 'depth_of', 'as_bytes', 'as_labels', 'check_shape', 'as_split',
-           'pad', 'augment', 'batches', 'file_md5', 'npz_header', 'checked_keys', 'read_npz', 'data_root',
-           'load_medmnist']
+           'as_numpy', 'pieces', 'extremes', 'column_sums', 'mean_of', 'depth_of', 'as_bytes', 'as_labels',
+           'check_shape', 'as_split', 'pad', 'augment', 'batches', 'file_md5', 'npz_header', 'checked_keys', 'read_npz',
+           'data_root', 'load_medmnist']
 
 # %% ../nbs/01_data.ipynb #7902055f
 def to_unit(
@@ -158,6 +158,15 @@ def extremes(
     check(not len(bad), said, DataError)
     return min(p.min() for p in parts), max(p.max() for p in parts)
 
+# %% ../nbs/01_data.ipynb #a48f0e62
+def column_sums(
+    x: Tensor,  # rows: bytes, which count as numbers in [0, 1], or floats [N, D]
+    cuts: int = 8,  # blocks of columns, one after the other
+) -> Tensor:  # float64 [D]
+    "Sums over the rows, in double precision, a block of columns at a time."
+    number = lambda b: (to_unit(b) if b.dtype == torch.uint8 else b).double()
+    return torch.cat([number(b).sum(0) for b in x.split(-(-x.shape[1] // cuts), 1)])
+
 # %% ../nbs/01_data.ipynb #8e4a9309
 def mean_of(
     x: Tensor,  # rows: bytes, which count as numbers in [0, 1], or floats
@@ -165,12 +174,10 @@ def mean_of(
     most: int = 2**25,  # bytes of a piece
 ) -> Tensor:  # float64, the shape of a row
     "Mean of some rows, a piece at a time."
-    i = rows.nonzero()[:, 0]
-    number = lambda p: (to_unit(x[i[p]]) if x.dtype == torch.uint8 else x[i[p]]).double()
-    parts = pieces((len(i), *x.shape[1:]), most)
-    if len(parts) == 1:
-        return number(parts[0]).mean(0)
-    return sum(number(p).sum(0) for p in parts) / len(i)
+    i, shape = rows.nonzero()[:, 0], x.shape[1:]
+    parts = pieces((len(i), *shape), most)
+    found = sum(column_sums(x[i[p]].flatten(1)) for p in parts) / len(i)
+    return found.view(shape)
 
 # %% ../nbs/01_data.ipynb #36d65d3d
 def depth_of(

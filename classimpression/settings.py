@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 import torch
 from .core.errors import check, check_number
+from .synthesis import uncompiled
 from .tasks import POOLS, SELECTIONS
 
 # %% auto #0
@@ -139,7 +140,7 @@ def plateau_rate(
     mode: str = "max",  # wait for a maximum, or (as published) a minimum
 ) -> float:  # rate of the next epoch
     "Rate after replaying torch's plateau rule: factor 0.3, patience 5."
-    sgd = torch.optim.SGD([torch.zeros(1)], lr=lr)
+    sgd = uncompiled(torch.optim.SGD)([torch.zeros(1)], lr=lr)
     rule = torch.optim.lr_scheduler.ReduceLROnPlateau(sgd, mode=mode, factor=0.3, patience=5)
     for v in values:
         rule.step(v)

@@ -4,7 +4,7 @@
 
 # %% ../nbs/07_synthesis.ipynb #207b0e2b
 from __future__ import annotations
-import ctypes, math, os, platform, warnings
+import ctypes, inspect, math, os, platform, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -24,8 +24,8 @@ from .models import batch_norms, called_norms, frozen_copy
 __all__ = ['PUBLISHED', 'neighbour_differences', 'total_variation', 'image_norm', 'captured_inputs', 'GroupStatistics',
            'statistics_distance', 'SynthesisConfig', 'check_synthesis', 'published_synthesis', 'synthesis_preset',
            'synthesis_rate', 'group_views', 'term_weights', 'loss_terms', 'objective', 'impression_loss', 'draw_group',
-           'pixel_step', 'LowestLoss', 'keep_freed_memory', 'compiler_works', 'descend', 'Impressions', 'split_groups',
-           'model_to_invert', 'make_groups', 'gather', 'synthesize']
+           'pixel_step', 'LowestLoss', 'keep_freed_memory', 'uncompiled', 'compiler_works', 'descend', 'Impressions',
+           'split_groups', 'model_to_invert', 'make_groups', 'gather', 'synthesize']
 
 # %% ../nbs/07_synthesis.ipynb #7b9dc700
 def neighbour_differences(
@@ -320,6 +320,15 @@ def keep_freed_memory() -> bool:  # was it asked?
     mallopt, (trim, mmap) = ctypes.CDLL(None).mallopt, (-1, -3)  # names of the parameters in malloc.h
     return mallopt(mmap, 2**25) == mallopt(trim, 2**30) == 1
 
+# %% ../nbs/07_synthesis.ipynb #0bf7aca5
+@lru_cache(maxsize=None)
+def uncompiled(
+    kind: type[torch.optim.Optimizer],  # of torch.optim
+) -> type[torch.optim.Optimizer]:  # a subclass of the same name
+    "An optimiser that does not load torch's compiler."
+    bare = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "zero_grad")}
+    return type(kind.__name__, (kind,), bare | dict(step=torch.no_grad()(inspect.unwrap(kind.step))))
+
 # %% ../nbs/07_synthesis.ipynb #b1657c0b
 @lru_cache(maxsize=None)
 def compiler_works(
@@ -349,7 +358,7 @@ def descend(
     keep_freed_memory()
     x, best = x0.clone().requires_grad_(), LowestLoss(x0, shifts.shape[1])
     log, copies = [], {}
-    adam = torch.optim.Adam([x], lr=cfg.lr, betas=(cfg.beta1, cfg.beta2))
+    adam = uncompiled(torch.optim.Adam)([x], lr=cfg.lr, betas=(cfg.beta1, cfg.beta2))
     with objective(model, y, cfg, x0, shifts.shape[1]) as loss:
         for step in range(cfg.steps):
             adam.param_groups[0]["lr"] = synthesis_rate(step, cfg)

@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations
 from typing import Callable, Iterator
 import numpy as np
@@ -174,25 +174,30 @@ class Store:
         splits: dict[str, Split],  # labels in arrival order
         sizes: list[int],  # classes per task
         data: str = "",  # checksum of the images
+        size: int | None = None,  # height and width that images are padded to when they are read; None: as they are
     ):
-        self.splits, self.ends, self.gate = splits, np.cumsum(sizes).tolist(), Gate(data=data)
+        self.splits, self.ends, self.gate, self.size = splits, np.cumsum(sizes).tolist(), Gate(data=data), size
         self.cut, self.extra = {}, {}
 
     def labels(self, t: int, which: str) -> range:
         "Labels of task `t` (\"new\") or of tasks 0..t (\"seen\")."
         return range(self.ends[t - 1] if t and which == "new" else 0, self.ends[t])
 
-    def part(self, part: str, which: str, t: int) -> Split:
-        "The images of `part` with those labels, past the gate."
-        return self.splits[part].where(self.labels(t, which))
+    def part(self, part: str, which: str, t: int, g: torch.Generator | None = None) -> Split:
+        "The images of `part` with those labels, padded, past the gate; in the order that `g` draws, if given."
+        split, wanted = self.splits[part], self.labels(t, which)
+        rows = ((split.y >= wanted.start) & (split.y < wanted.stop)).nonzero()[:, 0]
+        found = split.take(rows if g is None else rows[torch.randperm(len(rows), generator=g).to(rows.device)])
+        return found if self.size is None else found.padded(self.size)
 
     def read(self, t: int, what: str) -> Split | Tensor | None:
         "What `Task` calls: train, val, pool or selection of task `t`, if the gate lets it through."
         self.gate.task(t)
         if what in ("pool", "selection"):
-            return self.extra.get(what)
+            return self.extra[what]() if what in self.extra else None
         check(what in ("train", "val"), f"a task has no {what!r} images", LeakError)
         if (t, what) not in self.cut:
+            self.cut = {key: s for key, s in self.cut.items() if key[0] == t}  # one task's copies at a time
             self.cut[t, what] = self.part(what, "new", t)
         return self.cut[t, what]
 
@@ -201,12 +206,11 @@ class Store:
         "Open task `t` with its pool and selection set; forget all three afterwards."
         pool, selection = what_is_seen(pool, selection)
         with self.gate.training(t):
-            self.cut = {}
-            images = self.part(*pool, t).x if pool else None
-            self.extra = {
-                "pool": images[torch.randperm(len(images), generator=g)] if pool else None,
-                "selection": self.part(*selection, t) if selection else None,
-            }
+            self.cut, made = (
+                {},
+                {"pool": lambda: self.part(*pool, t, g).x, "selection": lambda: self.part(*selection, t)},
+            )
+            self.extra = {k: cache(made[k]) for k, wanted in (("pool", pool), ("selection", selection)) if wanted}
             try:
                 yield
             finally:
@@ -260,7 +264,9 @@ class TaskSequence:
         _, self.channels, h, w = splits["train"].x.shape
         check(size is not None or h == w, f"images of {h}x{w} pixels: pass size=... to pad them to a square", DataError)
         self.size, self.image_bytes = h if size is None else size, image_bytes or self.channels * h * w
-        self._store = Store({p: s.padded(self.size) for p, s in splits.items()}, sizes, checksum)
+        for s in splits.values():
+            s.take([0]).padded(self.size)  # raises if they do not fit
+        self._store = Store(splits, sizes, checksum, self.size)
         self.tasks = [self._new_task(t) for t in range(len(sizes))]
 
     def _new_task(self, t: int) -> Task:

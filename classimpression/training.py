@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from .carryover import Carryover
 from .core.errors import StateError, check, progress
-from .synthesis import Impressions, keep_freed_memory
+from .synthesis import Impressions, keep_freed_memory, uncompiled
 from .core.seeding import generator, seeded
 from .data import Split, augment, batches, to_unit
 from .heads import CosineHead, LinearHead, cosines, grow, imprint
@@ -86,7 +86,7 @@ class TaskData:
         self.real = task.train.to(cfg.device)
         self.x_syn = impressions.x.to(cfg.device) if impressions else self.real.images(torch.arange(0))
         self.y_syn = impressions.y.to(cfg.device) if impressions else self.real.y[:0]
-        self.pool = task.pool.to(cfg.device) if task.pool is not None and cfg.idc_weight else None
+        self.pool = task.pool.to(cfg.device) if cfg.idc_weight and task.pool is not None else None
         self.augmented = bool(cfg.augment_shift or cfg.augment_flip)
         self.cached = teacher is not None and not self.augmented and not self.real.varies
         if self.cached:
@@ -190,11 +190,11 @@ class History:
 def predict(
     model: nn.Module,  # any module that returns logits; its mode is restored
     split: Split,  # images
-    size: int = 100,  # images per forward pass: more would take memory and no less time
+    size: int | None = None,  # images per forward pass; None: 40 on a CPU, the blocks of a training step, else 500
     device: str = "cpu",
 ) -> Tensor:  # classes [N] int64 on the CPU
     "Class with the largest logit among all classes seen: no task identity."
-    mode = model.training
+    mode, size = model.training, size or (40 if torch.device(device).type == "cpu" else 500)
     model.eval()
     try:
         return torch.cat([model(x).argmax(1).cpu() for x, _ in batches(split, size, device=device)])
@@ -317,8 +317,8 @@ def optimiser(
     "SGD or Adam over all parameters that may change."
     learns = [p for m in modules if m is not None for p in m.parameters() if p.requires_grad]
     if cfg.optimizer == "adam":
-        return torch.optim.Adam(learns, cfg.lr, weight_decay=cfg.weight_decay)
-    return torch.optim.SGD(learns, cfg.lr, cfg.momentum, weight_decay=cfg.weight_decay)
+        return uncompiled(torch.optim.Adam)(learns, cfg.lr, weight_decay=cfg.weight_decay)
+    return uncompiled(torch.optim.SGD)(learns, cfg.lr, cfg.momentum, weight_decay=cfg.weight_decay)
 
 # %% ../nbs/11_training.ipynb #c3de70b4
 def train(

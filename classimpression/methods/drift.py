@@ -21,6 +21,7 @@ from ..heads import LinearHead, make_head, register_head
 from .registry import first_task, learn, method
 from .regularised import SMALL_IMAGES, kd_loss, new_class_cross_entropy
 from ..settings import TrainConfig
+from ..synthesis import uncompiled
 from ..training import Batch, History, TaskData, epoch_batches, start_model, teacher_features, train
 
 # %% auto #0
@@ -91,7 +92,7 @@ def ldc_map(
 ) -> Tensor:  # P [D, D]; a mean moves to P mu
     "Linear map from old to new features, without offset (LDC, Gomez-Villa et al., 2024)."
     p = torch.eye(f_old.shape[1], device=f_old.device).requires_grad_(True)
-    adam = torch.optim.Adam([p], lr)
+    adam = uncompiled(torch.optim.Adam)([p], lr)
     with torch.enable_grad():
         for _ in range(epochs):
             for r in torch.randperm(len(f_old), generator=g).split(batch_size):
@@ -301,7 +302,7 @@ def fit_adapter(
     "Learned map from old to new features (AdaGauss, equation 4)."
     with seeded(seed, "adapter"), clipped_gradients(1.0), torch.enable_grad():
         adapter = perceptron(f_old.shape[1]).to(f_old.device)
-        sgd = torch.optim.SGD(adapter.parameters(), lr, 0.9, weight_decay=5e-4)
+        sgd = uncompiled(torch.optim.SGD)(adapter.parameters(), lr, 0.9, weight_decay=5e-4)
         for epoch in range(epochs):
             sgd.param_groups[0]["lr"] = lr * 0.1 ** ((epoch >= 0.45 * epochs) + (epoch >= 0.9 * epochs))
             for r in torch.randperm(len(f_old)).split(batch_size):

@@ -20,7 +20,7 @@ from ..losses import class_weights
 from ..models import batch_norms, called_norms, frozen_copy
 from .regularised import kd_loss, new_class_cross_entropy
 from ..settings import TrainConfig
-from ..synthesis import GroupStatistics, Impressions, captured_inputs
+from ..synthesis import GroupStatistics, Impressions, captured_inputs, uncompiled
 from ..training import Batch, History, TaskData, epoch_batches, start_model, train
 
 # %% auto #0
@@ -147,7 +147,11 @@ def fit_generator(
         "this network has no batch normalisation, so the generator has no statistics to match; set bn_weight=0",
     )
     weights = dict(cross_entropy=1.0, diversity=g.a_diversity, roughness=g.a_smooth, statistics=g.bn_weight)
-    adam, log, device = torch.optim.Adam(made.train().parameters(), g.lr), [], next(made.parameters()).device
+    adam, log, device = (
+        uncompiled(torch.optim.Adam)(made.train().parameters(), g.lr),
+        [],
+        next(made.parameters()).device,
+    )
     layers = called_norms(teacher, torch.zeros(1, *made.shape, device=device)) if g.bn_weight else []
     for _ in progress(range(g.steps), "generator: steps"):
         z = torch.randn(g.batch, g.n_noise, generator=draws).to(device)

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/runs/04_engine.ipynb #257f09df
 from __future__ import annotations
-import importlib, ipaddress, json, os, queue, re, select, signal, socket, subprocess, sys, tempfile, threading, time
+import ipaddress, json, os, queue, re, select, signal, socket, subprocess, sys, tempfile, threading, time
 from collections import deque
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -102,7 +102,6 @@ def serve(
     address: str,  # path of the socket
 ) -> None:
     "Fork a process for every connection until the standard input ends; then none of them goes on."
-    importlib.import_module("torch._dynamo")  # the first optimiser would load it, a second in every process
     provenance.modules_digest()  # read once, for all
     running: set[int] = set()
     with socket.socket(socket.AF_UNIX) as listening:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..carryover import Carryover
 from ..core.errors import check, check_number, progress
 from ..synthesis import Impressions, SynthesisConfig, descend, draw_group, keep_freed_memory, synthesize
+from ..synthesis import uncompiled
 from ..core.seeding import generator
 from ..data import Split, to_unit
 from ..models import build_classifier, frozen_copy
@@ -77,7 +78,7 @@ def training_contenders(
         itertools.chain.from_iterable(epoch_batches(m, e) for e in itertools.count()),
         class_impression_terms(m, task, cfg, WEIGHTS)(0),
     )
-    sgd = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], cfg.lr)
+    sgd = uncompiled(torch.optim.SGD)([p for p in model.parameters() if p.requires_grad], cfg.lr)
     ready = to_unit(task.train.x[: cfg.batch_size]).to(cfg.device)
 
     def limit(n: int) -> None:
