@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable
 from ..core.errors import ClassImpressionError, check
 from ..core.files import read_json, write_bytes
+from ..methods.registry import find_method
 from ..runs.configs import RunConfig, profile_config, reported_repeats, tuning_repeat
 from ..runs.run_store import RunResult
 from ..runs.runner import run
@@ -223,7 +224,8 @@ def features_of(settings: dict) -> str:
     "Which features a run stood on."
     o = settings["options"] or {}
     part = f", {o['part']}" if "part" in o else ""
-    return o.get("features") or o.get("backbone", "") + part or settings["network"]
+    usual = find_method(settings["method"]).hyper_parameters.get("backbone", "")
+    return o.get("features") or o.get("backbone", usual) + part or settings["network"]
 
 # %% ../../nbs/studies/14_pretrained_block.ipynb #49e2beb2
 def same_run(data: dict) -> str:
