@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['NETWORK', 'FROZEN', 'LEARNS', 'LAYOUTS', 'SHRINKAGES', 'PENALTIES', 'TUKEY', 'PROBE', 'SESSION', 'JOBS', 'CHEAP',
-           'SCORES', 'KEPT', 'KEPT_OF_TASK', 'START', 'END', 'Job', 'each', 'find_job', 'job_config', 'one_run',
-           'tune_block', 'add_rows', 'trial_row', 'chosen_options', 'run_block', 'kept', 'features_of', 'same_run',
-           'table_row', 'summarised', 'told_options', 'block_table', 'write_block', 'fill']
+           'SCORES', 'KEPT', 'KEPT_OF_TASK', 'Job', 'each', 'find_job', 'job_config', 'one_run', 'tune_block',
+           'add_rows', 'trial_row', 'chosen_options', 'run_block', 'kept', 'features_of', 'same_run', 'table_row',
+           'summarised', 'told_options', 'block_table', 'storage_table', 'write_block', 'fill']
 
 # %% ../../nbs/studies/14_pretrained_block.ipynb #55ba4a9e
 NETWORK = "efficientnet_lite0"
@@ -298,10 +298,20 @@ def block_table(
     lines = [head, ["---"] * len(head), *cells]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
+# %% ../../nbs/studies/14_pretrained_block.ipynb #9aafd750
+def storage_table(
+    frame: DataFrame,  # validation.csv
+    shrinkage: float = 0.1,  # the method's own
+) -> str:  # Markdown
+    "What a way to store the covariance costs on validation images: balanced accuracy, worst class."
+    rows = frame[(frame.readout == "discriminant") & (frame.shrinkage == shrinkage)]
+    shown = rows.assign(cell=[f"{b:.2f}, {w:.1f}" for b, w in zip(rows.balanced, rows.worst_class, strict=True)])
+    wide = shown.pivot_table(index="codec", columns=["scenario", "features"], values="cell", aggfunc="first").fillna("")
+    head = ["stored as", *(f"{s}, {f}" for s, f in wide.columns)]
+    lines = [head, ["---"] * len(head), *([k, *v] for k, v in zip(wide.index, wide.to_numpy().tolist(), strict=True))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
 # %% ../../nbs/studies/14_pretrained_block.ipynb #f4c4ca49
-START, END = "<!-- block:start -->", "<!-- block:end -->"
-
-
 def write_block(
     out: str | Path = "runs",  # folder of the runs
     figures: str | Path = "figures/pretrained",  # folder of the tables
@@ -323,15 +333,19 @@ def write_block(
     for name, table in (("runs", runs), ("summary", frame)):
         write_table(folder / f"{name}.csv", table)
     fill(folder / "README.md", block_table(frame))
+    if (folder / "validation.csv").exists():
+        fill(folder / "README.md", storage_table(read_table(folder / "validation.csv")), "storage")
     return frame
 
 # %% ../../nbs/studies/14_pretrained_block.ipynb #a73fb9a4
 def fill(
     path: Path,  # a page with the two marks
     table: str,  # what goes between them
+    name: str = "block",  # of the marks
 ) -> None:
     "Put a table between the marks of a page. Raises `ConfigError` for a page without."
-    text = path.read_text(encoding="utf-8") if path.exists() else f"{START}\n{END}\n"
-    check(START in text and END in text, f"{path} has no {START} and {END}")
-    before, after = text.partition(START)[0], text.partition(END)[2]
-    write_bytes(path, f"{before}{START}\n\n{table}\n\n{END}{after}".encode())
+    start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
+    text = path.read_text(encoding="utf-8") if path.exists() else f"{start}\n{end}\n"
+    check(start in text and end in text, f"{path} has no {start} and {end}")
+    before, after = text.partition(start)[0], text.partition(end)[2]
+    write_bytes(path, f"{before}{start}\n\n{table}\n\n{end}{after}".encode())
