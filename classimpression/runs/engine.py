@@ -100,8 +100,12 @@ def child(
 # %% ../../nbs/runs/04_engine.ipynb #fed618d5
 def serve(
     address: str,  # path of the socket
+    modules: tuple[str, ...] = (),  # loaded once, for all
+    begin: Callable | None = None,  # what a forked process does with its two sockets; None: `forked`
 ) -> None:
     "Fork a process for every connection until the standard input ends; then none of them goes on."
+    for name in modules:
+        importlib.import_module(name)
     provenance.modules_digest()  # read once, for all
     running: set[int] = set()
     with socket.socket(socket.AF_UNIX) as listening:
@@ -113,7 +117,7 @@ def serve(
             if listening in ready:
                 talk, _ = listening.accept()
                 if (pid := os.fork()) == 0:
-                    forked(listening, talk)
+                    (begin or forked)(listening, talk)
                 running.add(pid)
                 talk.close()
     for pid in running:
@@ -150,14 +154,17 @@ def ask_server(
 
 # %% ../../nbs/runs/04_engine.ipynb #7a4c2ad0
 @contextmanager
-def fork_server() -> Iterator[str]:
+def fork_server(
+    module: str = "engine",  # module of this room that has the function
+    function: str = "serve",  # what the server does with its address
+) -> Iterator[str]:
     "Address of a server within a block; empty where there is none: then every run gets a new Python."
     if sys.platform != "linux":
         yield ""
         return
     with tempfile.TemporaryDirectory(prefix="ci", ignore_cleanup_errors=True) as folder:
         address = f"{folder}/runs"
-        code = f"from classimpression.runs.engine import serve; serve({address!r})"
+        code = f"from classimpression.runs.{module} import {function}; {function}({address!r})"
         pipes, env = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE), fresh_environment()
         with subprocess.Popen([sys.executable, "-c", code], **pipes, env=env, start_new_session=True) as p:
             try:

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/runs/09_reproduce.ipynb #442e6066
 from __future__ import annotations
-import ast, importlib.util, json, os, re, sys, tempfile, time
+import ast, importlib.util, json, os, re, socket, sys, tempfile, threading, time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,17 +16,18 @@ from ..scenarios import FOLDER, inside, placed
 from ..core.files import write_bytes, write_json
 from .surroundings import usable_jobs
 from ..core.provenance import package_folder
-from .engine import Progress, at_once, check_scheduler, duration, run_all
+from .engine import Progress, at_once, check_scheduler, duration, fork_server, run_all, serve
 from .experiments import Experiment, clock_seconds, entries, estimate, expected_seconds, experiments
 from .experiments import find_experiment, machine_factor, measured_seconds, plan_runs, planned
 from .run_store import finished_run, run_folder, run_lock
 from .tables import figures_folder
 
 # %% auto #0
-__all__ = ['REPOSITORY', 'NOTEBOOK_SECONDS', 'NEXT', 'OPENERS', 'notebook_folder', 'find_notebook', 'parse_value',
-           'parameters_of', 'with_parameters', 'check_writable', 'moved_links', 'tidy_notebook', 'execute',
-           'own_kernel', 'execute_alone', 'Job', 'jobs_of', 'job_of', 'plan_text', 'expected_clock', 'closing_text',
-           'stopped_text', 'check_papermill', 'make_runs', 'execute_all', 'made_since', 'reproduce', 'tell_failures']
+__all__ = ['REPOSITORY', 'READY', 'ASKS', 'NOTEBOOK_SECONDS', 'NEXT', 'OPENERS', 'notebook_folder', 'find_notebook',
+           'parse_value', 'parameters_of', 'with_parameters', 'check_writable', 'moved_links', 'tidy_notebook',
+           'execute', 'become_kernel', 'serve_kernels', 'own_kernel', 'execute_alone', 'Job', 'jobs_of', 'job_of',
+           'plan_text', 'expected_clock', 'closing_text', 'stopped_text', 'check_papermill', 'make_runs', 'execute_all',
+           'made_since', 'reproduce', 'tell_failures']
 
 # %% ../../nbs/runs/09_reproduce.ipynb #3614bedd
 def notebook_folder() -> Path:
@@ -138,16 +139,61 @@ def execute(
     with run_lock(output.parent / ".executing" / output.stem):
         return execute_alone(notebook, output, parameters)
 
+# %% ../../nbs/runs/09_reproduce.ipynb #4d34c314
+READY = ("torch._dynamo", "pandas", "seaborn", "ipykernel.kernelapp")  # what nearly every notebook needs
+ASKS = """
+import json, os, signal, socket, sys
+talk = socket.socket(socket.AF_UNIX)
+talk.connect(sys.argv[1])
+socket.send_fds(talk, [b"."], [0, 1, 2])
+said = dict(argv=sys.argv[2:], folder=os.getcwd(), env=dict(os.environ))
+talk.sendall(json.dumps(said).encode() + b"\\n")
+answer = talk.makefile()
+kernel = int(answer.readline() or sys.exit("no kernel"))
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: os.kill(kernel, number))
+sys.exit(int(answer.readline() or 1))
+"""
+
+# %% ../../nbs/runs/09_reproduce.ipynb #a04d17ac
+def become_kernel(
+    listening: socket.socket,  # of the server
+    talk: socket.socket,  # of this process
+) -> None:  # it ends the process
+    "What a forked process does: take the files, folder and variables of who asked, and be its kernel."
+    listening.close()
+    for here, there in enumerate(socket.recv_fds(talk, 1, 3)[1]):
+        os.dup2(there, here)
+    asked = talk.makefile("r")
+    said = json.loads(asked.readline())
+    os.setsid()  # a group of its own, that a kernel may interrupt
+    os.chdir(said["folder"])
+    os.environ.clear()
+    os.environ.update({k: v for k, v in said["env"].items() if k != "JPY_PARENT_PID"})
+    talk.sendall(f"{os.getpid()}\n".encode())
+    threading.Thread(target=lambda: (asked.read(), os._exit(1)), daemon=True).start()
+    importlib.import_module("ipykernel.kernelapp").launch_new_instance(said["argv"])
+    talk.sendall(b"0\n")
+    sys.exit()
+
+# %% ../../nbs/runs/09_reproduce.ipynb #b91be1b5
+def serve_kernels(
+    address: str,  # path of the socket
+) -> None:
+    "Fork a kernel for every connection until the standard input ends."
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # read when Matplotlib is imported
+    serve(address, READY, become_kernel)
+
 # %% ../../nbs/runs/09_reproduce.ipynb #94ede1c7
 @contextmanager
-def own_kernel() -> Iterator[None]:
+def own_kernel(
+    server: str = "",  # address of a server of kernels; "": every kernel is a new Python
+) -> Iterator[None]:
     "Within the block the kernel python3 is the running interpreter."
     before = os.environ.get("JUPYTER_PATH")
-    spec = dict(
-        argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-        display_name="Python 3",
-        language="python",
-    )
+    start = ["-I", "-S", "-c", ASKS, server] if server else ["-m", "ipykernel_launcher"]
+    argv = [sys.executable, *start, "-f", "{connection_file}"]
+    spec = dict(argv=argv, display_name="Python 3", language="python")
     with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
         write_json(Path(folder) / "kernels" / "python3" / "kernel.json", spec)
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before]))
@@ -363,7 +409,7 @@ def execute_all(
     bars, os.environ["TQDM_DISABLE"] = os.environ.get("TQDM_DISABLE", ""), "1"  # for kernels: no bars in stored outputs
     try:
         last = [j for j in todo if not j.configs and j.experiment.name == "report"]  # it reads what the others write
-        with own_kernel():
+        with fork_server("reproduce", "serve_kernels") as server, own_kernel(server):
             done = {j: get() for some in ([j for j in todo if j not in last], last) for j, get in at_once(some, one, n)}
     finally:
         os.environ["TQDM_DISABLE"] = bars
