@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+from functools import cache
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -42,6 +43,7 @@ def title_of(path: Path) -> str:
     return next(line[2:].strip() for c in cells for line in "".join(c["source"]).splitlines() if line.startswith("# "))
 
 
+@cache
 def notebooks() -> list[Path]:
     "All that become pages: nbs/ without the experiments, which are shown as executed in figures/."
     found = [*NBS.rglob("*.ipynb"), *FIGURES.rglob("*.ipynb")]

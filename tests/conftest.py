@@ -1,9 +1,12 @@
 "Small data of real shape for tests; nothing here is a result."
 
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -67,6 +70,52 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def run_notebook(notebook: Path, log: Path, variables: dict) -> None:
+    "Run all cells of a notebook in this process, and end it."
+    with log.open("w") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    os.environ.update(variables)
+    os.chdir(notebook.parent)
+    from nbdev.test import test_nb
+
+    passed = test_nb(notebook, skip_flags=["notest", "slow"])[0]
+    log.with_suffix(".seconds").write_text(str(time.process_time()))
+    sys.exit(not passed)
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Processes of their own for notebooks, forked from one that has imported the large packages and read the
+    library's code: that takes as long as running a small notebook.
+    """
+    root = str(Path(__file__).parent.parent)
+    large = ["torch._dynamo", "torchvision", "pandas", "seaborn", "sklearn", "nbdev.test", "tests.read_code"]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(large)
+    with pytest.MonkeyPatch.context() as set_for_all:
+        for name, value in {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}.items():
+            set_for_all.setenv(name, value)
+        multiprocessing.forkserver.ensure_running()
+    return context
+
+
+@pytest.fixture
+def executed(forks, tmp_path, record_property):
+    "Runs a notebook from top to bottom."
+
+    def go(notebook: Path, **variables: str) -> None:
+        process = forks.Process(target=run_notebook, args=(notebook, tmp_path / "log", variables))
+        process.start()
+        process.join(600)
+        if process.exitcode is None:
+            process.kill()
+        assert process.exitcode == 0, (tmp_path / "log").read_text()[-6000:]
+        record_property("processor_seconds", float((tmp_path / "log.seconds").read_text()))
+
+    return go
 
 
 @pytest.fixture(scope="session")

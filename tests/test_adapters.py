@@ -140,6 +140,7 @@ def test_torch_export_agrees(name, tmp_path):
 
 
 @needs_onnx
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nearest", "slda"])
 def test_onnx_agrees(name, tmp_path):
     import onnxruntime

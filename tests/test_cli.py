@@ -103,6 +103,7 @@ def test_profiles_of_plans_are_profiles_of_settings():
     assert all(profile(p)["about"] and "all" in profile(p) for p in cli.profiles())
 
 
+@pytest.mark.slow
 def test_settings_of_a_run_are_accepted_back(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text("method: slda\nprofile: smoke\nclass_order: [7, 6, 5, 4, 3, 2, 1, 0]\n")

@@ -175,6 +175,7 @@ def test_replay_with_unlimited_memory_equals_joint(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("real images")  # one process learns the first task once
 @pytest.mark.parametrize("name", ["class-impression", "deepinversion", "abd", "r-dfcil"])
 def test_real_images_in_place_of_synthetic_ones_are_learned_from(name, tmp_path_factory):
     """The straw man's gate, small: with real old images the same code must keep old classes (the full gate runs on

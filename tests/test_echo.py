@@ -520,7 +520,7 @@ def test_your_own_series_become_a_scenario(ward, tmp_path):
         make_scenario("echo", root=ward.parent)
 
 
-@pytest.mark.parametrize("size", [112, 224])
+@pytest.mark.parametrize("size", [112, pytest.param(224, marks=pytest.mark.slow)])
 def test_the_papers_size_and_one_for_a_cpu(tmp_path, size):
     """Files, index, all tasks with the large network and impressions of the full size, by the commands that README
     names.

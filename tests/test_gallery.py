@@ -32,6 +32,7 @@ def with_impressions(e, rows):
     return replace(e, impressions=replace(e.impressions, x=e.impressions.x[rows], y=e.impressions.y[rows]))
 
 
+@pytest.mark.slow
 def test_a_planted_copy_is_found(e):
     planted = int((e.impressions.y == 0).nonzero()[0, 0])
     found = neighbours(e, k=2)

@@ -2,14 +2,10 @@
 
 import ast
 import json
-import multiprocessing
-import multiprocessing.forkserver
-import os
 import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -240,33 +236,6 @@ def test_only_what_draws_imports_plots():
     assert {u for u in users if room_of(next(p for p in MODULES if p.stem == u)) != "studies"} <= draws
 
 
-def run_notebook(notebook: Path, log: Path) -> None:
-    "Run all cells of a notebook in this process, and end it."
-    with log.open("w") as out:
-        os.dup2(out.fileno(), 1)
-        os.dup2(out.fileno(), 2)
-    os.chdir(notebook.parent)
-    from nbdev.test import test_nb
-
-    passed = test_nb(notebook, skip_flags=["notest", "slow"])[0]
-    log.with_suffix(".seconds").write_text(str(time.process_time()))
-    sys.exit(not passed)
-
-
-@pytest.fixture(scope="module")
-def forks():
-    """Processes of their own for notebooks, forked from one that has imported the large packages: that takes as long
-    as running a small notebook.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", "torchvision", "pandas", "seaborn", "sklearn", "nbdev.test"])
-    with pytest.MonkeyPatch.context() as set_for_all:
-        for name, value in {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}.items():
-            set_for_all.setenv(name, value)
-        multiprocessing.forkserver.ensure_running()
-    return context
-
-
 LONG = """index 07_synthesis 11_training 12_cli adapters/01_adopt adapters/02_estimator adapters/04_export
 echo/06_scenario methods/01_registry methods/03_regularised methods/04_prototypes methods/05_generated
 methods/06_drift methods/07_analytic methods/08_census methods/09_rehearsal pretrained/02_backbones
@@ -283,14 +252,8 @@ TO_RUN = [(p.relative_to(ROOT / "nbs").with_suffix("").as_posix(), p) for p in N
     "notebook",
     [pytest.param(p, id=name, marks=[pytest.mark.slow] if name in LONG else []) for name, p in TO_RUN],
 )
-def test_notebook_runs(notebook, forks, tmp_path, record_property):
-    process = forks.Process(target=run_notebook, args=(notebook, tmp_path / "log"))
-    process.start()
-    process.join(600)
-    if process.exitcode is None:
-        process.kill()
-    assert process.exitcode == 0, (tmp_path / "log").read_text()[-6000:]
-    record_property("processor_seconds", float((tmp_path / "log.seconds").read_text()))
+def test_notebook_runs(notebook, executed):
+    executed(notebook)
 
 
 @needs_notebooks

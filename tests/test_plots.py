@@ -50,6 +50,7 @@ def test_one_task_and_one_class():
     assert "100.0 %" in tables.reading(tidy([one])) and len(summary(tidy([one]))) == 1
 
 
+@pytest.mark.slow
 def test_many_classes_and_methods():
     many = [
         example_result(f"method-{i}", 0, [[90 - 8 * i], [40, 80 - i], [30, 35, 70]], sizes=[4, 4, 3]) for i in range(6)
@@ -104,6 +105,7 @@ def test_pictures(tmp_path):
             bad()
 
 
+@pytest.mark.slow
 def test_settings_of_matplotlib_stay(results):
     import matplotlib
 

@@ -211,6 +211,7 @@ def test_every_head_exports_to_onnx(tmp_path, monkeypatch):
         assert (scores - expected).abs().max() <= 1e-5 * expected.abs().max(), kind
 
 
+@pytest.mark.slow
 def test_a_pretrained_network_is_exported_with_its_preprocessing():
     net = NETWORKS[TINY](3)
     model = Classifier(net, HEADS["linear"](net.n_features, [2]), network=TINY).eval()
@@ -267,7 +268,14 @@ def test_estimator_takes_a_name_or_a_module(toy, tmp_path, backbone):
 TINIEST = dict(epochs=1, synthesis_steps=2, synthesis_warmup=1, group_size=8, groups=1, margin_k=1, dtype="float32")
 
 
-@pytest.mark.parametrize("method, part", [("class-impression", "all"), ("joint", "all"), ("fine-tuning", "norms")])
+@pytest.mark.parametrize(
+    "method, part",
+    [
+        pytest.param("class-impression", "all", marks=pytest.mark.slow),
+        ("joint", "all"),
+        ("fine-tuning", "norms"),
+    ],
+)
 def test_methods_on_a_public_network_that_learns(method, part, toy, tmp_path):
     network = adapted.opened(TINY, part)
     cfg = RunConfig(method=method, scenario="toy", sizes=[2, 2], network=network, out=str(tmp_path), **TINIEST)

@@ -421,7 +421,10 @@ def test_statistics_of_few_images_are_refused(name, toy, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("name", ["class-impression", "census", "slda", "ncm", "fecam", "fetril", "adagauss"])
+@pytest.mark.parametrize(
+    "name",
+    ["class-impression", pytest.param("census", marks=pytest.mark.slow), "slda", "ncm", "fecam", "fetril", "adagauss"],
+)
 def test_one_image_of_a_class_set_explicitly(name, toy, tmp_path):
     "k = 1: a class of a single image is learned if this is asked for, and refused otherwise."
 
@@ -474,6 +477,7 @@ def test_a_full_disk_costs_the_new_file_only(toy, tmp_path, monkeypatch):
     assert stored(run(tiny(tmp_path), toy((2, 1, 1))).folder) == whole
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_made_again_or_refused(toy, tmp_path):
     "Tensors and rows that are damaged, changed or another run's are made again, with the same numbers."
     r = run(tiny(tmp_path), toy())

@@ -22,7 +22,7 @@ from classimpression.runs.tuning import trial_configs
 
 pytest.importorskip("papermill")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smoke")]
-METHODS = ["class-impression", "fine-tuning", "joint", "lwf", "slda", "replay"]
+METHODS = ["class-impression", "fine-tuning", "joint", "slda", "replay"]
 MINE = """
 from classimpression.methods.registry import first_task, method
 
@@ -82,7 +82,7 @@ def test_injected_parameters_reach_the_results(smoke, figures):
     folder, _ = smoke
     seeds = {p["seed"] for p in reported_repeats("blood")[:2]}
     results = [json.loads(p.read_text()) for p in (folder / "runs").rglob("result.json")]
-    assert len(results) == 14, "two notebooks share their runs"
+    assert len(results) == 12, "two notebooks share their runs"
     assert {(r["seed"], r["profile"]) for r in results} == {(s, "smoke") for s in seeds}
     assert all(r["settings"]["seed"] == r["seed"] for r in results)
     assert {r["method"] for r in results} == {*METHODS, "stands-still"}
@@ -91,7 +91,7 @@ def test_injected_parameters_reach_the_results(smoke, figures):
 
 def test_main_table_is_that_of_the_runs(figures, runs):
     table = pd.read_csv(figures / "main_table/runs.csv", dtype={"class_order": str})
-    assert tuple(table.columns) == MAIN and len(table) == 14 and set(table.protocol) == {"strict"}
+    assert tuple(table.columns) == MAIN and len(table) == 12 and set(table.protocol) == {"strict"}
     orders = {"0 1 2 3 4 5 6 7", " ".join(map(str, reported_repeats("blood")[1]["class_order"]))}
     assert set(table.class_order) == orders
     assert all({"settings", "environment", "seed"} <= set(r) and r["scenario"]["checksum"] for r in runs)
@@ -108,15 +108,15 @@ def test_main_table_is_that_of_the_runs(figures, runs):
 
 def test_all_methods_start_from_the_same_first_task(runs):
     first = {(r["method"], r["seed"]): r["tasks"][0]["confusion"] for r in runs}
-    assert first["class-impression", 0] == first["fine-tuning", 0] == first["lwf", 0]
+    assert first["class-impression", 0] == first["fine-tuning", 0] == first["replay", 0]
     seconds = {r["method"]: r["tasks"][0]["cpu_seconds"] for r in runs if r["seed"] == 0}
-    assert seconds["lwf"] > 0.5 * seconds["class-impression"], "the shared first task counts for every method"
+    assert seconds["replay"] > 0.5 * seconds["class-impression"], "the shared first task counts for every method"
 
 
 def test_summary_and_verdicts_need_no_particular_methods(runs):
     rows = main_rows(runs)
     words = {"reproduced", "reproduced as far as compared", "not reproduced", "not comparable", "missing"}
-    assert len(main_summary(rows)) == 7 and set(reproduced(rows).verdict) <= words
+    assert len(main_summary(rows)) == 6 and set(reproduced(rows).verdict) <= words
 
 
 def test_methods_of_a_readers_own_reach_runs_tables_and_trials(figures, mine):
@@ -148,4 +148,4 @@ def test_rerun_replaces_only_its_own_rows(smoke, figures, capsys, monkeypatch):
     pd.testing.assert_frame_equal(after[after.seed == 99].reset_index(drop=True), strangers.reset_index(drop=True))
     assert len(after) == 2 * len(before)
     stored = [json.loads(p.read_text()) for p in (folder / "runs").rglob("result.json")]
-    assert len(stored) == 14 and len(tidy(stored)) == len(before), "the finished run was read again, not repeated"
+    assert len(stored) == 12 and len(tidy(stored)) == len(before), "the finished run was read again, not repeated"

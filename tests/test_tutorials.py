@@ -2,10 +2,7 @@
 
 import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,36 +11,15 @@ ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb"))
 pytestmark = pytest.mark.skipif(not TUTORIALS, reason="the tutorials are not beside the tests")
 NEEDS = {"avalanche": "avalanche", "cluster": "distributed"}
-GROUPS = [[p.stem for p in TUTORIALS if p.stem != "avalanche"][i::2] for i in range(2)] + [
-    ["avalanche"]
-]  # one process runs several: torch is imported once
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", GROUPS, ids=" ".join)
-def test_tutorials_run(names):
-    missing = [n for n in names if n in NEEDS and importlib.util.find_spec(NEEDS[n]) is None]
-    if missing:
-        pytest.skip(f"{missing} need packages that are not installed here (extra `avalanche`, `notebooks`)")
-    code = (
-        "import sys; from pathlib import Path; from nbdev.test import test_nb; ok = [test_nb(Path(p), "
-        "skip_flags=['notest', 'slow'])[0] for p in sys.argv[1:]]; sys.exit(not all(ok))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *(str(ROOT / "nbs" / "tutorials" / f"{n}.ipynb") for n in names)],
-        cwd=ROOT / "nbs" / "tutorials",
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "TQDM_DISABLE": "1",
-            "OMP_NUM_THREADS": "1",
-            "CLASSIMPRESSION_STATIC": "1",
-        },
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
+def test_tutorial_runs(path, executed):
+    needed = NEEDS.get(path.stem)
+    if needed and importlib.util.find_spec(needed) is None:
+        pytest.skip(f"{path.stem} needs a package that is not installed here (extra `avalanche`, `notebooks`)")
+    executed(path, CLASSIMPRESSION_STATIC="1", TQDM_DISABLE="1")
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)

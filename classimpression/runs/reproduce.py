@@ -6,7 +6,7 @@
 from __future__ import annotations
 import ast, importlib.util, json, os, re, socket, sys, tempfile, threading, time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -409,7 +409,8 @@ def execute_all(
     bars, os.environ["TQDM_DISABLE"] = os.environ.get("TQDM_DISABLE", ""), "1"  # for kernels: no bars in stored outputs
     try:
         last = [j for j in todo if not j.configs and j.experiment.name == "report"]  # it reads what the others write
-        with fork_server("reproduce", "serve_kernels") as server, own_kernel(server):
+        many = fork_server("reproduce", "serve_kernels") if len(todo) > 2 else nullcontext("")
+        with many as server, own_kernel(server):
             done = {j: get() for some in ([j for j in todo if j not in last], last) for j, get in at_once(some, one, n)}
     finally:
         os.environ["TQDM_DISABLE"] = bars
