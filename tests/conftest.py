@@ -92,7 +92,7 @@ def forks():
     library's code: that takes as long as running a small notebook.
     """
     root = str(Path(__file__).parent.parent)
-    large = ["torch._dynamo", "torchvision", "pandas", "seaborn", "sklearn", "nbdev.test", "tests.read_code"]
+    large = ["torchvision", "pandas", "seaborn", "sklearn", "nbdev.test", "tests.read_code"]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(large)
     with pytest.MonkeyPatch.context() as set_for_all:

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/runs/04_engine.ipynb #257f09df
 from __future__ import annotations
-import ipaddress, json, os, queue, re, select, signal, socket, subprocess, sys, tempfile, threading, time
+import importlib, ipaddress, json, os, queue, re, select, signal, socket, subprocess, sys, tempfile, threading, time
 from collections import deque
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress

@@ -140,7 +140,7 @@ def execute(
         return execute_alone(notebook, output, parameters)
 
 # %% ../../nbs/runs/09_reproduce.ipynb #4d34c314
-READY = ("torch._dynamo", "pandas", "seaborn", "ipykernel.kernelapp")  # what nearly every notebook needs
+READY = ("pandas", "seaborn", "ipykernel.kernelapp")  # what nearly every notebook needs
 ASKS = """
 import json, os, signal, socket, sys
 talk = socket.socket(socket.AF_UNIX)
