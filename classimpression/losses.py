@@ -69,10 +69,10 @@ def distillation_loss(
 # %% ../nbs/08_losses.ipynb #b5db206f
 def distillation_weight(
     n_old: int,  # classes of earlier tasks; 0 in the first task
-    classes_per_task: int,  # classes_per_task number of classes per task
+    classes_per_task: int,  # usual number of classes of a task
     base: float = 5.0,  # weight when as many classes are old as a task brings
 ) -> float:  # lambda
-    "Weight of the distillation: `base` times the root of old classes per classes_per_task task."
+    "Weight of the distillation: `base` times the root of old classes over a task's usual number."
     check_number("n_old", n_old, 0, integer=True)
     check_number("classes_per_task", classes_per_task, 1, integer=True)
     check_number("base", base, 0)

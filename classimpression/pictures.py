@@ -94,7 +94,7 @@ def opened(
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as e:
-        raise DataError("image folders need Pillow: pip install 'classimpression[data]'") from e
+        raise DataError("image folders need Pillow: pip install pillow") from e
     start = f"cannot read the image {path}: " if name else ""
     try:
         with warnings.catch_warnings():

@@ -679,7 +679,7 @@ def download(
     try:
         import medmnist
     except ImportError as e:
-        raise DataError("downloads need the medmnist package: pip install 'classimpression[data]'") from e
+        raise DataError("downloads need the medmnist package: pip install medmnist") from e
     dataset = getattr(medmnist, medmnist.INFO[path.stem.partition("_")[0]]["python_class"])
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as tmp:

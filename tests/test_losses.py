@@ -1,7 +1,8 @@
-"""The losses against values computed by hand or with plain Python numbers: no torch expression is its own eval_split
-here.
+"""The losses against values computed by hand or with plain Python numbers: no torch expression judges
+itself here.
 """
 
+import inspect
 import math
 import random
 
@@ -12,6 +13,7 @@ from torch import tensor
 from classimpression.core.errors import ConfigError
 from classimpression.losses import class_centroids, class_weights, cn_cross_entropy, distillation_loss
 from classimpression.losses import distillation_weight, intra_domain_loss, margin_loss, total_loss, update_centroids
+from classimpression.settings import TrainConfig
 
 CLOSE = dict(rel=1e-12, abs=1e-12)
 
@@ -404,3 +406,12 @@ def test_total_is_the_weighted_sum():
 def test_total_refuses(weights):
     with pytest.raises(ConfigError):
         total_loss({"a": tensor(1.0)}, weights)
+
+
+def test_a_losss_defaults_are_those_of_the_settings():
+    "Training passes its settings on; whoever calls a loss bare gets the same loss."
+    default = lambda f, name: inspect.signature(f).parameters[name].default
+    assert default(margin_loss, "margin") == TrainConfig.margin
+    assert default(margin_loss, "k") == TrainConfig.margin_k
+    assert default(intra_domain_loss, "tau") == TrainConfig.tau
+    assert default(distillation_weight, "base") == TrainConfig.distillation

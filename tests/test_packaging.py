@@ -298,3 +298,9 @@ def test_constraints_pin_everything():
 @needs_notebooks
 def test_notebooks_called_long_are_there():
     assert set(LONG) <= {name for name, _ in TO_RUN}
+
+
+def test_nobody_is_sent_to_a_package_of_our_name():
+    "The registry has no package of this name: whoever took it could serve anything to those who follow a message."
+    told = [str(p) for p in (ROOT / "classimpression").rglob("*.py") if "install 'classimpression" in p.read_text()]
+    assert not told, f"name the packages that are needed, or the clone's '.[extra]': {told}"

@@ -90,7 +90,7 @@ def export_onnx(
     try:
         import onnx, onnxscript  # noqa: F401
     except ImportError as e:
-        raise ConfigError("ONNX needs two packages: pip install 'classimpression[export]'") from e
+        raise ConfigError("ONNX needs two packages: pip install onnx onnxscript") from e
     program = export_torch(model, size, channels)
     k = program.module()(torch.zeros(2, channels, size, size)).shape[1]
     check(

@@ -156,7 +156,7 @@ def load_manifest(path: Path) -> DataFrame:  # as the file has it
     try:
         return pd.read_parquet(path)
     except ImportError as e:
-        raise DataError("Parquet manifests need the package pyarrow: pip install 'classimpression[echo]'") from e
+        raise DataError("Parquet manifests need the package pyarrow: pip install pyarrow") from e
     except Exception as e:  # pyarrow's errors, of many kinds
         raise DataError(f"{path.name} is no Parquet table ({type(e).__name__}); {need}") from None
 

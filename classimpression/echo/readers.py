@@ -166,7 +166,7 @@ def needs(
     try:
         return importlib.import_module(name)
     except ImportError as e:
-        raise DataError(f"this needs the package {name.split('.')[0]}: pip install 'classimpression[echo]'") from e
+        raise DataError(f"this needs the package {name.split('.')[0]}: pip install pydicom av nibabel pillow") from e
 
 # %% ../../nbs/echo/02_readers.ipynb #4df6972d
 def dicom_seconds(
@@ -352,7 +352,7 @@ def check_pixels(
         ) from None
     check(
         decoder.is_available,
-        f"its pixels are compressed by {name}; this needs GDCM: pip install 'classimpression[dicom]'",
+        f"its pixels are compressed by {name}; this needs GDCM: pip install python-gdcm",
         DataError,
     )
     coded = [coded_size(f) for f in encaps.generate_frames(ds.PixelData, number_of_frames=T)]
@@ -471,7 +471,7 @@ def stored_numbers(
         raise DataError(
             f"its compressed frames ({ds.file_meta.TransferSyntaxUID.name}) cannot be decoded ({type(e).__name__}): "
             f"damaged, or of "
-            "a kind that needs GDCM: pip install 'classimpression[dicom]'"
+            "a kind that needs GDCM: pip install python-gdcm"
         ) from None
 
 # %% ../../nbs/echo/02_readers.ipynb #b6f29b6e

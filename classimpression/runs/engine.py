@@ -246,7 +246,7 @@ def in_workers(
     try:
         from distributed import Client, as_completed
     except ImportError as e:
-        raise ConfigError("a scheduler needs Dask: pip install 'classimpression[notebooks]'") from e
+        raise ConfigError("a scheduler needs Dask: pip install distributed cryptography") from e
     try:
         client = Client(scheduler, timeout=20)
     except (OSError, ValueError, TypeError, RuntimeError) as e:

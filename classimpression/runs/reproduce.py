@@ -378,7 +378,7 @@ def stopped_text(
 def check_papermill() -> None:
     "Raise `ConfigError` where notebooks cannot be executed."
     missing = [m for m in ("papermill", "ipykernel") if importlib.util.find_spec(m) is None]
-    install = "pip install 'classimpression[notebooks]' first"
+    install = "pip install jupyterlab ipykernel ipywidgets papermill matplotlib seaborn"
     check(not missing, f"reproduce runs notebooks and lacks {' and '.join(missing)}: {install}")
 
 # %% ../../nbs/runs/09_reproduce.ipynb #3147e3fc

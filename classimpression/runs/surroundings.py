@@ -192,6 +192,6 @@ def loggers(
         name, _, where = text.strip().partition(":")
         check(name in known, f"nothing is called {name!r} that numbers could go to; known: {', '.join(known)}")
         there = name in sys.modules or importlib.util.find_spec(name) is not None
-        check(there, f"{name} is not installed: pip install 'classimpression[{name}]'")
+        check(there, f"{name} is not installed: pip install {name}")
         found.append(known[name](where))
     return found
