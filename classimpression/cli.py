@@ -548,14 +548,17 @@ def bench_some(
     "Measure this machine: ours, the naive loops, the limit."
     from classimpression.core.errors import check_number
     from classimpression.runs.reproduce import check_writable
-    from classimpression.studies.scaling import bench, measure_settings
+    from classimpression.studies.scaling import bench, goal_table, measure_settings
 
     check_number("rounds", args.rounds, 1, integer=True)
     for k in args.threads:
         check_number("threads", k, 1, integer=True)
     check_writable(args.figures)
-    how = dict(cpu_threads=tuple(args.threads)) | measure_settings(args.profile, args.rounds)["measure"]
-    print(bench(args.figures, args.profile, scenario=args.scenario, root=args.root, **how).to_string(index=False))
+    how = (
+        dict(cpu_threads=tuple(args.threads), peers=args.peers) | measure_settings(args.profile, args.rounds)["measure"]
+    )
+    rows = bench(args.figures, args.profile, scenario=args.scenario, root=args.root, **how)
+    print(rows.to_string(index=False), goal_table(rows).to_string(index=False), sep="\n\n")
     return 0
 
 # %% ../nbs/12_cli.ipynb #a0ab611b
@@ -564,7 +567,8 @@ class BenchOptions:
 
     scenario: Name = "blood-mini"  # task sequence whose numbers of images the composed run has
     rounds: int = 7  # rounds of every measurement, of which ratios are medians
-    threads: list[int] = [1, 2]  # numbers of CPU threads to measure with, where there are cores for them
+    threads: list[int] = [1]  # numbers of CPU threads to measure with, where there are cores for them
+    peers: str | None = None  # Python of an environment with avalanche-lib, which then does the whole runs too
     profile: Name = "standard"  # smoke: one round of small measurements, in seconds; standard: all of them
     root: Folder | None = None  # folder of the MedMNIST files [the variable CLASSIMPRESSION_DATA]
     figures: Folder = "figures"  # folder of the tables
@@ -675,7 +679,7 @@ COMMANDS = {
         add_bench,
         bench_some,
         "measure speed and memory against naive loops and the machine's limit",
-        "bench --rounds 7 --threads 1 2",
+        "bench --rounds 7 --peers ../peers/bin/python",
     ),
     "recommend": (
         add_recommend,

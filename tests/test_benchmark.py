@@ -4,13 +4,16 @@ test of a time.
 
 import copy
 import itertools
+import sys
 
 import pandas as pd
 import pytest
 import torch
 
+from classimpression.studies import peers
 from classimpression.studies import scaling as growth
-from classimpression.studies.benchmark import WEIGHTS, bench_row, composed_rows, make_case, ratio, step_counts
+from classimpression.studies.benchmark import WEIGHTS, bench_row, composed_rows, convolutions, make_case, ratio
+from classimpression.studies.benchmark import step_counts
 from classimpression.studies.benchmark import take_turns, training_contenders
 from classimpression.core.errors import ConfigError
 from classimpression.data import to_unit
@@ -112,10 +115,10 @@ def test_per_sample_images_are_the_bytes(case):
 
 def test_the_first_round_does_not_count_and_ratios_stay_within_rounds():
     calls = []
-    found = take_turns(
+    found, clock = take_turns(
         {"ours": lambda n: calls.append(n), "naive": lambda n: calls.append(-n)}, {"ours": 3, "naive": 1}, rounds=4
     )
-    assert calls == [3, -1] * 5 and {len(v) for v in found.values()} == {4}
+    assert calls == [3, -1] * 5 and {len(v) for v in (*found.values(), *clock.values())} == {4}
     assert ratio([2.0, 30.0, 2.0], [1.0, 10.0, 1.0]) == 2.0
     assert bench_row("r", dict(ours=[1.0, 2.0], limit=[0.5, 1.0]))["ratio_to_naive"] is None
 
@@ -139,7 +142,7 @@ def test_without_a_gpu_the_cpu_is_measured_and_said_so(tmp_path, monkeypatch):
         lambda case, device, k, *a, **b: [
             bench_row(
                 "training step",
-                dict(ours=[1.0], limit=[1.0], naive=[2.0], plain=[1.0]),
+                dict(ours=[1.0], limit=[1.0], naive=[2.0], plain=[1.0], convolutions=[0.9]),
                 device=device,
                 threads=k,
                 batch=40,
@@ -155,7 +158,7 @@ def test_without_a_gpu_the_cpu_is_measured_and_said_so(tmp_path, monkeypatch):
             ),
         ],
     )
-    rows = growth.bench(tmp_path, rounds=1, memory=False, pixels=16, tell=lambda _: None)
+    rows = growth.bench(tmp_path, rounds=1, memory=False, pixels=16, whole=0, tell=lambda _: None)
     assert set(rows.device) == {"cpu"} and (tmp_path / "benchmark" / "speed.csv").exists()
     assert '"gpu_found": false' in (tmp_path / "benchmark" / "speed.json").read_text()
     assert list(pd.read_csv(tmp_path / "benchmark" / "speed.csv").columns)[:5] == [
@@ -165,7 +168,40 @@ def test_without_a_gpu_the_cpu_is_measured_and_said_so(tmp_path, monkeypatch):
         "batch",
         "dtype",
     ]
-    assert growth.goal_table(rows).met.tolist() == [False, False, True, False, False]
+    assert growth.goal_table(rows).values.tolist() == [["training step", "convolutions", 1.25, 1.111, True]]
+
+
+def test_convolutions_alone_are_those_of_the_pass(case):
+    model, x, seen = copy.deepcopy(case.carry.model), to_unit(case.task.train.x[:4]), []
+    count = lambda *_: seen.append(1)
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    run = convolutions(model, x, weights=False)
+    hooks = [m.register_forward_hook(count) for m in layers]
+    run()
+    assert len(seen) == len(layers) and not any(h.remove() for h in hooks)
+    model(x)
+    assert len(seen) == len(layers)  # no hook of ours is left
+
+
+def test_a_head_with_second_moments_stays_within_its_bytes():
+    rows = pd.DataFrame(growth.head_rows(tasks=(2, 12), features=64, per_class=10))
+    assert rows.within.all() and (rows.bytes < rows.allowed_bytes).all() and rows["rank"].is_monotonic_increasing
+
+
+def test_a_peer_is_asked_in_its_own_python(monkeypatch):
+    asked = []
+
+    def apart(python, contender, *task):
+        asked.append((python, contender, task[0]))
+        return dict(processor=1.0 if contender == "ours" else 2.0, clock=3.0, accuracy=50.0, mb=700.0)
+
+    monkeypatch.setattr(peers, "whole_apart", apart)
+    rows = pd.DataFrame(peers.whole_rows("other-python", methods=("lwf",), rounds=2))
+    assert asked == [(sys.executable, "ours", "lwf"), ("other-python", "avalanche", "lwf")] * 2
+    assert rows.row.tolist() == ["whole run, lwf", "peak memory, whole run, lwf", "accuracy, whole run, lwf"]
+    assert rows.ours.tolist() == [1000.0, 700.0, 50.0] and rows.ours_by_the_clock[0] == 3000.0
+    goals = growth.goal_table(rows)
+    assert goals[["at_most", "ours", "met"]].values.tolist() == [[0.8, 0.5, True], [1.0, 1.0, True]]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

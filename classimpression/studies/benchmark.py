@@ -4,15 +4,18 @@
 
 # %% ../../nbs/studies/11_benchmark.ipynb #6658dcc5
 from __future__ import annotations
-import copy, itertools, os, subprocess, sys, time
+import copy, itertools, os, subprocess, sys, tempfile, time
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Callable, Iterator
+import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from ..carryover import Carryover
+from ..carryover import Carryover, class_means
 from ..core.errors import check, check_number, progress
 from ..synthesis import Impressions, SynthesisConfig, descend, draw_group, keep_freed_memory, synthesize
 from ..synthesis import uncompiled
@@ -21,17 +24,19 @@ from ..data import Split, to_unit
 from ..models import build_classifier, frozen_copy
 from .naive import naive_evaluation, naive_inversion, naive_training
 from ..runs.runner import memory_mb, reset_peak
+from ..scenarios import stored_split
 from ..settings import TrainConfig
+from ..tasks import from_splits
 from ..training import TaskData, class_impression_terms, epoch_batches, evaluate, start_model, train_epoch
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['WEIGHTS', 'CONTENDERS', 'KINDS', 'OPERATIONS', 'make_case', 'training_contenders', 'inversion_contenders',
-           'evaluation_contenders', 'threads', 'take_turns', 'ratio', 'bench_row', 'speed_rows', 'peak_memory',
-           'peak_here', 'memory_rows', 'step_counts', 'composed_rows', 'step_flops', 'peak_rate', 'roofline_rows',
-           'kind_of', 'profile_rows']
+__all__ = ['WEIGHTS', 'CONTENDERS', 'KINDS', 'OPERATIONS', 'make_case', 'convolutions', 'training_contenders',
+           'inversion_contenders', 'evaluation_contenders', 'threads', 'spent', 'take_turns', 'ratio', 'bench_row',
+           'speed_rows', 'disk_task', 'peak_memory', 'peak_here', 'memory_rows', 'step_counts', 'composed_rows',
+           'step_flops', 'peak_rate', 'roofline_rows', 'kind_of', 'profile_rows']
 
 # %% ../../nbs/studies/11_benchmark.ipynb #f1fe393d
 def make_case(
@@ -57,6 +62,30 @@ def make_case(
     carry = Carryover(model, n_old, torch.rand(n_old, *shape, generator=g))
     return SimpleNamespace(carry=carry, task=task, impressions=fake)
 
+# %% ../../nbs/studies/11_benchmark.ipynb #0d0a8029
+def convolutions(
+    model: nn.Module,  # whose convolutions are taken out
+    x: Tensor,  # images of a pass: each convolution is run on what it sees in it
+    weights: bool = True,  # gradients of the weights too? Otherwise of what comes in alone, pixels included
+    dtype: str = "float32",  # of the passes
+) -> Callable[[], None]:  # runs each of them once, forward and back
+    "A network's convolutions and nothing between them."
+    layers, seen = [m for m in model.modules() if isinstance(m, nn.Conv2d)], []
+    hooks = [m.register_forward_pre_hook(lambda m, args: seen.append((m, args[0].detach().clone()))) for m in layers]
+    with torch.no_grad():
+        model.features(x)
+        for hook in hooks:
+            hook.remove()
+        ready = [(m, v.requires_grad_(i > 0 or not weights), torch.ones_like(m(v))) for i, (m, v) in enumerate(seen)]
+
+    def run() -> None:
+        for m, v, g in ready:
+            with torch.autocast(v.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+                out = m(v)
+            torch.autograd.grad(out, [t for t in (v, *m.parameters()) if t.requires_grad], g.to(out.dtype))
+
+    return run
+
 # %% ../../nbs/studies/11_benchmark.ipynb #94a1c1b3
 WEIGHTS = {"cross_entropy": 1.0, "distillation": 5.0, "margin": 1.0, "intra_domain": 1.0}
 
@@ -80,6 +109,7 @@ def training_contenders(
     )
     sgd = uncompiled(torch.optim.SGD)([p for p in model.parameters() if p.requires_grad], cfg.lr)
     ready = to_unit(task.train.x[: cfg.batch_size]).to(cfg.device)
+    alone = [convolutions(bare, b, True, cfg.dtype) for b in (ready, pool)]
 
     def limit(n: int) -> None:
         for _ in range(n):
@@ -91,6 +121,7 @@ def training_contenders(
     found = {
         "ours": lambda n: train_epoch(model, itertools.islice(stream, n), terms, WEIGHTS, sgd, cfg.dtype),
         "limit": limit,
+        "convolutions": lambda n: [run() for _ in range(n) for run in alone],
     }
     if naive:
         loops = {
@@ -134,7 +165,9 @@ def inversion_contenders(
         for d in drawn:
             list(itertools.islice(naive_inversion(plain, d[0].to(device), d[1].to(device), d[2], d[3], cfg), n))
 
-    return {"ours": ours, "limit": limit} | ({"naive": slow} if naive else {})
+    alone = convolutions(model, x, False, dtype)
+    found = {"ours": ours, "limit": limit, "convolutions": lambda n: [alone() for _ in range(n)]}
+    return found | ({"naive": slow} if naive else {})
 
 # %% ../../nbs/studies/11_benchmark.ipynb #94d02452
 def evaluation_contenders(
@@ -175,44 +208,55 @@ def threads(
     finally:
         torch.set_num_threads(before)
 
+# %% ../../nbs/studies/11_benchmark.ipynb #f6d8d60f
+def spent(
+    device: str = "cpu",  # whose work is waited for
+) -> tuple[
+    float, float
+]:  # processor seconds of this process and of its finished children (on a GPU the clock's); the clock's
+    "Two clocks."
+    if str(device).startswith("cuda"):
+        torch.cuda.synchronize()
+        return time.perf_counter(), time.perf_counter()
+    return time.process_time() + sum(os.times()[2:4]), time.perf_counter()
+
 # %% ../../nbs/studies/11_benchmark.ipynb #7d3c3fea
 def take_turns(
     contenders: dict[str, Callable[[int], object]],  # name -> a function that does n steps
     steps: dict[str, int],  # steps per turn of each
     rounds: int = 7,  # rounds that count
-    device: str = "cpu",  # waited for before the clock is read
-) -> dict[str, list[float]]:  # seconds per step, one number for each round
-    "Seconds per step in interleaved rounds after one that does not count."
+    device: str = "cpu",  # waited for before the clocks are read
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:  # per step and round: processor seconds; the clock's
+    "Seconds per step in interleaved rounds after one that does not count; on a GPU both are the clock's."
     found = {name: [] for name in contenders}
-    wait = torch.cuda.synchronize if str(device).startswith("cuda") else lambda: None
     for _ in range(rounds + 1):
         for name, run in contenders.items():
-            wait()
-            start = time.perf_counter()
+            start = spent(device)
             run(steps[name])
-            wait()
-            found[name].append((time.perf_counter() - start) / steps[name])
-    return {name: seconds[1:] for name, seconds in found.items()}
+            found[name].append([(b - a) / steps[name] for a, b in zip(start, spent(device), strict=True)])
+    return tuple({name: [s[i] for s in seconds[1:]] for name, seconds in found.items()} for i in (0, 1))
 
 # %% ../../nbs/studies/11_benchmark.ipynb #4b6339ba
 def ratio(over: list[float], under: list[float]) -> float:
     return median(a / b for a, b in zip(over, under, strict=True))
 
 # %% ../../nbs/studies/11_benchmark.ipynb #71a17c2d
-CONTENDERS = ("ours", "naive", "plain", "limit")
+CONTENDERS = ("ours", "naive", "plain", "limit", "convolutions", "avalanche")
 
 
 def bench_row(
     row: str,  # what is measured
-    seconds: dict[str, list[float]],  # of `take_turns`: ours, limit and, if measured, naive and plain
+    seconds: dict[str, list[float]],  # of `take_turns`: ours and, if measured, the others of `CONTENDERS`
+    clock: dict[str, list[float]] | None = None,  # the same by the clock
     **facts,  # device, threads, batch, dtype
 ) -> dict:  # a row of the table; milliseconds
     "Medians and ratios of one measurement."
-    ms = lambda name: round(1e3 * median(seconds[name]), 3) if name in seconds else None
+    ms = lambda name, of=seconds: round(1e3 * median(of[name]), 3) if name in of else None
     against = lambda name: round(ratio(seconds[name], seconds["ours"]), 3) if name in seconds else None
     times = {k: ms(k) for k in CONTENDERS}
     ratios = {f"ratio_to_{k}": against(k) for k in CONTENDERS[1:]}
-    return dict(row=row, **facts, unit="ms", **times, **ratios, load=round(os.getloadavg()[0], 1))
+    told = dict(ours_by_the_clock=ms("ours", clock or {}), load=round(os.getloadavg()[0], 1))
+    return dict(row=row, **facts, unit="ms", **times, **ratios, **told)
 
 # %% ../../nbs/studies/11_benchmark.ipynb #c74d5ba6
 def speed_rows(
@@ -227,11 +271,11 @@ def speed_rows(
 ) -> list[dict]:
     "Training, inversion and evaluation on one device."
     rows, facts = [], dict(device=device, threads=cpu_threads)
-    counts = dict(ours=steps, limit=steps, naive=1, plain=max(1, steps // 2))
-    once = dict(ours=1, limit=1, naive=1, plain=1)
+    counts = dict(ours=steps, limit=steps, convolutions=steps, naive=1, plain=max(1, steps // 2))
+    once = dict.fromkeys(CONTENDERS, 1)
 
     def measured(row: str, found: dict, counts: dict, rounds: int = rounds, **more) -> None:
-        rows.append(bench_row(row, take_turns(found, counts, rounds, device), **facts, **more))
+        rows.append(bench_row(row, *take_turns(found, counts, rounds, device), **facts, **more))
 
     with threads(cpu_threads):
         for dtype in dtypes:
@@ -246,10 +290,37 @@ def speed_rows(
         measured(name, found, once, max(1, rounds // 2), batch=500, dtype="float32")
     return rows
 
+# %% ../../nbs/studies/11_benchmark.ipynb #ced14bae
+def disk_task(
+    n: int,  # images in the file, 32x32 pixels, of four classes
+) -> Callable[[int], None]:  # opens the first task of two and learns a little, n times
+    "Work on a task whose images stay on disk."
+    folder = tempfile.TemporaryDirectory()
+    path, few = Path(folder.name) / "images.npy", np.random.default_rng(0).integers(256, size=(1000, 32, 32))
+    x = np.lib.format.open_memmap(path, "w+", np.uint8, (n, 32, 32))
+    for i in range(0, n, len(few)):
+        x[i : i + len(few)] = few[: n - i]
+    del x
+    split = stored_split(path, np.arange(n) % 4)
+    data, cfg = from_splits(split, *[split.take(range(8))] * 2, sizes=[2, 2], checksum="generated"), TrainConfig()
+    terms = lambda model, b: {"cross_entropy": F.cross_entropy(model(b.x), b.y)}
+
+    def run(times: int, keep: object = folder) -> None:
+        for _ in range(times):
+            with data.again().training(0) as task:
+                model = start_model(None, task, cfg)
+                sgd = uncompiled(torch.optim.SGD)(model.parameters(), 0.1)
+                drawn = itertools.islice(epoch_batches(TaskData(task, None, cfg), 0), 10)
+                train_epoch(model, drawn, terms, {"cross_entropy": 1.0}, sgd)
+                class_means(task.train, task.labels)
+
+    return run
+
 # %% ../../nbs/studies/11_benchmark.ipynb #cb9646e4
 KINDS = {
     "training step": lambda case, size, naive: training_contenders(case, TrainConfig(batch_size=size, lr=1e-3), naive),
     "inversion step": lambda case, size, naive: inversion_contenders(case, size // 40, naive=naive),
+    "task from disk": lambda case, size, _: {"ours": disk_task(size)},
     "synthesis": lambda case, size, _: {
         "ours": lambda n: synthesize(case.carry, SynthesisConfig(groups=size // 40, steps=n))
     },
@@ -327,8 +398,8 @@ def composed_rows(
     for device, k, dtype in dict.fromkeys(key[:3] for key in cells):
         parts = {row: cells[device, k, dtype, row] for row in n}
         ms = lambda name, parts=parts: sum(n[row] * (r[name] or r["naive"]) for row, r in parts.items())
-        s = {name: round(ms(name) / 1e3, 1) for name in CONTENDERS}
-        ratios = {f"ratio_to_{name}": round(s[name] / s["ours"], 3) for name in CONTENDERS[1:]}
+        s = {name: round(ms(name) / 1e3, 1) for name in CONTENDERS[:4]}
+        ratios = {f"ratio_to_{name}": round(s[name] / s["ours"], 3) for name in CONTENDERS[1:4]}
         facts = dict(row="four-task run, composed", device=device, threads=k, batch=40, dtype=dtype, unit="s")
         out.append(facts | s | ratios | dict(load=None))
     return out
