@@ -242,8 +242,8 @@ methods/06_drift methods/07_analytic methods/08_census methods/09_rehearsal pret
 pretrained/04_census_any pretrained/07_chunks report/04_curves report/08_gallery report/09_domain_gap
 report/10_verify report/12_explorers
 report/13_page runs/03_runner runs/04_engine runs/05_tuning runs/08_weights runs/09_reproduce studies/02_drift_study
-studies/03_census_ablation studies/04_sanity_checks studies/08_privacy studies/11_benchmark studies/12_peers studies/17_scaling
-studies/13_regimes""".split()
+studies/03_census_ablation studies/04_sanity_checks studies/08_privacy studies/11_benchmark studies/12_peers
+studies/13_regimes studies/17_scaling""".split()
 TO_RUN = [(p.relative_to(ROOT / "nbs").with_suffix("").as_posix(), p) for p in NOTEBOOKS]
 
 
