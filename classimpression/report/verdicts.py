@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 # %% auto #0
-__all__ = ['verdict_of', 'significant', 'beaten_by', 'ours_in_words', 'trials_of', 'reproduced', 'expected_but_missing',
-           'verdict_count', 'bootstrap_table', 'bootstrap_of', 'merge_bootstrap', 'beside_published', 'what_differs']
+__all__ = ['verdict_of', 'significant', 'beaten_by', 'ours_in_words', 'trials_of', 'reproduced', 'stand_elsewhere',
+           'expected_but_missing', 'verdict_count', 'bootstrap_table', 'bootstrap_of', 'merge_bootstrap',
+           'beside_published', 'what_differs']
 
 # %% ../../nbs/report/03_verdicts.ipynb #4c6ec2d7
 def verdict_of(
@@ -120,19 +121,23 @@ def reproduced(
         rows.append(row | dict(why=why, tried=tried))
     return pd.DataFrame(rows)
 
+# %% ../../nbs/report/03_verdicts.ipynb #7bbcb045
+def stand_elsewhere() -> set[str]:  # registered methods
+    "Methods that have a table of their own and are not wanted in the main one; `assets/struck.json` says why."
+    rules = read_json(package_folder() / "assets" / "struck.json")
+    return {m for r in rules if r["experiment"] == "main_table" and "seeds" not in r for m in r["methods"]}
+
 # %% ../../nbs/report/03_verdicts.ipynb #3ea88593
 def expected_but_missing(
     frame: DataFrame,  # rows of the table
     repeats: list[int],  # asked for
 ) -> DataFrame:  # one row per registered method with fewer runs
-    "Registered methods with fewer runs than repeats."
+    "Registered methods with fewer runs than repeats, but for those with a table of their own."
     import pandas as pd
 
-    n = frame.groupby("method").size()
-    return pd.DataFrame(
-        [dict(method=m, runs=int(n.get(m, 0)), wanted=len(repeats)) for m in METHODS if n.get(m, 0) < len(repeats)],
-        columns=["method", "runs", "wanted"],
-    )
+    n, wanted = frame.groupby("method").size(), [m for m in METHODS if m not in stand_elsewhere()]
+    rows = [dict(method=m, runs=int(n.get(m, 0)), wanted=len(repeats)) for m in wanted if n.get(m, 0) < len(repeats)]
+    return pd.DataFrame(rows, columns=["method", "runs", "wanted"])
 
 # %% ../../nbs/report/03_verdicts.ipynb #95eb0a66
 def verdict_count(
