@@ -143,7 +143,7 @@ def measure(
     cpu_threads: tuple = (1,),  # numbers of threads to measure with, where there are cores for them
     pixels: int = 32,  # side of the images
     dtypes: tuple = ("float32",),  # of the passes
-    whole: int = 3,  # rounds of imports and of whole runs, in fresh processes; 0: none
+    whole: int = 2,  # rounds of imports and of whole runs, in fresh processes; 0: none
     peers: str | None = None,  # Python of an environment with avalanche-lib, which does the whole runs too
     compile_too: bool = False,  # the inversion built by `torch.compile` as well?
     tell: Callable[[str], None] = print,  # called before each part
@@ -178,10 +178,12 @@ def bench(
     profile: str = "standard",  # other profiles get a folder inside
     **how,  # arguments of `measure`
 ) -> DataFrame:
-    "Measure, write `benchmark/speed.csv` with its facts beside it, and return the rows."
+    "Measure, write `benchmark/speed.csv` and `goals.csv` with their facts beside them, and return the rows."
     stem = figures_folder(figures, profile) / "benchmark" / "speed"
     rows, facts = measure(**how)
     write_json(f"{stem}.json", facts)
+    if len(goals := goal_table(rows)):
+        save_frame(stem.with_name("goals.csv"), goals)
     return save_frame(f"{stem}.csv", rows)
 
 # %% ../../nbs/studies/17_scaling.ipynb #ba2a2af0
