@@ -14,9 +14,11 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from jinja2 import FileSystemBytecodeCache
 from latex2mathml.converter import convert
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
+from nbconvert.exporters.templateexporter import TemplateExporter
 
 ROOT = Path(__file__).parent.parent
 NBS, FIGURES, PACKAGE = ROOT / "nbs", ROOT / "figures", ROOT / "classimpression"
@@ -68,7 +70,8 @@ def mathml(text: str) -> str:
 
     parts = re.split(r"(```.*?```|`[^`\n]*`)", text, flags=re.S)
     for i in range(0, len(parts), 2):
-        parts[i] = re.sub(r"\$\$(.+?)\$\$", lambda m: "\n\n" + one(m[1], "block") + "\n\n", parts[i], flags=re.S)
+        boxed = lambda m: f'\n\n<div class="formula">{one(m[1], "block")}</div>\n\n'  # it scrolls by itself
+        parts[i] = re.sub(r"\$\$(.+?)\$\$", boxed, parts[i], flags=re.S)
         parts[i] = re.sub(r"(?<![\\$\w])\$([^$\n]+?)\$(?![\w$])", lambda m: one(m[1], "inline"), parts[i])
     return "".join(parts)
 
@@ -255,7 +258,8 @@ def on_files(files, config):
             files.append(File(path.relative_to(ROOT).as_posix(), str(ROOT), config.site_dir, config.use_directory_urls))
     for name, page in MARKDOWN.items():
         if (ROOT / name).exists():
-            add(page, with_pictures(linked((ROOT / name).read_text(), ROOT / name, config, "source")))
+            text = (ROOT / name).read_text().replace(" ± ", "\u00a0±\u00a0")  # a number stays in one line
+            add(page, with_pictures(linked(text, ROOT / name, config, "source")))
     for room in ["", *ROOMS]:
         for notebook, module in modules(room):
             add(f"api/{module.relative_to(PACKAGE).with_suffix('').as_posix()}.md", api_page(notebook, module))
@@ -280,8 +284,22 @@ def tutorial_pages() -> list[dict]:
     return [{title_of(p): page_of(p)} for p in found]
 
 
+def remember_templates() -> None:
+    "nbconvert compiles its templates for every page, a fifth of the whole build: once is enough."
+    (STAGE / ".compiled").mkdir(exist_ok=True)
+    made, compiled = TemplateExporter._create_environment, FileSystemBytecodeCache(str(STAGE / ".compiled"))
+
+    def remembering(self):
+        environment = made(self)
+        environment.bytecode_cache = compiled
+        return environment
+
+    TemplateExporter._create_environment = remembering
+
+
 def on_config(config):
     "The menu, from what is there."
+    remember_templates()
     results = [{"Results": "results.md"}, *([{"All tables": "tables.md"}] if (FIGURES / "tables.md").exists() else [])]
     api = [
         {
