@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +17,7 @@ from classimpression.runs import experiments, reproduce
 from classimpression.core.errors import ConfigError
 from classimpression.core.files import read_json
 from classimpression.core.provenance import package_folder
+from classimpression.runs.engine import fork_server
 from classimpression.runs.experiments import Experiment
 
 pytest.importorskip("papermill")
@@ -266,3 +269,33 @@ def test_two_commands_at_once_on_the_same_folders_lose_nothing(tmp_path):
     for lock in tmp_path.rglob(".lock"):
         with FileLock(lock, timeout=0):
             pass  # left as an empty file, held by nobody
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
+def test_a_forked_kernel_is_interrupted_and_ends_with_who_asked_for_it():
+    from jupyter_client import KernelManager
+
+    with fork_server("reproduce", "serve_kernels") as server, reproduce.own_kernel(server):
+        manager = KernelManager(kernel_name="python3")
+        manager.start_kernel()
+        client = manager.client()
+        client.start_channels()
+        client.wait_for_ready(120)
+        said = []
+        run = lambda code: client.execute_interactive(code, timeout=120, output_hook=said.append)["content"]["status"]
+        assert run("import os, seaborn, time; print(os.getpid(), os.getpgid(0))") == "ok"
+        text = "".join(m["content"].get("text", "") for m in said)
+        kernel, group = map(int, text.split())
+        assert kernel == group and kernel != manager.provisioner.pid
+        threading.Timer(2.0, manager.interrupt_kernel).start()
+        assert run("time.sleep(100)") == "error" and run("time.sleep(0)") == "ok", "interrupted, and alive"
+        client.stop_channels()
+        os.kill(manager.provisioner.pid, signal.SIGKILL)
+        for _ in range(200):
+            if not Path(f"/proc/{kernel}").exists() or " Z " in Path(f"/proc/{kernel}/stat").read_text():
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError("a kernel that nobody waits for")
+        manager.cleanup_resources()
