@@ -10,7 +10,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Callable, Sequence
-from .core.errors import ClassImpressionError, ConfigError, check
+from .core.errors import ClassImpressionError, ConfigError, check, nearest
 
 # %% auto #0
 __all__ = ['Name', 'Folder', 'File', 'Flag', 'PASSED_ON', 'MOST_CONFIG', 'OF_THE_DATA', 'FILES', 'KINDS', 'OPTIONAL', 'COMMANDS',
@@ -202,7 +202,8 @@ def reproduce_some(
     given |= {k: parse_value(v) for k, v in args.parameter}
     names = [*args.experiments, *args.only]
     profile = args.profile or ("quick" if names else "first")
-    check(profile in profiles(), f"unknown profile {profile!r}; known: {', '.join(profiles())}")
+    known = profiles()
+    check(profile in known, f"unknown profile {profile!r}; known: {', '.join(known)}{nearest(profile, known)}")
     use_loggers(args.log)
     return reproduce(names, profile, given, args.jobs, args.scheduler, args.plan, Page, args.insecure)
 
@@ -695,8 +696,21 @@ COMMANDS = {
 class Parser(argparse.ArgumentParser):
     "Says in one line what is wrong and where the options stand."
 
+    def __init__(self, *args, **more):
+        super().__init__(*args, **more)
+        self.told_by: dict = {}  # function of a command -> its parser
+
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def parse_args(self, args=None, namespace=None):
+        "As usual; an option that a command does not know is told by that command, with the one that was meant."
+        found, odd = self.parse_known_args(args, namespace)
+        if odd:
+            mine = self.told_by.get(getattr(found, "command", None), self)
+            meant = nearest(odd[0].partition("=")[0], mine._option_string_actions)
+            mine.error(f"unrecognized arguments: {' '.join(odd)}{meant.rstrip('?')}")
+        return found
 
 # %% ../nbs/12_cli.ipynb #ca1fcafa
 def parser() -> argparse.ArgumentParser:
@@ -710,6 +724,7 @@ def parser() -> argparse.ArgumentParser:
         said = f"example: classimpression {example}"
         p = commands.add_parser(name, help=text, description=text, epilog=said, allow_abbrev=False)
         p.set_defaults(command=run)
+        top.told_by[run] = p
         fill(p)
     return top
 

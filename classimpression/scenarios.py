@@ -13,7 +13,7 @@ from typing import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from .core.errors import DataError, StateError, check
+from .core.errors import DataError, StateError, check, nearest
 from .core.files import write_bytes, write_json
 from .core.provenance import digest, package_folder
 from .core.seeding import generator
@@ -364,7 +364,8 @@ def scenario_info(
         return replace(info, **more, md5=LARGER[base][side], pixels=side, note=UNPROVED)
     known = isinstance(name, str) and name in SCENARIOS
     larger = "; with more pixels blood-64, blood-128, blood-224, and so on"
-    check(known, f"unknown scenario {name!r}; choose from {', '.join([*SCENARIOS, *MADE])}{larger}")
+    names = [*SCENARIOS, *MADE]
+    check(known, f"unknown scenario {name!r}; choose from {', '.join(names)}{larger}{nearest(name, names)}")
     return SCENARIOS[name]
 
 # %% ../nbs/03_scenarios.ipynb #ba5e0001

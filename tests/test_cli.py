@@ -197,3 +197,18 @@ def test_data_list(capsys, tmp_path):
         and "missing" in lines["organa"]
     )
     assert call(capsys, "data", "check", "--root", str(tmp_path))[0] == 1
+
+
+@pytest.mark.parametrize(
+    "argv, meant",
+    [
+        (["run", "--method", "class-impresion"], "did you mean 'class-impression'?"),
+        (["run", "--scenario", "blod"], "did you mean 'blood'?"),
+        (["reproduce", "fondation"], "did you mean 'foundation'?"),
+        (["run", "--epoch", "3"], "did you mean '--epochs'; see classimpression run --help"),
+    ],
+)
+def test_a_mistyped_name_gets_the_one_that_was_meant(argv, meant, capsys):
+    with pytest.raises(SystemExit) as stop:
+        sys.exit(cli.main(argv))
+    assert stop.value.code == 2 and meant in capsys.readouterr().err

@@ -4,13 +4,13 @@
 
 # %% ../../nbs/core/01_errors.ipynb #34401693
 from __future__ import annotations
-import math, os, re, sys
+import difflib, math, os, re, sys
 from typing import Any, Iterable
 import numpy as np
 
 # %% auto #0
-__all__ = ['ClassImpressionError', 'ConfigError', 'DataError', 'StateError', 'LeakError', 'check', 'check_number', 'check_name',
-           'check_text', 'progress']
+__all__ = ['ClassImpressionError', 'ConfigError', 'DataError', 'StateError', 'LeakError', 'check', 'check_number', 'nearest',
+           'check_name', 'check_text', 'progress']
 
 # %% ../../nbs/core/01_errors.ipynb #ab885b10
 class ClassImpressionError(Exception):
@@ -59,6 +59,15 @@ def check_number(
     check(abs(value) < math.inf, f"{name} must be finite, not {value!r}")
     check(integer or abs(value) < 2**1023, f"{name} is too large: a number of {len(str(value))} digits")
     check(low <= value <= high, f"{name} must lie in [{low}, {high}], not {value!r}")
+
+# %% ../../nbs/core/01_errors.ipynb #a461865e
+def nearest(
+    name: Any,  # what was asked for
+    known: Iterable[str],  # what there is
+) -> str:  # empty if nothing is near
+    "The known name that was probably meant, as the end of a message."
+    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.7)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 # %% ../../nbs/core/01_errors.ipynb #eac8e4ec
 def check_name(

@@ -13,7 +13,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 from ..carryover import TIERS, Carryover, ExemplarCarryover, in_memory, load_tensors, save_tensors
-from ..core.errors import ConfigError, LeakError, StateError, check, check_name, check_text
+from ..core.errors import ConfigError, LeakError, StateError, check, check_name, check_text, nearest
 from ..core.files import lock_of
 from ..core.provenance import digest, modules_digest, package_folder, plain_source
 from ..data import Split
@@ -137,7 +137,8 @@ def registered() -> dict[str, Method]:
 def find_method(name: str) -> Method:
     "A registered method. Raises `ConfigError` that lists the known ones."
     known = registered()
-    check(name in known, f"unknown method {name!r}; known: {', '.join(known)}; methods of your own: see {ELSEWHERE}")
+    own = f"methods of your own: see {ELSEWHERE}"
+    check(name in known, f"unknown method {name!r}; known: {', '.join(known)}; {own}{nearest(name, known)}")
     return known[name]
 
 # %% ../../nbs/methods/01_registry.ipynb #81c2a2f9

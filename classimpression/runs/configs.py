@@ -15,7 +15,7 @@ from ..echo.scenario import made_scenario  # noqa: F401  registers its task sequ
 from ..methods import analytic, census, drift, generated, prototypes, regularised  # noqa: F401
 from ..methods import rehearsal  # noqa: F401  they register themselves
 from ..pretrained import adapted, census_any  # noqa: F401
-from ..core.errors import ConfigError, check, check_name, check_number
+from ..core.errors import ConfigError, check, check_name, check_number, nearest
 from ..core.files import read_json
 from .surroundings import number_type, usable_device
 from ..core.provenance import package_folder
@@ -141,7 +141,9 @@ class RunConfig(TrainConfig):
         "Settings by name, of today or of earlier versions. Raises `ConfigError` for a name that does not exist."
         settings = current_names(settings)
         unknown = sorted(set(settings) - set(setting_types()))
-        check(not unknown, f"unknown settings {unknown}; known: {', '.join(sorted(setting_types()))}")
+        known = sorted(setting_types())
+        meant = nearest(unknown[0], known) if unknown else ""
+        check(not unknown, f"unknown settings {unknown}; known: {', '.join(known)}{meant}")
         return cls(**settings)
 
 # %% ../../nbs/runs/01_configs.ipynb #c3759773
@@ -252,7 +254,7 @@ def profile(
     "Read a profile of the package."
     folder = package_folder() / "assets" / "profiles"
     known = sorted(p.stem for p in folder.glob("*.json"))
-    check(name in known, f"unknown profile {name!r}; known: {', '.join(known)}")
+    check(name in known, f"unknown profile {name!r}; known: {', '.join(known)}{nearest(name, known)}")
     return read_json(folder / f"{name}.json")
 
 # %% ../../nbs/runs/01_configs.ipynb #494af881

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Iterable
 import msgspec
 import torch
 from .configs import RunConfig, profile_config, reported_repeats
-from ..core.errors import StateError, check
+from ..core.errors import StateError, check, nearest
 from ..core.files import read_json, write_bytes
 from .surroundings import step_seconds
 from ..core.provenance import package_folder
@@ -62,7 +62,7 @@ def experiments() -> dict[str, Experiment]:
 def find_experiment(name: str) -> Experiment:
     "An experiment by name. Raises `ConfigError` that lists the known ones."
     known = experiments()
-    check(name in known, f"unknown experiment {name!r}; known: {', '.join(known)}")
+    check(name in known, f"unknown experiment {name!r}; known: {', '.join(known)}{nearest(name, known)}")
     return known[name]
 
 # %% ../../nbs/runs/07_experiments.ipynb #c2e311d6
