@@ -405,7 +405,8 @@ def data_root(
     "Folder of the MedMNIST files: the argument, else `CLASSIMPRESSION_DATA`."
     given = root or os.environ.get(DATA_VARIABLE)
     how = f"pass root=... (command line: --root) or set the environment variable {DATA_VARIABLE}"
-    check(given, f"no data folder: {how}", DataError)
+    fetch = "the official files come by: classimpression data download blood --root data/medmnist"
+    check(given, f"no data folder: {how}; {fetch}", DataError)
     path = Path(given).expanduser()
     missing = f"the data folder {path} does not exist; create it or give another (root=..., {DATA_VARIABLE})"
     check(path.is_dir(), missing, DataError)

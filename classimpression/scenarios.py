@@ -84,7 +84,8 @@ def class_folders(
     folder: Path,  # holds one folder per class
 ) -> dict[str, Path]:  # name -> folder, sorted by name
     "The classes; hidden folders are none. Raises `DataError` if the folder is missing or holds a name twice."
-    check(folder.is_dir(), f"there is no folder {folder}; an image folder holds train, val and test", DataError)
+    missing = next((p for p in [*reversed(folder.parents), folder] if not p.is_dir()), None)
+    check(missing is None, f"there is no folder {missing}; an image folder holds train, val and test", DataError)
     shown = [p for p in sorted(folder.iterdir()) if p.is_dir() and not hidden(p.name)]
     found = [(unicodedata.normalize("NFC", p.name), p) for p in shown]
     said = f"{folder} holds a class twice, its accents written in two ways: {[n for n, _ in found]}"
