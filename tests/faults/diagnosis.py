@@ -47,7 +47,7 @@ def without_gdcm(do):
 @fault(
     "diagnosis",
     "DICOM in {name} without a decoder",
-    says=r"{name}.*1\.2\.840\.10008.*classimpression\[dicom\]",
+    says=r"{name}.*1\.2\.840\.10008.*pip install python-gdcm",
     hides=files.SECRET,
     name=("JPEG Lossless", "JPEG-LS"),
 )
