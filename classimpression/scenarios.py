@@ -4,7 +4,7 @@
 
 # %% ../nbs/03_scenarios.ipynb #629bc8e2
 from __future__ import annotations
-import io, mmap, os, shutil, tempfile, unicodedata, warnings, zipfile, zlib
+import io, mmap, os, re, shutil, tempfile, unicodedata, warnings, zipfile, zlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,7 +13,7 @@ from typing import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from .core.errors import DataError, StateError, check, nearest
+from .core.errors import DataError, StateError, as_seen, check, check_apart, nearest
 from .core.files import write_bytes, write_json
 from .core.provenance import digest, package_folder
 from .core.seeding import generator
@@ -36,13 +36,14 @@ from .tasks import POOLS, SELECTIONS, Scenario, Task, from_arrays, from_splits, 
 _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits", "plan"]  # one address for the user
 
 # %% auto #0
-__all__ = ['LYING', 'STANDING', 'IMAGE_ENDINGS', 'SYSTEM', 'NESTED', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'LARGER',
-           'SCENARIOS', 'CITATION', 'MADE', 'UNPACKED_VARIABLE', 'LARGE', 'FOLDER', 'OWN', 'read_image', 'hidden',
-           'class_folders', 'inside', 'image_files', 'stacked', 'people', 'said', 'folder_split', 'nobody_twice',
-           'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info', 'base_name', 'data_file', 'Rows',
-           'npy_shape', 'StoredSplit', 'stored_split', 'crc', 'unpacked', 'load_stored', 'array_bytes', 'placed',
-           'own_folder', 'make_scenario', 'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows', 'make_mini',
-           'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
+__all__ = ['LYING', 'STANDING', 'IMAGE_ENDINGS', 'SYSTEM', 'NOBODY', 'ONE_PERSON', 'NESTED', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE',
+           'UNPROVED', 'LARGER', 'SCENARIOS', 'CITATION', 'MADE', 'UNPACKED_VARIABLE', 'LARGE', 'FOLDER', 'OWN',
+           'read_image', 'hidden', 'class_folders', 'inside', 'image_files', 'stacked', 'person', 'people', 'said',
+           'folder_split', 'nobody_twice', 'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info',
+           'base_name', 'data_file', 'Rows', 'npy_shape', 'StoredSplit', 'stored_split', 'crc', 'unpacked',
+           'load_stored', 'array_bytes', 'placed', 'own_folder', 'make_scenario', 'list_data', 'fetched', 'download',
+           'npz_bytes', 'draw_rows', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays',
+           'from_splits', 'plan']
 
 # %% ../nbs/03_scenarios.ipynb #e8c6745a
 LYING, STANDING = "lie (wider than high)", "stand (higher than wide)"
@@ -87,10 +88,8 @@ def class_folders(
     missing = next((p for p in [*reversed(folder.parents), folder] if not p.is_dir()), None)
     check(missing is None, f"there is no folder {missing}; an image folder holds train, val and test", DataError)
     shown = [p for p in sorted(folder.iterdir()) if p.is_dir() and not hidden(p.name)]
-    found = [(unicodedata.normalize("NFC", p.name), p) for p in shown]
-    said = f"{folder} holds a class twice, its accents written in two ways: {[n for n, _ in found]}"
-    check(len(dict(found)) == len(found), said, DataError)
-    return dict(sorted(found))
+    check_apart(f"a class in {folder}", (p.name for p in shown))
+    return dict(sorted((as_seen(p.name), p) for p in shown))
 
 # %% ../nbs/03_scenarios.ipynb #02e25fc9
 def inside(
@@ -146,15 +145,35 @@ def stacked(
         out[i] = x
     return out
 
+# %% ../nbs/03_scenarios.ipynb #1d86e154
+NOBODY = {"", "nan", "none", "null", "na", "n/a", "<na>", "-", "?", "unknown", "anonymous"}
+ONE_PERSON = "patients whose name or number is spelled in two ways, taken as one"
+
+
+def person(
+    text: str,  # as a table or the name of a folder has it
+) -> str:
+    "What is the same for all spellings of one patient."
+    t = as_seen(unicodedata.normalize("NFKC", as_seen(str(text))).casefold())
+    return t.split(".")[0] if re.fullmatch(r"\d+\.0*", t) else t
+
 # %% ../nbs/03_scenarios.ipynb #ab3ccc8d
 def people(
     files: list[tuple[Path, Path]],  # image, folder of its class
+    seen: Counter,  # spellings are counted here
 ) -> list[str]:  # who it is
-    "The folder right below the class, for each image. Raises `DataError` for images outside such a folder."
+    """The folder right below the class, for each image. Raises `DataError` for images outside such a folder, and for
+    one that is nobody's.
+    """
     outside = [p for p, c in files if p.parent == c]
     said = f"{len(outside)} of {len(files)} images lie in no patient's folder, the first is {[*outside, ''][0]}"
     check(not outside, f"{said}; put them into one, or pass patients=False", DataError)
-    return [unicodedata.normalize("NFC", p.relative_to(c).parts[0]) for p, c in files]
+    named = [p.relative_to(c).parts[0] for p, c in files]
+    who = [person(n) for n in named]
+    nobody = sorted({n for n, w in zip(named, who) if w in NOBODY})
+    check(not nobody, f"the folders {nobody} are no patient's name; give each patient a folder", DataError)
+    seen[ONE_PERSON] += len(set(named)) - len(set(who))
+    return who
 
 # %% ../nbs/03_scenarios.ipynb #abc1350f
 def said(seen: Counter) -> str:
@@ -183,7 +202,7 @@ def folder_split(
     nested = sum(p.parent != c for p, c, _ in files)
     if nested and not patients:
         seen[NESTED] += nested
-    who = people([f[:2] for f in files]) if patients else []
+    who = people([f[:2] for f in files], seen) if patients else []
     x = stacked([p for p, _, _ in files], channels, resize, bits, seen)
     split = as_split(x, [c for _, _, c in files], layout="NHWC")
     number = {w: i for i, w in enumerate(dict.fromkeys(who))}

@@ -6,7 +6,7 @@
 from __future__ import annotations
 from dataclasses import dataclass
 import torch
-from .core.errors import check, check_number
+from .core.errors import check, check_number, knows_old_names
 from .synthesis import uncompiled
 from .tasks import POOLS, SELECTIONS
 
@@ -19,6 +19,7 @@ SCHEDULES = ("cosine", "paper", "as_published", "constant")
 BN_STATISTICS = ("joint", "separate", "frozen")
 
 
+@knows_old_names
 @dataclass(frozen=True)
 class TrainConfig:
     "Settings of one task's training."

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .carryover import Carryover, load_tensors, save_tensors
-from .core.errors import StateError, check, check_number, progress
+from .core.errors import StateError, check, check_number, knows_old_names, progress
 from .core.files import read_json
 from .core.provenance import package_folder
 from .core.seeding import generator
@@ -106,6 +106,7 @@ def statistics_distance(
     return total
 
 # %% ../nbs/07_synthesis.ipynb #25997925
+@knows_old_names
 @dataclass(frozen=True)
 class SynthesisConfig:
     "Settings of the synthesis; defaults are the published ones."

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core.errors import DataError, LeakError, check, check_name, check_number, check_text
+from .core.errors import DataError, LeakError, check, check_apart, check_name, check_number, check_text
 from .core.provenance import digest
 from .core.seeding import generator
 from .data import PARTS, Split, as_split
@@ -259,6 +259,7 @@ class TaskSequence:
         check_name("name", name)
         for class_name in class_names:
             check_text("a class name", class_name)
+        check_apart("a class", class_names)
         self.name, self.checksum = name, checksum
         self.class_order, self.sizes, self.class_names = class_order, sizes, class_names
         _, self.channels, h, w = splits["train"].x.shape
@@ -356,8 +357,9 @@ def check_splits(
     shapes = {p: tuple(s.x.shape[1:]) for p, s in splits.items()}
     check(len(set(shapes.values())) == 1, f"the splits hold images of different sizes or channels: {shapes}", DataError)
     for part, s in splits.items():
+        check(len(s), f"the {part} split holds no image; a scenario needs some in train, val and test", DataError)
         said = f"labels of {part} must lie in 0..{len(names) - 1} (sizes {sizes} add up to {len(names)})"
-        check(len(s) and 0 <= s.y.min() and s.y.max() < len(names), said, DataError)
+        check(0 <= s.y.min() and s.y.max() < len(names), said, DataError)
         empty = (s.counts(len(names)) == 0).nonzero()[:, 0].tolist()
         lost = f"no image of {[names[c] for c in empty]} (class {empty}) in the {part} split"
         check(not empty, f"{lost}; every class of a task needs some", DataError)

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/adapters/02_estimator.ipynb #5f5525f5
 from __future__ import annotations
-import inspect, unicodedata, warnings
+import inspect, warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..carryover import TIERS, Carryover, ExemplarCarryover, choose_exemplars, hand_over, load_carryover
 from ..carryover import refuse_few, save_carryover, take_exemplars
 from ..runs.configs import RunConfig, plain_value, profile_config, synthesis_settings, training_settings
-from ..core.errors import ConfigError, DataError, StateError, check
+from ..core.errors import ConfigError, DataError, StateError, check, check_apart
 from ..core.files import checked_json
 from ..core.seeding import generator, seeded
 from ..data import LAYOUTS, Split, as_numpy, as_split
@@ -26,10 +26,10 @@ from ..synthesis import synthesize
 from ..training import teacher_features
 
 # %% auto #0
-__all__ = ['NOT_AS_SKLEARN', 'label_kind', 'text_of', 'whole_labels', 'as_labels', 'kind_of', 'check_distinct', 'number_labels',
-           'keep_exemplars', 'learn_task', 'not_fitted', 'image_weights', 'refuse_weights', 'whole_shape',
-           'stored_classes', 'EstimatorFacts', 'with_backbone', 'EstimatorParameters', 'SklearnProtocol', 'ImageReader',
-           'TaskLearner', 'Predictor', 'IncrementalClassifier', 'save_estimator', 'load_estimator']
+__all__ = ['NOT_AS_SKLEARN', 'label_kind', 'text_of', 'whole_labels', 'as_labels', 'kind_of', 'number_labels', 'keep_exemplars',
+           'learn_task', 'not_fitted', 'image_weights', 'refuse_weights', 'whole_shape', 'stored_classes',
+           'EstimatorFacts', 'with_backbone', 'EstimatorParameters', 'SklearnProtocol', 'ImageReader', 'TaskLearner',
+           'Predictor', 'IncrementalClassifier', 'save_estimator', 'load_estimator']
 
 # %% ../../nbs/adapters/02_estimator.ipynb #fbee941b
 def label_kind(
@@ -91,19 +91,6 @@ def kind_of(
     "What labels are: numbers, text, or true and false."
     return {"b": "true and false", "U": "text"}.get(labels.dtype.kind, "whole numbers")
 
-# %% ../../nbs/adapters/02_estimator.ipynb #04f60b25
-def check_distinct(
-    labels: list,  # all classes, each once
-) -> None:
-    "Raise `DataError` for an empty name, or names that look the same: spaces around them, an accent stored otherwise."
-    seen: dict[str, str] = {}
-    for label in (v for v in labels if isinstance(v, str)):
-        shown = "".join(c for c in unicodedata.normalize("NFC", label) if unicodedata.category(c) != "Cf").strip()
-        check(shown, f"a class has an empty name, {ascii(label)}; give it one, or leave its images out", DataError)
-        other = seen.setdefault(shown, label)
-        said = f"two classes look the same, {other!r} and {label!r} ({ascii(other)}, {ascii(label)}); write them alike"
-        check(other == label, said, DataError)
-
 # %% ../../nbs/adapters/02_estimator.ipynb #6310cbae
 def number_labels(
     y,  # labels of one task's images, [N]: whole numbers or text
@@ -118,7 +105,7 @@ def number_labels(
         f"labels were {kind_of(known)} and are {kind_of(new)} now; use one kind",
         DataError,
     )
-    check_distinct([*known.tolist(), *new.tolist()])
+    check_apart("a class", (c for c in [*known.tolist(), *new.tolist()] if isinstance(c, str)))
     return torch.from_numpy(number.reshape(-1) + len(known)), np.concatenate([known, new]) if len(known) else new
 
 # %% ../../nbs/adapters/02_estimator.ipynb #0d785584

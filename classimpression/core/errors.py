@@ -4,13 +4,14 @@
 
 # %% ../../nbs/core/01_errors.ipynb #34401693
 from __future__ import annotations
-import difflib, math, os, re, sys
+import difflib, functools, math, os, re, sys, unicodedata
 from typing import Any, Iterable
 import numpy as np
 
 # %% auto #0
-__all__ = ['ClassImpressionError', 'ConfigError', 'DataError', 'StateError', 'LeakError', 'check', 'check_number', 'nearest',
-           'check_name', 'check_text', 'progress']
+__all__ = ['UNSEEN', 'OLD_NAMES', 'ClassImpressionError', 'ConfigError', 'DataError', 'StateError', 'LeakError', 'check',
+           'check_number', 'nearest', 'check_name', 'check_text', 'as_seen', 'check_apart', 'knows_old_names',
+           'progress']
 
 # %% ../../nbs/core/01_errors.ipynb #ab885b10
 class ClassImpressionError(Exception):
@@ -95,6 +96,65 @@ def check_text(
     )
     rules = "at most 200 characters, not beginning with = + - @, without two $"
     check(fits, f"{what} must be one line of text ({rules}), not {value!r}")
+
+# %% ../../nbs/core/01_errors.ipynb #1973bc57
+UNSEEN = re.compile(  # signs that show nothing, though they are no format characters (category Cf)
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+
+
+def as_seen(
+    name: str,  # of a class, a view, a patient or a column
+) -> str:
+    "A name as people see it: no signs of no width, accents in one character, single spaces, none around."
+    spaced = " ".join(name.replace("\u2800", " ").split())  # a Braille cell without dots is a space to the eye
+    shown = "".join(c for c in UNSEEN.sub("", spaced) if unicodedata.category(c) not in ("Cf", "Cc"))
+    return " ".join(unicodedata.normalize("NFC", shown).split())
+
+# %% ../../nbs/core/01_errors.ipynb #829ed858
+def check_apart(
+    what: str,  # what the user calls one of them
+    names: Iterable[str],  # all of them
+    error: type[Exception] = DataError,  # which kind of error it is
+) -> None:
+    "Raise `error` for a name that shows nothing, or two that look the same."
+    known: dict[str, str] = {}
+    for name in names:
+        shown = as_seen(name)
+        check(shown, f"{what} has an empty name, {ascii(name)}; give it one, or leave it out", error)
+        other = known.get(shown)
+        said = f"{what} is there twice: {other!r} and {name!r} look the same ({ascii(other)}, {ascii(name)})"
+        check(other is None, f"{said}; rename one, or write them alike where they are one", error)
+        known[shown] = name
+
+# %% ../../nbs/core/01_errors.ipynb #ea05679f
+OLD_NAMES = {
+    "a_ce": "ce_weight",
+    "a_bn": "bn_weight",
+    "a_tv": "tv_weight",
+    "a_tv1": "tv1_weight",
+    "a_l2": "l2_weight",
+    "a_margin": "margin_weight",
+    "a_idc": "idc_weight",
+    "judge": "eval_split",
+    "nominal": "classes_per_task",
+}
+
+
+def knows_old_names(
+    cls: type,  # a dataclass of settings
+) -> type:  # the same class
+    "Decorator: an old name of a setting raises `ConfigError` with the name of today."
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def __init__(self, *values, **named):
+        old = [f"{k} is called {OLD_NAMES[k]} now" for k in named if k in OLD_NAMES]
+        check(not old, f"{cls.__name__}: {'; '.join(old)}")
+        init(self, *values, **named)
+
+    cls.__init__ = __init__
+    return cls
 
 # %% ../../nbs/core/01_errors.ipynb #a6eff5ce
 def progress(

@@ -7,11 +7,11 @@ from __future__ import annotations
 import csv, io, os, posixpath, re, shutil, unicodedata
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterable, Iterator
+from typing import TYPE_CHECKING, Iterable, Iterator
 import numpy as np
 from .store import CineStore, check_disjoint, npy_header, write_store
-from ..core.errors import ClassImpressionError, DataError, StateError, check, progress
-from ..scenarios import hidden, inside
+from ..core.errors import ClassImpressionError, DataError, StateError, as_seen, check, progress
+from ..scenarios import NOBODY, ONE_PERSON, hidden, inside, person
 from ..core.files import lock_of, read_json, write_bytes, write_json
 from ..data import PARTS, file_md5
 from .deidentify import check_marks, clean_frames, hashed, load_salt, sector_mask
@@ -19,11 +19,11 @@ from .phantom import VIEWS
 from .readers import AXES, READERS, Limits, ending_of, needs, read_series, read_video
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 # %% auto #0
-__all__ = ['NOBODY', 'ONE_PERSON', 'SPLITS', 'COLUMNS', 'TMED2_VIEWS', 'LAYOUTS', 'MIXED', 'table_text', 'read_table',
-           'split_rows', 'person', 'read_manifest', 'load_manifest', 'which', 'check_rows', 'split_by_patient',
+__all__ = ['SPLITS', 'COLUMNS', 'TMED2_VIEWS', 'LAYOUTS', 'MIXED', 'table_text', 'separator_of', 'read_table', 'split_rows',
+           'read_manifest', 'load_manifest', 'which', 'check_rows', 'split_by_patient', 'check_parts', 'lacking',
            'files_in', 'camus_rows', 'echonet_rows', 'tmed2_rows', 'layout_manifest', 'within', 'content_md5',
            'fingerprints', 'decoded', 'series_of', 'noticed_in', 'store_there', 'index_manifest']
 
@@ -49,35 +49,48 @@ def table_text(
     except UnicodeDecodeError:
         return data.decode("cp1252", "replace")
 
+# %% ../../nbs/echo/05_manifest.ipynb #92b96ba5
+def separator_of(
+    text: str,  # a table
+    need: list[str],  # columns that must be there, in small letters
+) -> str:
+    "The sign between fields: what makes the needed columns out of the first row, or else most columns."
+    first = (re.search(r"[^\r\n]*\w[^\r\n]*", text) or [text])[0]
+    head = {s: [as_seen(c).strip('"').lower() for c in first.split(s)] for s in ",;\t|"}
+    return next((s for s in head if set(need) <= set(head[s])), max(head, key=lambda s: len(head[s])))
+
 # %% ../../nbs/echo/05_manifest.ipynb #3a343d69
 def read_table(
     path: Path,  # text with commas, semicolons, tabs or bars
     need: Iterable[str],  # columns that must be there, in small letters
-) -> DataFrame:  # text; names of columns in small letters
+) -> DataFrame:  # text; names of columns in small letters; index 0 is row 2 of the file, empty rows have none
     "Read a table. Raises `DataError` that says which row cannot be."
     import pandas as pd
 
     need, text = list(need), table_text(path).lstrip("\ufeff")
     check(text.strip("\0 \r\n\t\ufeff"), f"{path.name} is empty; it needs the columns {', '.join(need)}", DataError)
     check("\0" not in text, f"{path.name} holds a zero byte: it is no table of text; save it as CSV", DataError)
-    first, _, rest = text.partition("\n")
-    text = rest if first.strip().lower().startswith("sep=") else text  # Excel's way to say it
-    head = {s: [c.strip().strip('"').lower() for c in text.split("\n", 1)[0].split(s)] for s in ",;\t|"}
-    s = next((s for s in head if set(need) <= set(head[s])), max(head, key=lambda s: len(head[s])))
-    rows = split_rows(text, s, path.name)
-    names = [c.strip().lower() for c in rows[0]]
+    text = re.sub(r"\r+\n|\n\r(?!\n)", "\n", text)  # some programs end a line twice
+    text = re.sub(r'\A\s*"?sep=[^\r\n]*[\r\n]+', "", text, flags=re.I)  # Excel's way to say it
+    whole = split_rows(text, separator_of(text, need), path.name)
+    rows = {i: r for i, r in enumerate(whole) if r}
+    check(rows, f"{path.name} is empty; it needs the columns {', '.join(need)}", DataError)
+    at, *places = rows
+    names = [as_seen(c).lower() for c in rows[at]]
     missing = [c for c in need if c not in names]
     check(not missing, f"{path.name} lacks the columns {missing}; it needs {', '.join(need)}", DataError)
     twice = [c for c in need if names.count(c) > 1]
     check(not twice, f"{path.name} has the columns {twice} twice; rename one of them", DataError)
-    odd = next((i for i, r in enumerate(rows) if len(r) != len(names)), None)
+    odd = next((i for i in places if len(rows[i]) != len(names)), at)
     check(
-        odd is None,
-        f"row {(odd or 0) + 1} of {path.name} has {len(rows[odd or 0])} fields, the first row {len(names)}; "
+        len(rows[odd]) == len(names),
+        f"row {odd + 1} of {path.name} has {len(rows[odd])} fields, the first row {len(names)}; "
         "put fields that hold the separator into quotes",
         DataError,
     )
-    return pd.DataFrame(rows[1:], columns=names, dtype=str)
+    f = pd.DataFrame([rows[i] for i in places], [i - 1 for i in places], names, dtype=str)
+    f.attrs["noticed"] = {"empty rows, left out": len(whole) - len(rows)}
+    return f
 
 # %% ../../nbs/echo/05_manifest.ipynb #30e8b317
 def split_rows(
@@ -85,29 +98,17 @@ def split_rows(
     separator: str,
     name: str,  # of the file
 ) -> list[list[str]]:
-    "Fields of all rows; empty rows at the end and empty fields beyond the header are left out."
+    "Fields of all rows, none of an empty row; empty rows at the end and empty fields beyond the header are left out."
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         rows = list(reader)
     except csv.Error:  # or a field beyond 131,072 characters
         raise DataError(f"line {reader.line_num} of {name} has a quote that does not close; correct it") from None
-    while rows and not any(f.strip() for f in rows[-1]):
+    rows = [r if any(map(as_seen, r)) else [] for r in rows]
+    while rows and not rows[-1]:
         rows.pop()
-    wide = len(rows[0])
-    return [r[:wide] if not any(f.strip() for f in r[wide:]) and len(r) > wide else r for r in rows]
-
-# %% ../../nbs/echo/05_manifest.ipynb #8fd5ec83
-NOBODY = {"", "nan", "none", "null", "na", "n/a", "<na>", "-", "?", "unknown", "anonymous"}
-ONE_PERSON = "patients whose name or number is spelled in two ways, taken as one"
-
-
-def person(
-    text: str,  # as a table has it
-) -> str:
-    "What is the same for all spellings of one patient."
-    plain = unicodedata.normalize("NFKC", str(text)).casefold()
-    t = " ".join("".join(c for c in plain if unicodedata.category(c) != "Cf").split())  # Cf: signs of no width
-    return t.split(".")[0] if re.fullmatch(r"\d+\.0*", t) else t
+    wide = len(next(filter(None, rows), []))
+    return [r if any(map(as_seen, r[wide:])) else r[:wide] for r in rows]
 
 # %% ../../nbs/echo/05_manifest.ipynb #dd807032
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
@@ -120,9 +121,11 @@ def read_manifest(
     views: tuple[str, ...] = VIEWS,  # known views, in order
 ) -> DataFrame:  # path, view, patient and perhaps split, as text; what was noticed in attrs
     "Read and check a manifest. Raises `DataError` that says which rows are wrong."
-    f = path if hasattr(path, "columns") else load_manifest(Path(path))
+    f = path.reset_index(drop=True) if hasattr(path, "columns") else load_manifest(Path(path))
     noticed = Counter(f.attrs.get("noticed", {}))
-    f = f.rename(columns=lambda c: str(c).strip().lower())
+    f = f.rename(columns=lambda c: as_seen(str(c)).lower())
+    twice = [c for c in COLUMNS if list(f.columns).count(c) > 1]
+    check(not twice, f"the manifest has the columns {twice} twice; rename one of them", DataError)
     missing = [c for c in COLUMNS[:3] if c not in f.columns]
     check(
         not missing,
@@ -130,14 +133,14 @@ def read_manifest(
         DataError,
     )
     check(len(f), "the manifest has no rows", DataError)
-    f = f[[c for c in COLUMNS if c in f.columns]].astype(object).fillna("").astype(str).reset_index(drop=True)
+    f = f[[c for c in COLUMNS if c in f.columns]].astype(object).fillna("").astype(str)
     f["path"] = f["path"].str.replace("\\", "/")  # as Windows writes them
-    for c in f.columns.drop("path"):
-        f[c] = f[c].str.strip()
-    known = {v.casefold(): v for v in views}
-    f["view"] = f["view"].map(lambda v: known.get(v.casefold(), v))
+    f["patient"] = f["patient"].str.strip()
+    known = {as_seen(v).casefold(): v for v in views}
+    check(len(known) == len(views), f"views must be names that differ by more than capitals, not {list(views)}")
+    f["view"] = f["view"].map(lambda v: known.get(as_seen(v).casefold(), v))
     if "split" in f:
-        f["split"] = f["split"].map(lambda s: SPLITS.get(s.lower(), s))
+        f["split"] = f["split"].map(lambda s: SPLITS.get(as_seen(s).lower(), s))
     who, spelled = f["patient"].map(person), f["patient"].nunique()
     f["patient"] = f["patient"].groupby(who).transform("first").where(~who.isin(NOBODY), "")
     noticed[ONE_PERSON] += spelled - who.nunique()
@@ -154,16 +157,18 @@ def load_manifest(path: Path) -> DataFrame:  # as the file has it
     if path.suffix.lower() not in (".parquet", ".pq"):
         return read_table(path, COLUMNS[:3])
     try:
-        return pd.read_parquet(path)
+        return pd.read_parquet(path).reset_index(drop=True)
     except ImportError as e:
         raise DataError("Parquet manifests need the package pyarrow: pip install pyarrow") from e
     except Exception as e:  # pyarrow's errors, of many kinds
         raise DataError(f"{path.name} is no Parquet table ({type(e).__name__}); {need}") from None
 
 # %% ../../nbs/echo/05_manifest.ipynb #ed04ff4d
-def which(rows: Any) -> str:
+def which(
+    rows: Series,  # true or false for each row
+) -> str:
     "Some row numbers, counted as a spreadsheet does: the header is row 1."
-    n = [int(i) + 2 for i in np.flatnonzero(rows)]
+    n = [int(i) + 2 for i in rows.index[rows]]
     return f"row{'s' * (len(n) > 1)} {', '.join(map(str, n[:5]))}{' ...' * (len(n) > 5)}"
 
 # %% ../../nbs/echo/05_manifest.ipynb #0749c708
@@ -217,6 +222,25 @@ def split_by_patient(
     check_disjoint({"patient": p, "split": s} for p, s in zip(patients, out))
     return out.tolist()
 
+# %% ../../nbs/echo/05_manifest.ipynb #4b6ce0ea
+def check_parts(
+    splits: Iterable[str],  # of each series
+) -> None:
+    "Raise `DataError` if a split has no series."
+    there = set(splits)
+    empty = [p for p in PARTS if p not in there]
+    how = "give some patients to each of train, val and test, or leave the column split out, so that they are drawn"
+    check(not empty, f"no series is in {' and '.join(empty)}: a scenario needs all three; {how}", DataError)
+
+# %% ../../nbs/echo/05_manifest.ipynb #c782b1ee
+def lacking(
+    rows: list[dict],  # facts of series: view and split
+) -> Counter:  # in words -> number of views
+    "Views that a split lacks."
+    views = {r["view"] for r in rows}
+    missing = {p: sorted(views - {r["view"] for r in rows if r["split"] == p}) for p in PARTS}
+    return Counter({f"views without a series in {p}: {', '.join(v)}": len(v) for p, v in missing.items() if v})
+
 # %% ../../nbs/echo/05_manifest.ipynb #ea35a410
 def files_in(
     folder: Path,
@@ -242,9 +266,9 @@ def echonet_rows(folder: Path, noticed: Counter) -> Iterator[dict]:
     if not (folder / "FileList.csv").is_file():
         return
     table = read_table(folder / "FileList.csv", ["filename"])
-    names = table["filename"].str.strip().str.replace(r"\.avi$", "", case=False, regex=True)
+    names = table["filename"].map(as_seen).str.replace(r"\.avi$", "", case=False, regex=True)
     check(not (bad := names == "").any(), f"{which(bad)} of FileList.csv: no FileName", DataError)
-    splits = table["split"].str.strip().str.lower().map(SPLITS) if "split" in table else None
+    splits = table["split"].map(as_seen).str.lower().map(SPLITS) if "split" in table else None
     if splits is not None:
         check(
             not (bad := splits.isna()).any(),
@@ -252,8 +276,8 @@ def echonet_rows(folder: Path, noticed: Counter) -> Iterator[dict]:
             "write these, or leave the column out",
             DataError,
         )
-    at = {p.stem.lower(): p.relative_to(folder).as_posix() for p in files_in(folder, r".*\.avi", noticed)}
-    for i, name in enumerate(names):
+    at = {as_seen(p.stem).lower(): p.relative_to(folder).as_posix() for p in files_in(folder, r".*\.avi", noticed)}
+    for i, name in names.items():
         row = dict(path=at.get(name.lower(), f"Videos/{name}.avi"), view="AP4", patient=name)
         yield row if splits is None else row | dict(split=splits[i])
 
@@ -263,14 +287,14 @@ TMED2_VIEWS = {"PLAX": "PLAX", "PSAX": "PSAX", "A2C": "AP2", "A4C": "AP4"}
 
 def tmed2_rows(folder: Path, noticed: Counter) -> Iterator[dict]:
     "TMED-2: pictures `1234s1_0.png` in any folder, and tables with `query_key` and `view_label`."
-    at = {p.name: p.relative_to(folder).as_posix() for p in files_in(folder, r".*\.png", noticed)}
+    at = {as_seen(p.name): p.relative_to(folder).as_posix() for p in files_in(folder, r".*\.png", noticed)}
     for p in files_in(folder, r".*\.csv", noticed):
         try:
             t = read_table(p, ["query_key", "view_label"])
         except DataError:
             noticed["tables without query_key and view_label, left out"] += 1
             continue
-        for k, v in zip(t["query_key"].str.strip(), t["view_label"].str.strip()):
+        for k, v in zip(t["query_key"].map(as_seen), t["view_label"].map(as_seen)):
             if v not in TMED2_VIEWS or k not in at:
                 noticed[
                     f"rows of {'pictures that are not there' if v in TMED2_VIEWS else 'other views'}, left out"
@@ -303,9 +327,12 @@ def within(
     root: Path,  # folder of the paths
     name: str,  # relative path, from a manifest
 ) -> Path:
-    "Join both. Raises `DataError` without the name, for a path that leaves the folder."
+    """Join both; a Mac may have written the accents of the file's name in another way than the table. Raises
+    `DataError` without the name, for a path that leaves the folder.
+    """
     try:
-        return inside(root, name)
+        spelled = [inside(root, n) for n in (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))]
+        return next(filter(os.path.exists, spelled), spelled[0])
     except (DataError, OSError, RuntimeError, ValueError):  # links in a circle, names that are too long
         raise DataError(
             "its path, links followed, lies outside the root folder; move the file, or give another root"
@@ -331,7 +358,7 @@ def fingerprints(
     its root, and for one file as two patients.
     """
     out, seen = [], {}
-    for i, r in enumerate(progress(f.to_dict("records"), "fingerprints of files")):
+    for i, r in zip(f.index, progress(f.to_dict("records"), "fingerprints of files")):
         try:
             md5 = content_md5(within(root, r["path"]))
         except DataError as e:
@@ -376,8 +403,8 @@ def series_of(
     bad: list[dict],  # filled with row and reason of what cannot be read
 ) -> Iterator[tuple[dict, np.ndarray]]:
     "Facts and cleaned frames of every series that can be read."
-    for i, r in enumerate(progress(f.to_dict("records"), "indexing series")):
-        part = parts / hashed(repr((prints[i], [a.tolist() if isinstance(a, np.ndarray) else a for a in how])), salt)
+    for k, r in enumerate(progress(f.to_dict("records"), "indexing series")):
+        part = parts / hashed(repr((prints[k], [a.tolist() if isinstance(a, np.ndarray) else a for a in how])), salt)
         note, seen = part.with_suffix(".json"), Counter()
         if part.exists() and note.exists():
             x, noticed = np.load(part, allow_pickle=False), read_json(note, list[str])
@@ -385,12 +412,12 @@ def series_of(
             try:
                 x = decoded(within(root, r["path"]), *how, seen)
             except ClassImpressionError as e:
-                bad.append(dict(row=i + 2, view=r["view"], reason=str(e)))
+                bad.append(dict(row=int(f.index[k]) + 2, view=r["view"], reason=str(e)))
                 continue
             noticed = sorted(+seen)
             write_json(note, noticed)
             write_bytes(part, npy_header(x.shape) + np.ascontiguousarray(x).tobytes())
-        facts = dict(view=r["view"], patient=hashed(r["patient"], salt), split=splits[i], source=prints[i])
+        facts = dict(view=r["view"], patient=hashed(r["patient"], salt), split=splits[k], source=prints[k])
         yield facts | (dict(noticed=noticed) if noticed else {}), x
 
 # %% ../../nbs/echo/05_manifest.ipynb #316cb039
@@ -449,13 +476,14 @@ def index_manifest(
     check(marks in ("refuse", "keep"), f"marks must be 'refuse' or 'keep', not {marks!r}")
     check(root or not hasattr(manifest, "columns"), "a table needs the folder of its paths: pass root=...")
     folder, f = Path(folder), read_manifest(manifest, views)
+    splits = f["split"].tolist() if "split" in f else split_by_patient(f["patient"].tolist(), seed)
+    check_parts(splits)
     root, secret = Path(root or Path(manifest).parent), load_salt(salt or folder.parent / f"{folder.name}.salt")
     prints, bad, kept = fingerprints(f, root, secret), [], []
     parts, report = folder.parent / f".{folder.name}.parts", folder.parent / f"{folder.name}.report.json"
     settings = dict(size=size, colour=colour, masked=mask is not None, marks=marks, seed=seed, skip=skip)
     settings |= {} if bits is None else dict(bits=bits)
     settings["mark"] = hashed(repr((prints, limits, None if mask is None else mask.tolist())), secret)
-    splits = f["split"].tolist() if "split" in f else split_by_patient(f["patient"].tolist(), seed)
     noticed = Counter(f.attrs["noticed"])
 
     def whole():
@@ -464,7 +492,7 @@ def index_manifest(
         ):
             kept.append(facts)
             yield facts, x
-        noticed.update(noticed_in(kept))
+        noticed.update(noticed_in(kept) + lacking(kept))
         noticed["series that cannot be read, left out"] += len(bad)
         write_json(report, dict(series=len(f), unreadable=bad, noticed=dict(+noticed)))
         check(
@@ -474,6 +502,7 @@ def index_manifest(
             f"purpose; what was decoded waits in {parts.name} for the next attempt",
             DataError,
         )
+        check_parts(r["split"] for r in kept)
 
     with lock_of(folder):
         if (folder / "index.json").exists():

@@ -15,7 +15,7 @@ from ..echo.scenario import made_scenario  # noqa: F401  registers its task sequ
 from ..methods import analytic, census, drift, generated, prototypes, regularised  # noqa: F401
 from ..methods import rehearsal  # noqa: F401  they register themselves
 from ..pretrained import adapted, census_any  # noqa: F401
-from ..core.errors import ConfigError, check, check_name, check_number, nearest
+from ..core.errors import OLD_NAMES, ConfigError, check, check_name, check_number, knows_old_names, nearest
 from ..core.files import read_json
 from .surroundings import number_type, usable_device
 from ..core.provenance import package_folder
@@ -26,24 +26,11 @@ from ..settings import TrainConfig, check_training, published_training
 from ..synthesis import SynthesisConfig, published_synthesis
 
 # %% auto #0
-__all__ = ['OLD_NAMES', 'NO_BUDGET', 'PUBLISHED_BUDGETS', 'current_names', 'RunConfig', 'setting_types', 'plain_value',
-           'check_type', 'check_like', 'replace_none', 'training_settings', 'synthesis_settings', 'profile',
-           'tuned_choice', 'profile_config', 'profile_label', 'reported_repeats', 'tuning_repeat']
+__all__ = ['NO_BUDGET', 'PUBLISHED_BUDGETS', 'current_names', 'RunConfig', 'setting_types', 'plain_value', 'check_type',
+           'check_like', 'replace_none', 'training_settings', 'synthesis_settings', 'profile', 'tuned_choice',
+           'profile_config', 'profile_label', 'reported_repeats', 'tuning_repeat']
 
 # %% ../../nbs/runs/01_configs.ipynb #0ldname2
-OLD_NAMES = {
-    "a_ce": "ce_weight",
-    "a_bn": "bn_weight",
-    "a_tv": "tv_weight",
-    "a_tv1": "tv1_weight",
-    "a_l2": "l2_weight",
-    "a_margin": "margin_weight",
-    "a_idc": "idc_weight",
-    "judge": "eval_split",
-    "nominal": "classes_per_task",
-}
-
-
 def current_names(
     settings: dict,  # of a run, perhaps of an earlier version
 ) -> dict:  # the same values under the names of today
@@ -53,6 +40,7 @@ def current_names(
     return {OLD_NAMES.get(k, k): v for k, v in (settings | own).items()}
 
 # %% ../../nbs/runs/01_configs.ipynb #c9ffcb2d
+@knows_old_names
 @dataclass(frozen=True)
 class RunConfig(TrainConfig):
     "All settings of a run."

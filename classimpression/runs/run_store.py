@@ -13,8 +13,8 @@ from typing import Annotated, Any, Callable, Iterator, Literal
 import msgspec
 from torch import nn
 from ..carryover import TIERS, Carryover, load_carryover
-from .configs import OLD_NAMES, RunConfig, current_names
-from ..core.errors import ClassImpressionError, ConfigError, DataError, StateError, check
+from .configs import RunConfig, current_names
+from ..core.errors import OLD_NAMES, ClassImpressionError, ConfigError, DataError, StateError, check
 from ..core.files import checked_json, lock_of, read_json, usable_path, write_json
 from ..core.provenance import digest, is_own_import, module_files, modules_digest, named_modules
 from ..core.provenance import package_folder
