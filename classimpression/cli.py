@@ -20,7 +20,7 @@ __all__ = ['Name', 'Folder', 'File', 'Flag', 'PASSED_ON', 'MOST_CONFIG', 'OF_THE
            'add_tune', 'verify_some', 'VerifyOptions', 'add_verify', 'list_files', 'download_file', 'index_series',
            'show_store', 'IndexOptions', 'add_index', 'add_data', 'recommend_some', 'add_recommend', 'bench_some',
            'BenchOptions', 'add_bench', 'listed', 'list_some', 'add_list', 'version', 'show_info', 'Parser', 'parser',
-           'Terminated', 'terminate', 'main']
+           'Terminated', 'terminate', 'working_folder', 'main']
 
 # %% ../nbs/12_cli.ipynb #d4bec0b2
 def package() -> Path:
@@ -737,6 +737,14 @@ def terminate(*_) -> None:
     "Handler of SIGTERM."
     raise Terminated()
 
+# %% ../nbs/12_cli.ipynb #d8c3f5f2
+def working_folder() -> str:
+    "Where the command runs. Raises `ConfigError` if somebody has removed it: libraries crash there."
+    try:
+        return os.getcwd()
+    except OSError as e:
+        raise ConfigError(f"the working folder is gone ({e.strerror}); change to another one") from e
+
 # %% ../nbs/12_cli.ipynb #59440ec6
 def main(
     argv: Sequence[str] | None = None,  # arguments; those of the process unless given
@@ -746,7 +754,15 @@ def main(
         args = parser().parse_args(None if argv is None else list(argv))
         if argv is None:
             signal.signal(signal.SIGTERM, terminate)
-        return args.command(args)
+        working_folder()
+        ended = args.command(args)
+        if sys.stdout:
+            sys.stdout.flush()  # what cannot be written is said here, and not when the process ends
+        return ended
+    except BrokenPipeError:  # `| head` has seen enough
+        if argv is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes once more when it ends
+        return 141
     except ClassImpressionError as e:
         print(f"classimpression: {e}", file=sys.stderr)
         return 2

@@ -15,8 +15,8 @@ from torch import Tensor
 from .core.errors import ClassImpressionError, DataError, check, check_number
 
 # %% auto #0
-__all__ = ['LAYOUTS', 'HEADERS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS', 'to_unit', 'tensor_digest', 'Labelled', 'Split',
-           'as_numpy', 'pieces', 'extremes', 'column_sums', 'mean_of', 'depth_of', 'as_bytes', 'as_labels',
+__all__ = ['LAYOUTS', 'ROUNDING', 'HEADERS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS', 'to_unit', 'tensor_digest', 'Labelled',
+           'Split', 'as_numpy', 'pieces', 'extremes', 'column_sums', 'mean_of', 'depth_of', 'as_bytes', 'as_labels',
            'check_shape', 'as_split', 'pad', 'augment', 'batches', 'file_md5', 'npz_header', 'checked_keys', 'read_npz',
            'data_root', 'load_medmnist']
 
@@ -125,10 +125,13 @@ def as_numpy(
 ) -> np.ndarray:
     "A numpy array of numbers. Object arrays are refused, because only unpickling or a ragged list makes them."
     check(not hasattr(a, "tocsr"), f"{what}: sparse data is not supported; pass {what}.toarray()", DataError)
+    gaps = f"{what} are a masked array with gaps; leave these out, or fill them: {what}.filled(...)"
+    check(not np.ma.is_masked(a), gaps, DataError)
     if isinstance(a, Tensor):
         plain = a.layout == torch.strided and not a.is_quantized
         check(plain, f"{what} are a sparse or quantised tensor; pass {what}.to_dense() or .dequantize()", DataError)
-        a = a.detach().cpu().float() if a.is_floating_point() else a.detach().cpu()
+        a = a.detach().resolve_conj().resolve_neg().cpu()
+        a = a.float() if a.is_floating_point() else a
     try:
         a = np.asarray(a)
     except ValueError as e:
@@ -203,6 +206,9 @@ def depth_of(
     return depth
 
 # %% ../nbs/01_data.ipynb #c798375d
+ROUNDING = 1e-5  # by so much may floats leave [0, 1]: scalers of other libraries end a few digits beyond 1
+
+
 def as_bytes(
     x: np.ndarray,  # images: numbers of any shape
     bits: int | None = None,  # how many bits the numbers have, where their type or file does not tell
@@ -217,8 +223,8 @@ def as_bytes(
     unit = x.dtype.kind == "f" and bits is None and declared is None
     fix = f"pass uint8, or say how many bits they have: bits={max(8, int(max(high, 0)).bit_length())}"
     said = f"float images must lie in [0, 1], these in [{low:.4g}, {high:.4g}]; divide by 255, {fix}"
-    check(not unit or low >= 0 and high <= 1, said, DataError)
-    check(low >= 0, f"images hold negative numbers, down to {low:.4g}; brightness starts at 0", DataError)
+    check(not unit or low >= -ROUNDING and high <= 1 + ROUNDING, said, DataError)
+    check(unit or low >= 0, f"images hold negative numbers, down to {low:.4g}; brightness starts at 0", DataError)
     k = 255.0 if unit else 2.0 ** (8 - depth_of(x, high, bits, declared))
     out = np.empty(x.shape, np.uint8)
     for p in pieces(x.shape):

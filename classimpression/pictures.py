@@ -158,6 +158,8 @@ def looks_like(
         return "DICOM file"
     if head[344:347] == b"n+1":
         return "NIfTI file"
+    if head[344:347] == b"ni1":
+        return "header without its numbers (a pair of .hdr and .img); save both as one .nii"
     return next(
         (name for magic, name in MAGIC.items() if head.lstrip().startswith(magic) or head.startswith(magic)), ""
     )

@@ -17,7 +17,7 @@ from .carryover import Carryover, load_tensors, save_tensors
 from .core.errors import StateError, check, check_number, knows_old_names, progress
 from .core.files import read_json
 from .core.provenance import package_folder
-from .core.seeding import generator
+from .core.seeding import generator, usual_torch
 from .models import batch_norms, called_norms, frozen_copy
 
 # %% auto #0
@@ -468,6 +468,7 @@ def gather(
     )
 
 # %% ../nbs/07_synthesis.ipynb #efd795f0
+@usual_torch()
 def synthesize(
     carry: Carryover,  # frozen model, number of old classes, class means
     cfg: SynthesisConfig,  # settings

@@ -380,14 +380,18 @@ def refuse_overlap(
     made: Scenario,  # the scenario
     overlap: str,  # "refuse" or "mark"
 ) -> None:
-    "Raise `DataError` for too many test images among the training images, unless that is to be marked."
+    """Raise `DataError` for too many test images among the training images, or those that settings are chosen by,
+    unless that is to be marked.
+    """
     check(overlap in ("refuse", "mark"), f"overlap must be refuse or mark, not {overlap!r}")
     if overlap == "mark":
         return
     shared, n_test = made.shared_images, made.facts()["images"]["test"]
     how = "split the images (by patient) first, or pass overlap='mark' to go on and have every result say so"
-    said = f"{shared['train, test']} of {n_test} test images are training images too; {how}"
-    check(not overlaps(shared, n_test), said, DataError)
+    for part, what in (("train", "training"), ("val", "validation")):
+        n = shared[f"{part}, test"]
+        said = f"{n} of {n_test} test images are {what} images too; {how}"
+        check(not overlaps({"train, test": n}, n_test), said, DataError)
 
 # %% ../nbs/02_tasks.ipynb #bd76ce32
 def from_splits(

@@ -11,18 +11,21 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin
 from ..carryover import Carryover
 from ..core.errors import ConfigError, check, check_number
+from ..core.seeding import usual_torch
 from ..heads import LinearHead
 from ..models import Classifier, batch_norms, called_norms, frozen_copy
 
 # %% auto #0
-__all__ = ['logits_of', 'Adopted', 'plain_network', 'n_outputs', 'per_channel', 'class_mean_images', 'AdoptedFeatures',
-           'last_layer', 'sorted_columns', 'adopt']
+__all__ = ['logits_of', 'Adopted', 'plain_network', 'n_outputs', 'check_gradient', 'per_channel', 'class_mean_images',
+           'AdoptedFeatures', 'last_layer', 'sorted_columns', 'adopt']
 
 # %% ../../nbs/adapters/01_adopt.ipynb #8b5d5c82
 def logits_of(
     out: Any,  # what a network returns: a tensor, or an object or dictionary with `logits`
 ) -> Tensor:  # [N, K]
     "The scores. A single one per image, z, is that of a sigmoid: two classes with the scores 0 and z say the same."
+    said = "its answer is several things; wrap it in a module whose forward returns the logits alone"
+    check(not isinstance(out, (tuple, list)), said)
     if not isinstance(out, Tensor):
         out = out["logits"] if isinstance(out, dict) else out.logits
     return torch.cat([torch.zeros_like(out), out], 1) if out.ndim == 2 and out.shape[1] == 1 else out
@@ -72,10 +75,13 @@ def plain_network(
     unsized = any(isinstance(t, UninitializedTensorMixin) for t in tensors)
     check(not unsized, f"{name} has layers that have no size yet; show it an image, then load its weights")
     check(not any(t.is_meta for t in tensors), f"the weights of {name} are on no device (meta); load them first")
+    packed = any("quantized" in type(m).__module__ for m in inner.modules())
+    check(not packed, f"{name} is quantised, so no gradient passes it; pass the network that it was made from")
     try:
         net = frozen_copy(inner).cpu().float()
     except RuntimeError as e:
-        raise ConfigError(f"{name} cannot be copied: {' '.join(str(e).split())[:200]}") from e
+        how = "fold what computes weights first (remove_weight_norm, prune.remove)"
+        raise ConfigError(f"{name} cannot be copied; {how}: {' '.join(str(e).split())[:200]}") from e
     low = [k for k, v in net.state_dict().items() if k.endswith("running_var") and bool((v < 0).any())]
     check(not low, f"{name} holds negative variances in {low[:3]}; no image can be made from it")
     bad = [k for k, v in net.state_dict().items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
@@ -95,10 +101,25 @@ def n_outputs(
         check(out.is_floating_point(), f"its output is {out.dtype}, no scores")
         check(bool(torch.isfinite(out).all()), "its output for a grey image is NaN or infinite")
         check(torch.allclose(out, logits_of(net(example)), 1e-3, 1e-4), "its output differs from call to call")
+        sums = out.shape[1] > 1 and bool((out >= 0).all()) and torch.allclose(out.sum(1), torch.ones(2), 0, 1e-4)
+        check(not sums, "its outputs are probabilities; leave its last softmax out, or return their logarithm")
     except (Exception, SystemExit) as e:  # whatever a stranger's network raises
         name, shape = type(net).__name__, list(example.shape)
         raise ConfigError(f"{name} does not map images {shape} to logits [2, K]: {e}") from e
     return out.shape[1]
+
+# %% ../../nbs/adapters/01_adopt.ipynb #c2fc611a
+def check_gradient(
+    net: nn.Module,  # from `plain_network`
+    shape: tuple[int, ...],  # of images, N, C, H, W
+) -> None:
+    "Raise `ConfigError` if no gradient of the scores reaches the images, so that synthesis would not move them."
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, requires_grad=True)
+    out = logits_of(net(x + 0))
+    total = (out * out.detach().sign()).sum()
+    (g,) = torch.autograd.grad(total, x, allow_unused=True) if out.requires_grad else (None,)
+    said = "no gradient of its scores reaches the images (rounding, detach, no_grad or numpy within, or dead weights)"
+    check(g is not None and bool(g.any()), f"{type(net).__name__}: {said}; synthesis cannot change them")
 
 # %% ../../nbs/adapters/01_adopt.ipynb #1bba0bd8
 def per_channel(
@@ -114,6 +135,8 @@ def per_channel(
     low = 0 if what == "std" else -np.inf
     fits = len(v) in (1, channels) and np.isfinite(v).all() and (v > low).all()
     check(fits, f"mean and std need 1 or {channels} numbers, std above 0; {what} is {value!r}")
+    large = f"{what} is {value!r}, but images lie in [0, 1]: if it is meant for 0..255, divide mean and std by 255"
+    check((v <= 1).all(), large)
     return torch.from_numpy(v).expand(channels).clone()
 
 # %% ../../nbs/adapters/01_adopt.ipynb #d3eb3ef6
@@ -123,9 +146,12 @@ def class_mean_images(
 ) -> Tensor:  # float32 in [0, 1]
     "Mean images as the synthesis takes them. Raises `ConfigError` for others, and says how to change them."
     if means is None:
-        return torch.full(shape, 0.5)
+        return torch.full(shape, 0.5, dtype=torch.float32)
+    plain = not isinstance(means, Tensor) or means.layout == torch.strided and not (means.is_meta or means.is_quantized)
+    check(plain, "means are sparse, quantised or on no device; pass a plain tensor")
+    check(not np.ma.is_masked(means), "means are a masked array with gaps; fill them first")
     try:
-        means = torch.as_tensor(means)
+        means = torch.as_tensor(means).detach()
     except (TypeError, ValueError, RuntimeError) as e:
         raise ConfigError(f"means must be an array of numbers: {e}") from e
     check(not means.is_complex(), "means must be real numbers in [0, 1], not complex ones")
@@ -201,6 +227,7 @@ def sorted_columns(
     return head
 
 # %% ../../nbs/adapters/01_adopt.ipynb #632b90b6
+@usual_torch()
 def adopt(
     network: nn.Module,  # a trained classifier, images [N, C, H, W] to logits [N, K] or [N, 1]; it is not changed
     size: int | tuple[int, int],  # height and width of the images
@@ -219,8 +246,9 @@ def adopt(
     check(len(size) == 2, f"size is one number, or height and width; not {size}")
     for s in (*size, channels):
         check_number("size and channels", s, 1, 2**13, integer=True)
-    net, example = plain_network(network, norms), torch.full((2, channels, *size), 0.5)
+    net, example = plain_network(network, norms), torch.full((2, channels, *size), 0.5, dtype=torch.float32)
     k = n_outputs(net, example)
+    check_gradient(net, example.shape)
     check(
         not norms or batch_norms(net),
         f"{type(net).__name__} has no batch normalisation with running statistics; pass norms=False and "
@@ -238,6 +266,11 @@ def adopt(
     order = wanted + [c for c in range(k) if c not in set(wanted)]
     looks = (per_channel("mean", mean, channels), per_channel("std", std, channels))
     layers = called_norms(net, example) if norms else []
+    check(
+        layers or not norms,
+        f"a copy of {type(net).__name__} calls none of its normalisation layers: was its forward replaced by a "
+        f"function that holds the original? Pass the network as its class made it, or norms=False and bn_weight=0",
+    )
     if head := last_layer(net, example, k):
         backbone = AdoptedFeatures(net, layers, *looks, head.n_features)
         model = Classifier(backbone, sorted_columns(head, order), channels=channels)

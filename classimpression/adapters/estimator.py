@@ -5,7 +5,9 @@
 # %% ../../nbs/adapters/02_estimator.ipynb #5f5525f5
 from __future__ import annotations
 import inspect, warnings
+from copy import deepcopy
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Annotated, Any, Sequence
 import msgspec
@@ -17,7 +19,7 @@ from ..carryover import refuse_few, save_carryover, take_exemplars
 from ..runs.configs import RunConfig, plain_value, profile_config, synthesis_settings, training_settings
 from ..core.errors import ConfigError, DataError, StateError, check, check_apart
 from ..core.files import checked_json
-from ..core.seeding import generator, seeded
+from ..core.seeding import generator, seeded, usual_torch
 from ..data import LAYOUTS, Split, as_numpy, as_split
 from ..methods.registry import UnionTask, find_method, sort_options
 from ..models import rebuild
@@ -27,9 +29,9 @@ from ..training import teacher_features
 
 # %% auto #0
 __all__ = ['NOT_AS_SKLEARN', 'label_kind', 'text_of', 'whole_labels', 'as_labels', 'kind_of', 'number_labels', 'keep_exemplars',
-           'learn_task', 'not_fitted', 'image_weights', 'refuse_weights', 'whole_shape', 'stored_classes',
-           'EstimatorFacts', 'with_backbone', 'EstimatorParameters', 'SklearnProtocol', 'ImageReader', 'TaskLearner',
-           'Predictor', 'IncrementalClassifier', 'save_estimator', 'load_estimator']
+           'learn_task', 'not_fitted', 'image_weights', 'refuse_weights', 'whole_shape', 'column_names',
+           'stored_classes', 'EstimatorFacts', 'with_backbone', 'EstimatorParameters', 'SklearnProtocol', 'ImageReader',
+           'TaskLearner', 'Predictor', 'IncrementalClassifier', 'save_estimator', 'load_estimator']
 
 # %% ../../nbs/adapters/02_estimator.ipynb #fbee941b
 def label_kind(
@@ -65,7 +67,13 @@ def as_labels(
     import pandas as pd
 
     check(y is not None, "learning requires y to be passed, but the target y is None", DataError)
+    gaps = "labels are a masked array with gaps; leave these images out, or give them a class"
+    check(not np.ma.is_masked(y), gaps, DataError)
+    y = as_numpy(y, "labels") if isinstance(y, Tensor) else y
+    one = lambda v: v.item() if getattr(v, "ndim", None) == 0 and hasattr(v, "item") else v  # a number in an array
+    y = [one(v) for v in y] if isinstance(y, list) else y
     y = np.asarray(y) if hasattr(y, "dtype") else np.asarray(y, dtype=object)
+    y = y.astype(object) if y.dtype.kind == "T" else y  # numpy's text of any length
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     fits = y.ndim == 1 and len(y) and y.dtype.kind in "biufUSO"
     found = f"not {y.dtype} {list(y.shape)}"
@@ -125,6 +133,7 @@ def keep_exemplars(
     return new if kept is None else Split(torch.cat([kept.x, new.x]), torch.cat([kept.y, new.y]))
 
 # %% ../../nbs/adapters/02_estimator.ipynb #6ca048f0
+@usual_torch()
 def learn_task(
     cfg: RunConfig,  # settings
     train: Split,  # images of the new classes, numbered from `carry.n_classes`
@@ -223,6 +232,14 @@ def whole_shape(
     )
     return shape
 
+# %% ../../nbs/adapters/02_estimator.ipynb #1c29d06a
+def column_names(
+    X,  # images, or rows
+) -> np.ndarray | None:  # text [D]; None for what has no names
+    "Names of columns, where all of them are text."
+    names = list(getattr(X, "columns", []))
+    return np.asarray(names, dtype=object) if names and all(isinstance(n, str) for n in names) else None
+
 # %% ../../nbs/adapters/02_estimator.ipynb #db39850b
 def stored_classes(
     classes: list,  # from a file
@@ -305,10 +322,24 @@ class SklearnProtocol(EstimatorParameters):
         )
 
     def get_metadata_routing(self):
-        "What scikit-learn may pass along: nothing."
+        "What scikit-learn may pass along: weights, where `set_fit_request` and so on say so."
         from sklearn.utils.metadata_routing import MetadataRequest
 
-        return MetadataRequest(owner=self)
+        request = getattr(self, "_metadata_request", None) or MetadataRequest(owner=self)  # `clone` copies this one
+        for verb in (request.fit, request.partial_fit, request.score):
+            if "sample_weight" not in verb.requests:
+                verb.add_request(param="sample_weight", alias=None)
+        return request
+
+    def asks_for(self, verb: str, sample_weight: bool | str | None) -> IncrementalClassifier:
+        "Note whether scikit-learn shall pass weights to fit, partial_fit or score."
+        self._metadata_request = deepcopy(self.get_metadata_routing())
+        getattr(self._metadata_request, verb).add_request(param="sample_weight", alias=sample_weight)
+        return self
+
+    set_fit_request = partialmethod(asks_for, "fit")
+    set_partial_fit_request = partialmethod(asks_for, "partial_fit")
+    set_score_request = partialmethod(asks_for, "score")
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "carry_")
@@ -345,6 +376,9 @@ class ImageReader(SklearnProtocol):
         X,  # images, or rows
     ) -> Any:  # images
         "Rows as images of the declared shape."
+        known, given = getattr(self, "feature_names_in_", None), column_names(X)
+        said = "The feature names should match those that were passed during fit: other columns, or another order"
+        check(known is None or given is None or known.tolist() == given.tolist(), said, DataError)
         X, declared = X if isinstance(X, Tensor) else as_numpy(X, "images"), self.image_shape
         check(X.ndim > 1, f"X has shape {list(X.shape)}; Reshape your data: X[None] for one image", DataError)
         if X.ndim != 2 or self.layout == "NHW" and declared is None:
@@ -415,11 +449,13 @@ class TaskLearner(ImageReader):
         carry, kept = learn_task(cfg, Split(x, numbers), getattr(self, "carry_", None), sizes)
         self.carry_, self.classes_, self.sizes_, self.image_shape_ = carry, classes, sizes, tuple(x.shape[1:])
         self.seed_, self.n_features_in_ = cfg.seed, int(np.prod(x.shape[1:]))
+        if (named := column_names(X)) is not None:
+            self.feature_names_in_ = named
         return self
 
     def fit(self, X, y, sample_weight=None) -> IncrementalClassifier:
         "Forget everything and learn one task."
-        names = ("carry_", "classes_", "sizes_", "image_shape_", "seed_", "n_features_in_")
+        names = ("carry_", "classes_", "sizes_", "image_shape_", "seed_", "n_features_in_", "feature_names_in_")
         learned = [k for k in names if k in self.__dict__]
         before = {k: self.__dict__.pop(k) for k in learned}
         try:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 # %% auto #0
-__all__ = ['key_to_seed', 'generator', 'seeded']
+__all__ = ['key_to_seed', 'generator', 'seeded', 'usual_torch']
 
 # %% ../../nbs/core/02_seeding.ipynb #c93f2e6c
 def key_to_seed(
@@ -48,3 +48,15 @@ def seeded(
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+# %% ../../nbs/core/02_seeding.ipynb #59432b56
+@contextmanager
+def usual_torch() -> Iterator[None]:
+    "Gradients on, no inference mode, numbers of 32 bits by default; a block or a decorator."
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(before)

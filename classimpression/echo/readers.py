@@ -375,7 +375,9 @@ def window_facts(
     shared = [w for g in groups for w in g.get("FrameVOILUTSequence") or []]
     texts = {str([w.get("WindowCenter"), w.get("WindowWidth")]) for w in frames}
     check(len(texts) < 2, "each of its frames has a window of its own; save it again with one", DataError)
-    holder = next((h for h in [ds, *shared, *frames] if "WindowCenter" in h or "VOILUTSequence" in h), None)
+    given = lambda h, k: h.get(k) not in (None, "")
+    whole = lambda h: given(h, "WindowCenter") and given(h, "WindowWidth")  # one without the other is no window
+    holder = next((h for h in [ds, *shared, *frames] if whole(h) or h.get("VOILUTSequence")), None)
     if holder is None:
         return None
     facts = needs("pydicom").Dataset()
@@ -601,6 +603,7 @@ def gather_frames(
             limits.check_header(limits.min_frames, *f.shape, itemsize=f.itemsize)
         first = kept[0] if kept else f
         check(f.shape == first.shape, f"frames have mixed sizes: {list(first.shape)} and {list(f.shape)}", DataError)
+        check(f.dtype == first.dtype, f"frames have mixed depths: {first.dtype}, {f.dtype}; save them alike", DataError)
         kept.append(f)
         fits = len(kept) <= limits.max_frames and len(kept) * f.nbytes <= limits.max_bytes
         check(

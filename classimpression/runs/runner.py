@@ -24,7 +24,7 @@ from ..methods.registry import Method, cached, find_method, price_of_cached, sor
 from ..core.provenance import digest, environment, modules_digest
 from ..data import Split, tensor_digest
 from .run_store import RunResult, check_settings, finished_run, finished_tasks, run_lock, sealed
-from ..core.seeding import seeded
+from ..core.seeding import seeded, usual_torch
 from .run_store import file_digest, protocol_name, read_row, run_folder, used_modules
 from ..metrics import summarise, task_summary
 from ..models import rebuild
@@ -419,6 +419,7 @@ def run_task(
     return store_task(here, following, row, dict(model.spec, settings=folder.name, task=t + 1))
 
 # %% ../../nbs/runs/03_runner.ipynb #aca527d4
+@usual_torch()
 def run(
     cfg: RunConfig,  # settings
     data: Scenario | None = None,  # a scenario of your own; None: the one that the settings name

@@ -162,3 +162,138 @@ def _(folder, what):
     args |= {"one class": dict(size=16, classes=np.array([3]))}
     args |= {"means of 16-bit floats": dict(size=16, means=torch.rand(4, 3, 16, 16).half())}
     assert adopt(Net(), **args[what]).model(torch.rand(2, 3, 16, 16)).shape == (2, 4)
+
+
+class Rounds(Net):
+    def forward(self, x):
+        return super().forward((x * 255).round() / 255)
+
+
+class Detaches(Net):
+    def forward(self, x):
+        return super().forward(x.detach())
+
+
+class Lists(Net):
+    def forward(self, x):
+        return super().forward(torch.tensor(x.tolist()))
+
+
+class Silent(Net):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
+@fault(
+    "numbers",
+    "adopt: a network that no gradient passes: {how}",
+    says="no gradient",
+    how=("rounding", "detach", "lists", "no_grad", "zeros"),
+)
+def _(folder, how):
+    net = dict(rounding=Rounds, detach=Detaches, lists=Lists, no_grad=Silent, zeros=Net)[how]()
+    if how == "zeros":
+        for p in net.parameters():
+            p.data.zero_()
+    adopt(net, 16)
+
+
+def replaced() -> nn.Module:
+    net = Net()
+    net.forward = lambda x: Net.forward(net, x)  # a copy calls the original
+    return net
+
+
+def pruned() -> nn.Module:
+    from torch.nn.utils import prune
+
+    net = Net()
+    prune.l1_unstructured(net.body[0], "weight", 0.5)
+    return net
+
+
+STRANGE = {
+    "a softmax at its end": (lambda: Odd(lambda out: out.softmax(1)), "probabilities"),
+    "several answers": (lambda: Odd(lambda out: (out, out.mean())), "several things"),
+    "a forward that holds the original": (replaced, "none of its normalisation layers"),
+    "weights that are pruned on the fly": (pruned, "prune.remove"),
+    "quantised layers": (lambda: torch.ao.quantization.quantize_dynamic(Net().eval(), {nn.Linear}), "is quantised"),
+    "an input that it changes in place": (lambda: nn.Sequential(InPlace(), Net()), "differs from call to call"),
+    "two inputs": (lambda: Two(), "missing 1 required"),
+    "an answer that depends on how often it was asked": (lambda: Counts(), "differs from call to call"),
+    "a list of modules": (lambda: nn.ModuleList([Net()]), "does not map images"),
+    "an embedding": (lambda: nn.Embedding(3, 4), "does not map images"),
+}
+
+
+class InPlace(nn.Module):
+    def forward(self, x):
+        x -= 0.5
+        return x
+
+
+class Two(Net):
+    def forward(self, x, mask):
+        return super().forward(x)
+
+
+class Counts(Net):
+    n = 0
+
+    def forward(self, x):
+        self.n += 1
+        return super().forward(x) * self.n
+
+
+@fault("label", "adopt: a network with {what}, said", what=STRANGE)
+def _(folder, what):
+    make, says = STRANGE[what]
+    try:
+        adopt(make(), 16)
+    except ValueError as e:
+        assert says in str(e), str(e)
+        raise
+
+
+ODD_MEANS = {
+    "a masked array": lambda: np.ma.masked_array(np.zeros((4, 3, 16, 16)), True),
+    "a sparse tensor": lambda: torch.zeros(4, 3, 16, 16).to_sparse(),
+    "a tensor on no device": lambda: torch.zeros(4, 3, 16, 16, device="meta"),
+    "pictures": lambda: [object()] * 4,
+}
+
+
+@fault("numbers", "adopt: means that are {what}", says="means", what=ODD_MEANS)
+def _(folder, what):
+    adopt(Net(), 16, means=ODD_MEANS[what]())
+
+
+@fault("numbers", "adopt: a normalisation for 0..255 ({what})", says="divide mean and std by 255", what=("mean", "std"))
+def _(folder, what):
+    adopt(
+        Net(),
+        16,
+        **dict(mean=dict(mean=(123.7, 116.3, 103.5), std=0.2), std=dict(mean=0.5, std=(58.4, 57.1, 57.4)))[what],
+    )
+
+
+@fault("label", "adopt: a logarithm of probabilities, or gradients that are wanted, are right", "right")
+def _(folder):
+    adopt(Odd(lambda out: out.log_softmax(1)), 16, means=torch.zeros(4, 3, 16, 16, requires_grad=True))
+
+
+@fault("environment", "impressions are made within {where}", "right", where=("no_grad", "inference_mode", "64 bits"))
+def _(folder, where):
+    from classimpression.synthesis import SynthesisConfig, synthesize
+
+    small = SynthesisConfig(groups=1, group_size=2, steps=2, warmup=1)
+    net = Net()
+    wanted = synthesize(adopt(net, 16), small).x
+    if where == "64 bits":
+        torch.set_default_dtype(torch.float64)
+    try:
+        with {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.get(where, torch.enable_grad)():
+            assert torch.equal(synthesize(adopt(net, 16), small).x, wanted)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -71,7 +71,7 @@ def _(folder, kind):
     new().fit(ODD_TENSORS[kind](np.asarray(X)), Y)
 
 
-@fault("label", "a class of the second task looks like one of the first", says="two classes look the same")
+@fault("label", "a class of the second task looks like one of the first", says="there twice")
 def _(folder):
     number_labels(["b ", "c"], np.array(["a", "b"]))
 
@@ -199,3 +199,193 @@ def _(folder, what):
 def _(folder):
     again = IncrementalClassifier.load(learned().save(folder / "a.safetensors"))
     assert np.allclose(again.predict_proba(X), learned().predict_proba(X), atol=1e-5)
+
+
+ODD_LABELS = {
+    "a masked array with gaps": np.ma.masked_array(Y, Y == 1),
+    "pairs of an index of two levels": [(0, 0), (1, 1)] * 12,
+    "a generator": (y for y in Y),
+    "a set": {0, 1},
+}
+
+
+@fault("label", "the estimator learns from labels that are {what}", says="labels", what=ODD_LABELS)
+def _(folder, what):
+    new().fit(X, ODD_LABELS[what])
+
+
+@fault("label", "the estimator learns from labels of pandas with a missing one", says="missing")
+def _(folder):
+    import pandas as pd
+
+    new().fit(X, pd.Series([0, None] * 12, dtype="Int64"))
+
+
+def more_labels() -> dict:
+    "Labels as programs make them, and the classes that they mean."
+    import pandas as pd
+
+    named = np.array(["a", "b"])[Y]
+    return {
+        "numpy's text of any length": (named.astype(np.dtypes.StringDType()), ["a", "b"]),
+        "pandas' text": (pd.Series(named, dtype="string"), ["a", "b"]),
+        "pandas' whole numbers": (pd.Series(Y, dtype="Int64"), [0, 1]),
+        "pandas' truth values": (pd.Series(Y == 1, dtype="boolean"), [False, True]),
+        "a list of arrays of no axis": ([np.array(y) for y in Y], [0, 1]),
+        "a list of tensors, as data sets give them": ([torch.tensor(int(y)) for y in Y], [0, 1]),
+        "a tensor with a gradient": (torch.tensor(Y, dtype=torch.float32, requires_grad=True), [0, 1]),
+        "a table of one column": (pd.DataFrame({"y": Y}), [0, 1]),
+        "half floats": (Y.astype(np.float16), [0, 1]),
+    }
+
+
+@fault("label", "the estimator reads labels: {what}", "right", what=sorted(more_labels()))
+def _(folder, what):
+    given, wanted = more_labels()[what]
+    assert sorted(set(as_labels(given).tolist())) == wanted
+
+
+ODD_IMAGES = {
+    "a masked array with gaps": (np.ma.masked_array(X, X > 100), "masked array with gaps"),
+    "complex numbers with a bit of conjugation": (torch.tensor(X).to(torch.complex64).conj(), "complex"),
+    "bytes with a sign": (X.astype(np.int8), "not int8"),
+    "floats in -1..1": (X / 127.5 - 1, "must lie in"),
+    "floats that leave [0, 1] by more than rounding": (X / X.max() * 1.001, "must lie in"),
+    "two sizes": ([x if i else x[:, :8] for i, x in enumerate(X)], "not one rectangular array"),
+    "a data set of torch": (torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y)), "images"),
+    "a path": ("images.npz", "must be numbers"),
+    "nothing": (None, "must be numbers"),
+}
+
+
+@fault("numbers", "the estimator learns from images that are {what}", what=ODD_IMAGES)
+def _(folder, what):
+    images, says = ODD_IMAGES[what]
+    try:
+        new().fit(images, Y)
+    except ValueError as e:
+        assert says in str(e), str(e)
+        raise
+
+
+FINE_IMAGES = {
+    "half floats": lambda: (X / 255).astype(np.float16),
+    "floats of 128 bits": lambda: (X / 255).astype(np.longdouble),
+    "brain floats": lambda: torch.tensor(X / 255).bfloat16(),
+    "a tensor with a gradient": lambda: torch.tensor(X / 255).float().requires_grad_(),
+    "steps backwards": lambda: X[:, :, ::-1][:, :, ::-1],
+    "floats beyond 1 by rounding": lambda: X / 255 * (1 + 1e-7) + (X == X.max()) * 1e-7,
+    "a list of tensors": lambda: [torch.tensor(x) for x in X],
+    "a masked array without gaps": lambda: np.ma.masked_array(X),
+}
+
+
+@fault("numbers", "the estimator reads images: {what}", "right", what=FINE_IMAGES)
+def _(folder, what):
+    x = learned().as_images(FINE_IMAGES[what]())
+    assert np.abs(x.numpy().astype(int) - X).max() <= (1 if "brain" in what or "half" in what else 0)
+
+
+ROWS = X.reshape(len(X), -1)
+
+
+def rows(**more) -> IncrementalClassifier:
+    return new(image_shape=(3, 16, 16), **more)
+
+
+def usages() -> dict:
+    "What scikit-learn's own tools do with an estimator; each gives what has to be true."
+    import sklearn
+    from sklearn.base import clone
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.ensemble import StackingClassifier
+    from sklearn.frozen import FrozenEstimator
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score, cross_validate
+    from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
+    from sklearn.multioutput import MultiOutputClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer, MinMaxScaler
+
+    def routed(**config):
+        with sklearn.config_context(enable_metadata_routing=True):
+            est = clone(rows().set_fit_request(sample_weight=True).set_score_request(sample_weight=False))
+            fits = dict(params=dict(sample_weight=np.ones(len(Y))), error_score="raise")
+            return cross_validate(est, ROWS, Y, cv=2, **fits)["test_score"].min() > 0.9
+
+    def tables():
+        import pandas as pd
+
+        with sklearn.config_context(transform_output="pandas"):
+            pipe = make_pipeline(MinMaxScaler(), rows())
+            return pipe.fit(pd.DataFrame(ROWS).rename(columns=str), Y).score(ROWS, Y) > 0.9
+
+    def plain_routing():
+        with sklearn.config_context(enable_metadata_routing=True):
+            return (
+                cross_val_score(make_pipeline(FunctionTransformer(), rows()), ROWS, Y, cv=2, error_score="raise").min()
+                > 0.9
+            )
+
+    grid = dict(settings=[dict(epochs=1, k_min=1), dict(epochs=2, k_min=1)])
+    return {
+        "a scaler to [0, 1] in front": lambda: make_pipeline(MinMaxScaler(), rows()).fit(ROWS, Y).score(ROWS, Y) > 0.9,
+        "cross_val_score": lambda: cross_val_score(new(), X, Y, cv=3, error_score="raise").min() > 0.9,
+        "cross_val_predict": lambda: cross_val_predict(new(), X, Y, cv=2, method="predict_proba").shape == (24, 2),
+        "a search over settings": lambda: (
+            GridSearchCV(new(), grid, cv=2, error_score="raise").fit(X, Y).best_score_ > 0.9
+        ),
+        "calibration": lambda: (CalibratedClassifierCV(rows(), cv=2).fit(ROWS, Y).predict(ROWS) == Y).mean() > 0.9,
+        "calibration of one that is frozen": lambda: (
+            CalibratedClassifierCV(FrozenEstimator(rows().fit(ROWS, Y))).fit(ROWS, Y).predict_proba(ROWS).shape
+            == (24, 2)
+        ),
+        "stacking": lambda: (
+            StackingClassifier([("a", rows())], LogisticRegression(), cv=2).fit(ROWS, Y).score(ROWS, Y) > 0.9
+        ),
+        "one against the rest": lambda: OneVsRestClassifier(rows()).fit(ROWS, Y).score(ROWS, Y) > 0.9,
+        "one against one": lambda: OneVsOneClassifier(rows()).fit(ROWS, Y).score(ROWS, Y) > 0.9,
+        "two targets": lambda: MultiOutputClassifier(rows()).fit(ROWS, np.c_[Y, 1 - Y]).predict(ROWS).shape == (24, 2),
+        "weights that are routed": routed,
+        "routing without weights": plain_routing,
+        "tables between the steps": tables,
+        "a clone of one that has learned": lambda: not hasattr(clone(learned()), "carry_"),
+    }
+
+
+USAGES = (
+    "a scaler to [0, 1] in front|cross_val_score|cross_val_predict|a search over settings|calibration|stacking|"
+    "calibration of one that is frozen|one against the rest|one against one|two targets|weights that are routed|"
+    "routing without weights|tables between the steps|a clone of one that has learned"
+).split("|")
+
+
+@fault("environment", "scikit-learn: {what}", "right", slow=True, what=USAGES)
+def _(folder, what):
+    assert sorted(USAGES) == sorted(usages())
+    assert usages()[what]()
+
+
+@fault(
+    "label",
+    "the estimator predicts from a table whose columns are {what}",
+    says="feature names",
+    what=("turned", "others"),
+)
+def _(folder, what):
+    import pandas as pd
+
+    table = pd.DataFrame(ROWS).rename(columns=str)
+    est = rows().fit(table, Y)
+    est.predict(table[table.columns[::-1]] if what == "turned" else table.add_prefix("p"))
+
+
+@fault("environment", "the estimator learns within {where}", "right", where=("no_grad", "inference_mode", "64 bits"))
+def _(folder, where):
+    if where == "64 bits":
+        torch.set_default_dtype(torch.float64)
+    try:
+        with {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.get(where, torch.enable_grad)():
+            assert new().fit(X, Y).score(X, Y) > 0.9
+    finally:
+        torch.set_default_dtype(torch.float32)

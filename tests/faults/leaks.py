@@ -146,3 +146,14 @@ LABELS = {
 @fault("label", "a run with {label} is called strict", "right", label=LABELS)
 def _(folder, label):
     assert protocol_name(config(folder, **LABELS[label])) == label
+
+
+@fault("leak", "validation images are test images", says="test images are validation images too")
+def _(folder):
+    from_arrays(images(0), images(1), images(1), sizes=[2, 1], layout="NCHW")
+
+
+@fault("leak", "validation images are test images, and that is marked", "right")
+def _(folder):
+    made = from_arrays(images(0), images(1), images(1), sizes=[2, 1], layout="NCHW", overlap="mark")
+    assert made.facts()["shared_images"]["val, test"] == 36

@@ -236,3 +236,105 @@ def _(folder, ending):
     clip(folder, ".avi").rename(folder / "other.avi")
     (folder / f"a.{ending}").write_text("ffconcat version 1.0\nfile other.avi\n")
     read_series(folder / f"a.{ending}")
+
+
+@fault("numbers", "a TIFF whose pages have 8 and 16 bits", says="mixed depths")
+def _(folder):
+    from PIL import Image
+
+    pages = [Image.fromarray(X[0]), Image.fromarray(X[1].astype(np.uint16) * 257)]
+    pages[0].save(folder / "a.tif", save_all=True, append_images=pages[1:])
+    read_series(folder / "a.tif")
+
+
+HALF = {
+    "a centre without a width": dict(WindowCenter="100"),
+    "a width without a centre": dict(WindowWidth="100"),
+    "an empty centre": dict(WindowCenter="", WindowWidth="100"),
+    "an empty width": dict(WindowCenter="100", WindowWidth=""),
+}
+
+
+@fault("geometry", "DICOM with half a window, {what}: as stored", "right", what=HALF)
+def _(folder, what):
+    assert (read_series(files.dicom(folder / "a.dcm", X, **HALF[what])) == X).all()
+
+
+SYNTAXES = {
+    "HTJ2K": ("201", "needs GDCM"),
+    "HTJ2K with RPCL": ("202", "needs GDCM"),
+    "JPEG 2000, part 2": ("92", "pydicom does not decode"),
+    "JPIP": ("94", "pydicom does not decode"),
+    "JPEG of spectral selection": ("53", "pydicom does not decode"),
+    "JPEG of full progression": ("55", "pydicom does not decode"),
+    "JPEG Lossless, process 14": ("57", "needs GDCM"),
+    "JPEG-LS with loss": ("81", "needs GDCM"),
+    "MPEG-2 at high level": ("101", "it holds a video"),
+    "MPEG-4 in fragments": ("102.1", "it holds a video"),
+    "HEVC of 10 bits": ("108", "it holds a video"),
+}
+
+
+@fault("diagnosis", "DICOM in {what}", hides=(files.SECRET, "Doe"), what=SYNTAXES)
+def _(folder, what):
+    uid, says = SYNTAXES[what]
+    coded = [files.picture(f, "JPEG2000", no_jp2=True) for f in X]
+    try:
+        read_series(files.dicom(folder / "a.dcm", X, f"1.2.840.10008.1.2.4.{uid}", coded))
+    except ValueError as e:
+        assert says in str(e), str(e)
+        raise
+
+
+@fault("numbers", "DICOM of numbers with the most significant byte first, {bits} bits", "right", bits=(8, 16))
+def _(folder, bits):
+    from pydicom.filewriter import dcmwrite
+
+    x = X if bits == 8 else X.astype(np.uint16) * 257
+    ds = files.dataset(x)
+    ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.2"
+    ds.PixelData = np.frombuffer(x.tobytes(), "<u2").byteswap().tobytes()
+    ds["PixelData"].VR = "OW"
+    dcmwrite(folder / "a.dcm", ds, implicit_vr=False, little_endian=False, force_encoding=True)
+    assert (read_series(folder / "a.dcm") == X).all()
+
+
+@fault("diagnosis", "the header of a NIfTI pair", says="header without its numbers")
+def _(folder):
+    import nibabel
+
+    nibabel.save(nibabel.Nifti1Pair(MOVING, np.eye(4)), folder / "a.img")
+    (folder / "a.hdr").rename(folder / "a.nii")
+    read_series(folder / "a.nii")
+
+
+CODECS = {
+    "gray16le": (".avi", "ffv1"),
+    "rgb48be": (".avi", "png"),
+    "yuv422p10le": (".mov", "prores_ks"),
+    "rgb24": (".mov", "qtrle"),
+    "rgba": (".mov", "png"),
+    "gray16be": (".mov", "rawvideo"),
+    "gbrp": (".avi", "utvideo"),
+    "bgr0": (".avi", "zmbv"),
+}
+
+
+@fault("numbers", "a video whose pixels are {form}", "right", form=CODECS)
+def _(folder, form):
+    from fractions import Fraction
+
+    import av
+
+    ending, codec = CODECS[form]
+    x = files.moving(8)
+    with av.open(str(folder / f"a{ending}"), "w") as box:
+        s = box.add_stream(codec, rate=25)
+        s.width, s.height, s.pix_fmt = x.shape[2], x.shape[1], form
+        for t, f in enumerate(x):
+            v = av.VideoFrame.from_ndarray(np.repeat(f[..., None], 3, -1), format="rgb24")
+            v.pts, v.time_base = t, Fraction(1, 25)
+            box.mux(s.encode(v))
+        box.mux(s.encode())
+    found = read_series(folder / f"a{ending}")
+    assert found.shape == x.shape and np.abs(found.astype(int) - x).max() <= 3
