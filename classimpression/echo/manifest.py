@@ -476,14 +476,15 @@ def index_manifest(
     check(marks in ("refuse", "keep"), f"marks must be 'refuse' or 'keep', not {marks!r}")
     check(root or not hasattr(manifest, "columns"), "a table needs the folder of its paths: pass root=...")
     folder, f = Path(folder), read_manifest(manifest, views)
-    splits = f["split"].tolist() if "split" in f else split_by_patient(f["patient"].tolist(), seed)
-    check_parts(splits)
+    if "split" in f:
+        check_parts(f["split"])
     root, secret = Path(root or Path(manifest).parent), load_salt(salt or folder.parent / f"{folder.name}.salt")
     prints, bad, kept = fingerprints(f, root, secret), [], []
     parts, report = folder.parent / f".{folder.name}.parts", folder.parent / f"{folder.name}.report.json"
     settings = dict(size=size, colour=colour, masked=mask is not None, marks=marks, seed=seed, skip=skip)
     settings |= {} if bits is None else dict(bits=bits)
     settings["mark"] = hashed(repr((prints, limits, None if mask is None else mask.tolist())), secret)
+    splits = f["split"].tolist() if "split" in f else split_by_patient(f["patient"].tolist(), seed)
     noticed = Counter(f.attrs["noticed"])
 
     def whole():

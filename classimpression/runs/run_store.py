@@ -4,7 +4,7 @@
 
 # %% ../../nbs/runs/02_run_store.ipynb #c3d41eb4
 from __future__ import annotations
-import ast, hashlib, json, re, warnings
+import ast, hashlib, json, os, re, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -30,8 +30,8 @@ from ..tasks import overlaps
 __all__ = ['PLACES', 'EVERY_RUN', 'K_MIN', 'BEFORE', 'Count', 'Tier', 'protocol_name', 'identity', 'imported_modules',
            'used_modules', 'code_of', 'first_names', 'run_folder', 'sealed', 'check_seal', 'RowFacts', 'ShownRow',
            'ScenarioFacts', 'ResultFacts', 'current_result', 'wrong_labels', 'wrong_tasks', 'check_result',
-           'file_digest', 'RunResult', 'finished_run', 'run_lock', 'check_settings', 'read_row', 'read_carry',
-           'finished_tasks']
+           'file_digest', 'stored_bytes', 'RunResult', 'finished_run', 'run_lock', 'check_settings', 'read_row',
+           'read_carry', 'finished_tasks']
 
 # %% ../../nbs/runs/02_run_store.ipynb #a9990aae
 PLACES = ("root", "out", "cache", "any_code")
@@ -311,6 +311,17 @@ def file_digest(
             h.update(block)
         return h.hexdigest()[:32]
 
+# %% ../../nbs/runs/02_run_store.ipynb #7101ee3c
+def stored_bytes(
+    path: str | Path,  # a file of tensors
+) -> int:  # 0 where there is none
+    "Bytes of all tensors in a safetensors file, as its length tells; nothing else is read."
+    try:
+        with open(path, "rb") as f:
+            return max(os.fstat(f.fileno()).st_size - 8 - int.from_bytes(f.read(8), "little"), 0)
+    except OSError:
+        return 0
+
 # %% ../../nbs/runs/02_run_store.ipynb #26cdd936
 @dataclass(frozen=True)
 class RunResult:
@@ -361,6 +372,10 @@ class RunResult:
             f"{path} is the result of {data['run_id']}, not of {path.parent.name}; {again}",
             StateError,
         )
+        for row in data["tasks"]:
+            held = stored_bytes(path.parent / f"task{row['task']}" / "carry.safetensors")
+            said = f"{path}: task {row['task']} says {row['carried_bytes']:,} bytes, its carryover holds {held:,}"
+            check(held <= row["carried_bytes"], f"{said}; {again}", StateError)
         return cls(data, path.parent)
 
 # %% ../../nbs/runs/02_run_store.ipynb #effa66ee

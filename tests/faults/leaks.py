@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy as shallow
+from copy import deepcopy
 from types import SimpleNamespace
 
 import torch
@@ -157,3 +161,63 @@ def _(folder):
 def _(folder):
     made = from_arrays(images(0), images(1), images(1), sizes=[2, 1], layout="NCHW", overlap="mark")
     assert made.facts()["shared_images"]["val, test"] == 36
+
+
+HANDS = {
+    "a thread that asks the scenario": lambda s, copy: threaded(lambda: s.test(0)),
+    "a deep copy": lambda s, copy: deepcopy(s).test(0),
+    "a shallow copy": lambda s, copy: shallow(s).test(0),
+    "a copy through pickle": lambda s, copy: pickle.loads(pickle.dumps(s)).test(0),
+    "a deep copy of an old task": lambda s, copy: deepcopy(s.tasks[0]).train,
+    "a loop over all tasks": lambda s, copy: [t.train for t in s.tasks],
+    "validation images of an old task": lambda s, copy: s.tasks[0].val,
+}
+
+
+def threaded(ask):
+    "What a function gives or raises in a thread of its own."
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(ask).result()
+
+
+@fault("leak", "in training, by {what}", says="in training|is over", what=HANDS)
+def _(folder, what):
+    s = scenario()
+    copy = s.again()
+    with s.training(1):
+        HANDS[what](s, copy)
+
+
+@fault(
+    "leak",
+    "in training, by a thread that asks an earlier copy",
+    says="in training",
+    known="a thread has a context of its own, so that a run of the same data in another thread can go on",
+)
+def _(folder):
+    s = scenario()
+    copy = s.again()
+    with s.training(1):
+        threaded(lambda: copy.test(0))
+
+
+@fault("leak", "a training that was entered and never left", says="in training")
+def _(folder):
+    s = scenario()
+    block = s.training(0)
+    block.__enter__()
+    try:
+        s.test(0)
+    finally:
+        block.__exit__(None, None, None)
+
+
+@fault("leak", "a training that ended in an error lets nothing stay open", "right")
+def _(folder):
+    s = scenario()
+    try:
+        with s.training(0):
+            raise KeyError("x")
+    except KeyError:
+        pass
+    assert len(s.test(0)) and s._store.extra == {} and s._store.cut == {}

@@ -270,3 +270,86 @@ def _(folder, kind):
     cfg, place, whole = interrupted(folder)
     write_json(place / "task1" / "row.json", {"list": [1], "number": 3, "text": "x"}[kind])
     assert numbers(run(cfg, scenario()).folder) == whole
+
+
+def spelled(folder, change) -> RunResult:
+    "A result whose bytes were changed, and not what they say."
+    path = copied(folder, "fine-tuning")[1] / "result.json"
+    path.write_bytes(change(path.read_bytes()))
+    return RunResult.load(path.parent)
+
+
+FAKE = b'"metrics": {"balanced_accuracy": 99.0}'
+
+
+@fault("identity", "result.json names a key twice, the false one {where}", "right", where=("first",))
+def _(folder, where):
+    assert (
+        spelled(folder, lambda b: b.replace(b"{", b"{" + FAKE + b",", 1)).metrics
+        == RunResult.load(finished("fine-tuning")).metrics
+    )
+
+
+@fault("identity", "result.json names a key twice, the false one last", says="does not fit its digest")
+def _(folder):
+    spelled(folder, lambda b: b.rstrip()[:-1] + b"," + FAKE + b"}")
+
+
+@fault("hostile", "result.json in {code}", says="is not valid JSON", code=("utf-8-sig", "utf-16"))
+def _(folder, code):
+    spelled(folder, lambda b: b.decode().encode(code))
+
+
+@fault("storage", "result.json with Windows line ends", "right")
+def _(folder):
+    assert spelled(folder, lambda b: b.replace(b"\n", b"\r\n")).metrics
+
+
+MORE = {
+    "a schema of 0": deep("schema", 0),
+    "a schema of the future": deep("schema", 999),
+    "a schema in words": deep("schema", "x"),
+    "seconds as a number": deep("tasks.0.seconds", -5),
+    "half a count": deep("tasks.1.confusion.0.0", lambda v: v + 0.5),
+    "a count of 400 digits": deep("tasks.1.confusion.0.0", 10**400),
+    "true as a count": deep("tasks.1.confusion.0.0", True),
+    "a matrix that fits nothing else": deep("tasks.0.confusion", [[100, 0], [0, 100]]),
+    "fewer bytes carried than the file holds": deep("tasks.1.carried_bytes", 1),
+    "a task twice": lambda r: r | dict(tasks=[*r["tasks"], r["tasks"][-1]]),
+    "an environment that is a list": deep("environment", [1]),
+}
+
+
+@fault("identity", "result.json with {what}, digest made anew", what=MORE)
+def _(folder, what):
+    place = copied(folder, "fine-tuning")[1]
+    rewrite(place / "result.json", MORE[what], True)
+    RunResult.load(place)
+
+
+THERE = {
+    "a link to where it was moved": lambda p: (
+        shutil.move(p / "task1", p.parent / "away"),
+        (p / "task1").symlink_to(p.parent / "away"),
+    ),
+    "a result that is a dangling link": lambda p: (
+        (p / "result.json").unlink(),
+        (p / "result.json").symlink_to("nowhere"),
+    ),
+    "an empty carryover": lambda p: (
+        (p / "result.json").unlink(),
+        (p / "task1" / "carry.safetensors").write_bytes(b""),
+    ),
+    "a row with a mark of byte order": lambda p: (
+        (p / "result.json").unlink(),
+        (p / "task1" / "row.json").write_bytes(b"\xef\xbb\xbf" + (p / "task1" / "row.json").read_bytes()),
+    ),
+    "a system's file": lambda p: (p / "Thumbs.db").write_bytes(b"x"),
+}
+
+
+@fault("storage", "a run that meets {what}", "resumed", what=THERE)
+def _(folder, what):
+    cfg, place = copied(folder)
+    THERE[what](place)
+    assert numbers(run(cfg, scenario()).folder) == numbers(finished())
