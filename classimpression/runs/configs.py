@@ -15,7 +15,8 @@ from ..echo.scenario import made_scenario  # noqa: F401  registers its task sequ
 from ..methods import analytic, census, drift, generated, prototypes, regularised  # noqa: F401
 from ..methods import rehearsal  # noqa: F401  they register themselves
 from ..pretrained import adapted, census_any  # noqa: F401
-from ..core.errors import OLD_NAMES, ConfigError, check, check_name, check_number, knows_old_names, nearest
+from ..core.errors import OLD_NAMES, ConfigError, check, check_name, check_number
+from ..core.errors import knows_old_names, nearest
 from ..core.files import read_json
 from .surroundings import number_type, usable_device
 from ..core.provenance import package_folder
