@@ -268,7 +268,7 @@ def test_other_code_is_another_run_unless_asked_for(tmp_path, monkeypatch):
     )
     results, failed = run_all([replace(cfg, any_code=True)], jobs=-1)
     assert not failed and results[0].folder == first.folder
-    assert run_all([cfg], jobs=-1)[1] == {str(run_folder(cfg)): "not finished"}
+    assert run_all([cfg], jobs=-1)[1] == {str(run_folder(cfg)): "made by other code"}
 
 
 @pytest.mark.slow

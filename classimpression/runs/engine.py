@@ -8,7 +8,7 @@ import importlib, ipaddress, json, os, queue, re, select, signal, socket, subpro
 from collections import deque
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 from ..core import errors, provenance
@@ -19,11 +19,17 @@ from .runner import RunConfig, run
 from ..scenarios import make_scenario
 
 # %% auto #0
-__all__ = ['fresh_environment', 'run_apart', 'ask_python', 'child', 'serve', 'forked', 'ask_server', 'fork_server', 'at_once',
-           'in_processes', 'check_scheduler', 'in_workers', 'task_count', 'Progress', 'duration', 'watched', 'bar',
-           'run_all', 'known_data', 'seen_here', 'read_runs', 'raise_failures', 'outcome']
+__all__ = ['OWN', 'OTHER_CODE', 'fresh_environment', 'run_apart', 'ask_python', 'child', 'serve', 'forked', 'ask_server',
+           'fork_server', 'at_once', 'in_processes', 'check_scheduler', 'in_workers', 'task_count', 'Progress',
+           'duration', 'spent', 'watched', 'bar', 'run_all', 'missing', 'known_data', 'seen_here', 'read_runs',
+           'raise_failures', 'outcome']
 
 # %% ../../nbs/runs/04_engine.ipynb #9f5715fe
+OWN = (
+    "import sys; sys.path[:] = [p for p in sys.path if p]; "  # the working directory may hold other code
+)
+
+
 def fresh_environment() -> dict[str, str]:
     "Environment variables of a new process: this package first, no bars, memory that is kept."
     paths = [str(provenance.package_folder().parent), os.environ.get("PYTHONPATH")]
@@ -52,11 +58,11 @@ def ask_python(
     settings: dict,  # of a RunConfig
 ) -> tuple[list[str], str]:  # what the process answered, and what it printed besides
     "Run in a new Python."
-    code = "from classimpression.runs.engine import child; child(sys.stdin, sys.stdout)"
+    code = f"{OWN}from classimpression.runs.engine import child; child(sys.stdin, sys.stdout)"
     with (
         tempfile.TemporaryFile("w+") as said,
         subprocess.Popen(
-            [sys.executable, "-c", f"import sys; {code}"],
+            [sys.executable, "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,
@@ -164,7 +170,7 @@ def fork_server(
         return
     with tempfile.TemporaryDirectory(prefix="ci", ignore_cleanup_errors=True) as folder:
         address = f"{folder}/runs"
-        code = f"from classimpression.runs.{module} import {function}; {function}({address!r})"
+        code = f"{OWN}from classimpression.runs.{module} import {function}; {function}({address!r})"
         pipes, env = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE), fresh_environment()
         with subprocess.Popen([sys.executable, "-c", code], **pipes, env=env, start_new_session=True) as p:
             try:
@@ -274,6 +280,7 @@ class Progress:
     runs: list[RunConfig]  # which
     expected: dict[Path, float] = field(default_factory=dict)  # folder of a run -> seconds; missing: as the others
     jobs: int = 1  # runs at a time
+    names: dict[Path, str] = field(default_factory=dict)  # folder of a run -> what lines call it; missing: its method
 
     def __post_init__(self):
         self.tasks = {run_folder(c): (c, task_count(c)) for c in self.runs}
@@ -281,6 +288,10 @@ class Progress:
         usual = sum(known) / len(known) if known else 60.0
         self.price = {f: self.expected.get(f, usual) / n for f, (_, n) in self.tasks.items()}
         self.start, self.before = time.time(), self.done()
+
+    def name(self, cfg: RunConfig) -> str:
+        "What lines call a run."
+        return f"{self.names.get(run_folder(cfg), cfg.method)}, seed {cfg.seed}"
 
     def rows(self) -> dict[Path, RunConfig]:
         "Files of finished tasks."
@@ -315,6 +326,14 @@ def duration(
         else f"{seconds / 3600:.1f} h"
     )
 
+# %% ../../nbs/runs/04_engine.ipynb #895011b6
+def spent(
+    row: dict,  # of a finished task
+) -> str:
+    "Seconds that a task took in this run; one that another run had learned is not counted twice."
+    before = row.get("cached_seconds", {}).get("cpu_seconds", 0.0)
+    return "reused" if before > row.get("cpu_seconds", 0.0) / 2 else f"{sum(row['seconds'].values()):.0f} s"
+
 # %% ../../nbs/runs/04_engine.ipynb #faf0dad9
 @contextmanager
 def watched(
@@ -335,8 +354,8 @@ def watched(
                 except StateError:
                     continue  # whoever reads the run says so
                 state = f"{progress}, about {duration(progress.left())} left"
-                took = sum(row["seconds"].values())
-                tell(f"  {c.method}, seed {c.seed}: task {row['task']}, {row['accuracy']:.1f} %, {took:.0f} s; {state}")
+                where = f"task {row['task']} of {progress.tasks[p.parent.parent][1]}"
+                tell(f"  {progress.name(c)}: {where}, {row['accuracy']:.1f} %, {spent(row)}; {state}")
                 show(state)
 
     def watch() -> None:
@@ -389,6 +408,7 @@ def run_all(
     expected: dict[Path, float] | None = None,  # folder of a run -> seconds; the longest starts first
     show: Callable[[str], None] = lambda state: None,  # told how far things are
     insecure: bool = False,  # a scheduler on another machine without encryption?
+    names: dict[Path, str] | None = None,  # folder of a run -> what lines call it; missing: its method
 ) -> tuple[
     list[RunResult], dict[str, str]
 ]:  # finished runs in the given order; folder of a failed run -> what went wrong
@@ -405,22 +425,37 @@ def run_all(
         nonlocal n
         n += 1
         try:
-            said = f"{RunResult.load(seen_here(cfg, get())).metrics['final_accuracy']:.2f} % after the last task"
+            found = RunResult.load(seen_here(cfg, get()))
+            last = len(found.data["tasks"])
+            said = f"{found.metrics['final_accuracy']:.2f} % after task {last} of {last}"
         except Exception as e:  # whatever a run raised, the others go on; it is reported at the end
             failed[str(run_folder(cfg))] = said = f"{type(e).__name__}: {e}"
-        told(f"  {n}/{len(todo)} {cfg.method}, {cfg.scenario}, seed {cfg.seed}: {said}")
+        name = (names or {}).get(run_folder(cfg), cfg.method)
+        told(f"  {n}/{len(todo)} {name}, {cfg.scenario}, seed {cfg.seed}: {said}")
 
     told = tell
     if jobs < 0 and not scheduler:
-        failed |= {str(run_folder(c)): "made from other data" if finished_run(c) else "not finished" for c in todo}
+        failed |= {str(run_folder(c)): missing(c) for c in todo}
     elif todo and (scheduler or jobs):
         longest = sorted(todo, key=lambda c: -(expected or {}).get(run_folder(c), 0.0))
-        with bar(Progress(todo, expected or {}, max(jobs, 1)), tell, show) as told:
+        with bar(Progress(todo, expected or {}, max(jobs, 1), names or {}), tell, show) as told:
             in_workers(longest, scheduler, done) if scheduler else in_processes(longest, jobs, done)
     else:
         for c in todo:
             done(c, lambda c=c: str(run(c).folder))
     return read_runs(configs, failed, prints), failed
+
+# %% ../../nbs/runs/04_engine.ipynb #1c23666d
+OTHER_CODE = "made by other code"  # another version of the package; `any_code` takes it
+
+
+def missing(
+    cfg: RunConfig,  # settings of a run that is not there
+) -> str:
+    "Why a run is not there."
+    if finished_run(cfg):
+        return "made from other data"
+    return OTHER_CODE if finished_run(replace(cfg, any_code=True)) else "not finished"
 
 # %% ../../nbs/runs/04_engine.ipynb #f1951b45
 def known_data(
@@ -485,11 +520,6 @@ def outcome(
 ) -> str:
     "How many runs are there, how many were not started, and what went wrong."
     wrong = {Path(folder).name: why for folder, why in failed.items() if why != "not finished"}
-    missing = len(failed) - len(wrong)
-    lines = [
-        f"{len(results)} runs are on this disk"
-        + (f", {missing} are not: they come from earlier sittings, or the tables lack them" if missing else "")
-    ]
-    return "\n".join(
-        [*lines, *([f"{name}: {why}" for name, why in wrong.items()] or ["every run that was started ended well"])]
-    )
+    gone, good = len(failed) - len(wrong), "" if failed else ", every one ended well"
+    more = f", {gone} are not: they come from earlier sittings, or the tables lack them" if gone else good
+    return "\n".join([f"{len(results)} runs are on this disk{more}", *(f"{k}: {why}" for k, why in wrong.items())])

@@ -191,6 +191,8 @@ class ShownRow(msgspec.Struct):
     accuracy: float
     task: Count = 0
     seconds: dict[str, float] = {}
+    cpu_seconds: float = 0.0
+    cached_seconds: dict[str, float] = {}  # of them, the seconds of work that another run had done
 
 # %% ../../nbs/runs/02_run_store.ipynb #a9fc47da
 class ScenarioFacts(msgspec.Struct):
