@@ -195,6 +195,7 @@ def reproduce_some(
     args: argparse.Namespace,  # from the command line
 ) -> int:  # exit code
     "Reproduce experiments."
+    print("Starting: loading PyTorch, then a plan with its time", flush=True)
     from classimpression.report.page import Page
     from classimpression.runs.reproduce import parse_value, reproduce
 

@@ -5,7 +5,7 @@
 # %% ../../nbs/report/06_ablations.ipynb #01a4e20c
 from __future__ import annotations
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterable
+from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
 from .comparison import MAIN, MAIN_KEYS, MEASURES, main_rows, merge_table, rows_of, title_of
 from ..runs.configs import RunConfig
@@ -14,7 +14,7 @@ from ..runs.experiments import find_experiment
 from ..runs.run_store import RunResult, finished_run
 from ..metrics import paired_interval
 from .plots import method_colours, new_figure, style
-from ..runs.tables import mean_and_spread, read_results, read_table
+from ..runs.tables import Markdown, as_dict, mean_and_spread, read_results, read_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['KEYS', 'BOUNDS', 'STRICT', 'variant_rows', 'merge_variants', 'variants_of', 'base_from_main', 'differences',
-           'variant_summary', 'fewer_repeats', 'bound_rows', 'plot_variants', 'variant_reading', 'main_effects',
-           'spread_over_orders']
+           'variant_summary', 'fewer_repeats', 'bound_rows', 'plot_variants', 'variant_reading', 'variants_text',
+           'limits_text', 'main_effects', 'spread_over_orders']
 
 # %% ../../nbs/report/06_ablations.ipynb #ca2e7783
 KEYS = ["experiment", "variant", *MAIN_KEYS]  # what a rerun replaces
@@ -230,19 +230,42 @@ def variant_reading(
     base: str,  # variant that the others are compared with
 ) -> str:
     "Which variants differ from the base, and which do not differ significantly."
-    gain = differences(frame, base)
-    lines = []
+    gain, lines = differences(frame, base), []
     for m, g in gain[gain.variant != base].dropna(subset="difference").groupby("method", sort=False):
         g = g.sort_values("difference")
-        say = lambda rows: "; ".join(f"{r.variant} ({r.difference:+.1f})" for r in rows.itertuples()) or "none"
+        say = lambda rows: "; ".join(f"{r.variant} ({r.difference:+.1f})" for r in rows.itertuples())
         once, clear = g.repeats == 1, (g.low > 0) | (g.high < 0)
-        lines += [
-            f"{m}: clearly different from '{base}' (95 % interval excludes 0): {say(g[clear])}.",
-            f"{m}: no significant difference: {say(g[~clear & ~once])}.",
-        ]
-        if once.any():
-            lines.append(f"{m}: run on one repeat only, which gives a direction and no interval: {say(g[once])}.")
+        kinds = {
+            f"clearly different from '{base}' (95 % interval excludes 0)": g[clear],
+            "no significant difference": g[~clear & ~once],
+            f"run on one repeat only, so nothing follows; points from '{base}'": g[once],
+        }
+        lines += [f"{m}: {what}: {say(rows)}." for what, rows in kinds.items() if len(rows)]
     return "\n".join(lines)
+
+# %% ../../nbs/report/06_ablations.ipynb #2d20547b
+def variants_text(
+    variants: dict[str, dict],  # name -> settings that differ
+    names: Iterable[str],  # of those that run
+) -> Markdown:
+    "What each variant changes."
+    changed = lambda v: ", ".join(f"`{k} = {x}`" for k, x in variants[v].items()) or "nothing changed"
+    return Markdown("\n".join(f"- **{v}**: {changed(v)}" for v in names))
+
+
+def limits_text(
+    results: Iterable[Any],  # results of the runs
+) -> Markdown:
+    "How many tasks and repeats stand behind a comparison, and what chance is."
+    found = [as_dict(r) for r in results]
+    if not found:
+        return Markdown("No run is there.")
+    where, done = found[0]["scenario"], len(found[0]["tasks"])
+    repeats = len({(r["seed"], *r["scenario"]["class_order"]) for r in found})
+    tasks = f"All {done} tasks" if done == len(where["sizes"]) else f"The first {done} of {len(where['sizes'])} tasks"
+    chance = f"chance {100 / sum(where['sizes'][:done]):.3g} %"
+    many = f"{repeats} repeats" if repeats > 1 else "one repeat: **no conclusion** follows from these numbers"
+    return Markdown(f"{tasks}, {chance}, {many}.")
 
 # %% ../../nbs/report/06_ablations.ipynb #a92e9cc0
 STRICT = dict(pool="new-train", selection="last", bn_update=False)

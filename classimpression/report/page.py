@@ -4,9 +4,9 @@
 
 # %% ../../nbs/report/13_page.ipynb #2fdb8d80
 from __future__ import annotations
-import base64, html, io, re, time
+import base64, html, io, os, re, time
 from pathlib import Path
-from typing import Iterable, Sequence
+from typing import Any, Iterable, Sequence
 import numpy as np
 from torch import Tensor
 from ..core.files import read_json, write_bytes
@@ -18,8 +18,8 @@ from ..scenarios import Scenario, make_scenario
 from ..synthesis import Impressions
 
 # %% auto #0
-__all__ = ['STYLE', 'data_uri', 'strips', 'finished_rows', 'bars', 'arrivals', 'first_impressions', 'chapter', 'page_text',
-           'Page']
+__all__ = ['SCALE', 'WIDE', 'STYLE', 'ABOUT', 'data_uri', 'strips', 'finished_rows', 'bars', 'arrivals', 'first_impressions',
+           'plain_words', 'linked', 'larger', 'chapter', 'as_html', 'page_text', 'banner', 'Page']
 
 # %% ../../nbs/report/13_page.ipynb #e2b234e9
 def data_uri(
@@ -65,7 +65,8 @@ def bars(
     body = "".join(f"<tr><th>{html.escape(n)}</th>{line(r)}</tr>" for n, r in zip(names, rows))
     head = "".join(f"<th>after task {t + 1}</th>" for t in range(n_tasks))
     note = (
-        f"Per cent of the test images of all classes seen so far; after the last task, chance is {100 / n_classes:.1f}."
+        f"Per cent of the test images of all classes seen so far, one line for each run; at the end, chance is "
+        f"{100 / n_classes:.1f}."
     )
     return f"<table><tr><th></th>{head}</tr>{body}</table><p>{note}</p>"
 
@@ -95,23 +96,83 @@ def first_impressions(
     return strips({names[k]: made.x[(made.y == k).nonzero()[:n, 0]] for k in made.y.unique().tolist()})
 
 # %% ../../nbs/report/13_page.ipynb #a13066de
+def plain_words(
+    text: str,  # Markdown
+    most: int = 200,  # characters
+) -> str:
+    "The last paragraph without its marks."
+    last = re.split(r"\n\s*\n", text.strip())[-1]
+    words = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", last)
+    return " ".join(re.sub(r"[*`#>$]", "", words).split())[:most]
+
+
+def linked(
+    text: str,  # Markdown
+    source: Path,  # folder that its links start from
+    page: Path,  # folder of the page
+) -> str:
+    "Links to files that are there, seen from the page; of the others the words."
+
+    def one(m: re.Match) -> str:
+        name, _, part = m[2].partition("#")
+        if not name or not (source / name).exists():
+            return m[1]
+        near = Path(os.path.relpath(source / name, page)).as_posix()
+        return f"[{m[1]}]({near}{part and '#' + part})"
+
+    return re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?:)([^)]*)\)", one, text)
+
+# %% ../../nbs/report/13_page.ipynb #c00370f5
+SCALE = 1.75  # a figure beside its size in a notebook
+WIDE = 700  # pixels; on a telephone a wider figure is moved sideways, a narrower one made smaller
+
+
+def larger(
+    output: dict,  # of a cell, with a picture
+    source: str,  # code of the cell
+    path: Path,  # of the notebook
+    said: str,  # what describes the picture
+) -> None:
+    "Show a figure as wide as the text, from the file that the cell saved if there is one."
+    small = "".join(output["data"]["image/png"])
+    width = int.from_bytes(base64.b64decode(small[:64])[16:20], "big")  # PNG: after signature and chunk header
+    named = re.search(r"\{stem\}(\w*)\.png", source)
+    file = path.with_name(f"{path.stem}{named[1]}.png") if named else None
+    if file and file.exists():
+        output["data"]["image/png"] = base64.b64encode(file.read_bytes()).decode()
+    size = dict(width=round(SCALE * width), unconfined=SCALE * width > WIDE)
+    output["metadata"]["image/png"] = dict(alt=said or path.stem) | size
+
+
 def chapter(
     path: Path,  # executed notebook
+    page: Path | None = None,  # folder of the page; None: that of the notebook
 ) -> str:  # HTML
     "Words and outputs of a notebook."
     import nbformat
-    from nbconvert import HTMLExporter
 
-    nb = nbformat.read(path, as_version=4)
+    nb, said, page = nbformat.read(path, as_version=4), "", page or path.parent
     for c in nb.cells:
+        if c.cell_type == "markdown":
+            said, c.source = plain_words(c.source), linked(c.source, path.parent, page)
+        for o in c.get("outputs", []):
+            if "image/png" in o.get("data", {}):
+                larger(o, c.source, path, said)
+            if "text/markdown" in o.get("data", {}):
+                o.data["text/markdown"] = linked(o.data["text/markdown"], path.parent, page)
         if c.cell_type == "code":
             c.outputs = [o for o in c.outputs if o.get("name") != "stderr"]
-        elif c.cell_type == "markdown":
-            c.source = re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)]*\)", r"\1", c.source)
-    exporter = HTMLExporter(
-        template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
-    )
-    text = exporter.from_notebook_node(nb)[0]
+    return as_html(nb)
+
+
+def as_html(
+    nb: Any,  # notebook
+) -> str:  # HTML without code and scripts
+    "What nbconvert makes of a notebook, its headings one level down."
+    from nbconvert import HTMLExporter
+
+    hidden = dict(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    text = HTMLExporter(template_name="basic", **hidden).from_notebook_node(nb)[0]
     text = re.sub(r'<a class="anchor-link".*?</a>', "", text)
     text = re.sub(r"<(script|style)\b.*?</\1>", "", text, flags=re.S)
     return re.sub(r"<(/?)h([1-5])", lambda m: f"<{m[1]}h{int(m[2]) + 1}", text)
@@ -123,10 +184,15 @@ h1,h2{line-height:1.2}h2{margin-top:3rem;border-top:1px solid #8888;padding-top:
 table{border-collapse:collapse;font-size:.9rem;display:block;overflow-x:auto}
 th,td{padding:.15rem .6rem;text-align:left;font-weight:normal;white-space:nowrap}
 tr+tr{border-top:1px solid #8883}
-img{max-width:100%;background:#fff}.strip{height:48px;max-width:none;image-rendering:pixelated;vertical-align:middle}
+img{max-width:100%;height:auto;background:#fff}.strip{height:48px;max-width:none;image-rendering:pixelated;vertical-align:middle}
 .bar{display:inline-block;height:.7em;background:#0072b2}
-pre{white-space:pre-wrap}code,pre{font-family:ui-monospace,monospace;font-size:.9em}
-.state{padding:.5rem 1rem;border-left:4px solid #0072b2;background:#0072b21a}"""
+.rendered_html td{white-space:normal}.ansi-red-fg{color:#d55e00}
+pre{white-space:pre-wrap;overflow-wrap:anywhere}code,pre{font-family:ui-monospace,monospace;font-size:.9em}
+.state,.bad{padding:.5rem 1rem;border-left:4px solid #0072b2;background:#0072b21a;overflow-wrap:anywhere}
+.bad{border-color:#c0392b;background:#c0392b26}
+@media(max-width:40rem){.strips tr,.strips th,.strips td{display:block;padding-left:0}.strip{width:100%;height:auto}
+.bar{display:none}th,td{white-space:normal;padding:.15rem .3rem}
+.output_png{overflow-x:auto}img.unconfined{max-width:none;width:36rem}}"""
 
 
 def page_text(
@@ -134,17 +200,39 @@ def page_text(
     state: str,  # one sentence on how far it is
     parts: Iterable[tuple[str, str]],  # heading and HTML of each part; no heading: a chapter that has its own
     refresh: int = 0,  # seconds until the browser reads the file again; 0: never
+    banner: str = "",  # HTML of what went wrong
 ) -> str:  # HTML
     "A whole page."
     again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     body = "".join((f"<h2>{html.escape(h)}</h2>" if h else "") + text for h, text in parts if text)
-    head = (
-        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width">{again}<title>{html.escape(title)}'
-    )
-    top = f'<h1>{html.escape(title)}</h1><p class="state">{html.escape(state)}</p>'
+    view = '<meta name="viewport" content="width=device-width,initial-scale=1">'
+    head = f'<meta charset="utf-8">{view}{again}<title>{html.escape(title)}'
+    top = f"<h1>{html.escape(title)}</h1>{banner}"
+    top += f'<p class="{"bad" if banner else "state"}">{html.escape(state)}</p>'
     return (
         f"<!doctype html><html lang=en><head>{head}</title><style>{STYLE}</style></head><body>{top}{body}</body></html>"
     )
+
+# %% ../../nbs/report/13_page.ipynb #ef059f9e
+ABOUT = """<p>A network learns classes of images task by task, and the images of a finished task have to go. <em>Class
+Impression</em>, the paper's method, keeps the network and one mean image of each class, synthesises images of the old
+classes from these and rehearses on them; <em>balanced once</em> is the same without the class weights that favour old
+classes a second time. <em>Census</em>, our own, counts which patches an image consists of and trains nothing after
+the first task. Fine-tuning does nothing against forgetting; joint training keeps all images, which is not
+allowed.</p>
+<p>Tiers say what crosses from task to task: M0 the network, M1 also a mean of each class, M2 also second moments; a
+reference carries more and is not ranked.</p>"""
+
+
+def banner(
+    wrong: dict[str, Path | None],  # what failed, and a notebook to look into
+    page: Path,  # folder of the page
+) -> str:  # HTML; empty if nothing failed
+    "What failed, in red."
+    near = lambda p: html.escape(Path(os.path.relpath(p, page)).as_posix())
+    link = lambda p: f' (<a href="{near(p)}">the notebook up to there</a>)' if p else ""
+    items = "".join(f"<li>{html.escape(text)}{link(path)}</li>" for text, path in wrong.items())
+    return f'<div class="bad" role="alert"><strong>Something failed.</strong><ul>{items}</ul></div>' if wrong else ""
 
 # %% ../../nbs/report/13_page.ipynb #6744aadc
 class Page:
@@ -168,14 +256,15 @@ class Page:
         "What the disk says about the runs."
         if not self.parts:
             return []
-        titles = [f"{find_method(c.method).title}{f', seed {c.seed}' if c.seed else ''}" for c in self.configs]
+        methods = [find_method(c.method) for c in self.configs]
+        titles = [f"{m.title} ({m.tier}{f', seed {c.seed}' if c.seed else ''})" for c, m in zip(self.configs, methods)]
         table = bars(titles, finished_rows(self.configs), len(self.scenario.tasks), len(self.names))
         makers = [c for c in self.configs if find_method(c.method).impressions]
         made = next((s for c in makers if (s := first_impressions(c, self.names))), "")
         said = (
             "<p>What the network believes the first classes to look like: from it and one mean image of each class.</p>"
         )
-        return [("So far", table), *self.parts, ("First impressions", made and said + made)]
+        return [("", ABOUT), ("So far", table), *self.parts, ("First impressions", made and said + made)]
 
     def update(self, state: str) -> None:
         "Write the page while runs go on."
@@ -185,15 +274,17 @@ class Page:
         self,
         state: str,  # what was run and how long it took
         notebooks: Iterable[Path] = (),  # executed, in their order
-        after: Iterable[str] = (),  # commands that come next
+        after: dict[str, str] | None = None,  # commands that come next, and what each is for
+        wrong: dict[str, Path | None] | None = None,  # what failed, and a notebook to look into
     ) -> None:
         "Write the page when everything is done."
         facts = ", ".join(f"{k} {v}" for k, v in environment().items() if k in ("python", "torch", "cpu", "cores"))
         runs = "".join(f"<li><code>{html.escape(str(run_folder(c)))}</code></li>" for c in self.configs)
-        following = "".join(f"<pre>{html.escape(c)}</pre>" for c in after)
+        following = "".join(f"<p>For {html.escape(w)}:</p><pre>{html.escape(c)}</pre>" for c, w in (after or {}).items())
         now = time.strftime("%Y-%m-%d %H:%M")
         last = f"<p>{now}. {html.escape(facts)}. The notebooks with their code lie beside this page.</p><ul>{runs}</ul>"
         parts = [(h if h != "So far" else "Accuracy", text) for h, text in self.progress()]
-        chapters = [("", chapter(p)) for p in notebooks]
+        chapters = [("", chapter(p, self.path.parent)) for p in notebooks]
         ends = [("What comes next", following), ("How it was made", last)]
-        write_bytes(self.path, page_text("Class Impression", state, [*parts, *chapters, *ends]).encode())
+        red = banner(wrong or {}, self.path.parent)
+        write_bytes(self.path, page_text("Class Impression", state, [*parts, *chapters, *ends], banner=red).encode())

@@ -33,15 +33,22 @@ def matrix_panels(
     rows: str,  # what the rows are
     columns: str,  # what the columns are
     note: str,  # what the numbers are
+    across: int = 0,  # panels in a row; 0: all
 ) -> tuple[Figure, list[tuple[Axes, list[dict]]]]:  # figure; each method's panel and results
     "Side by side, one panel for every method's matrix."
-    fig, [axes] = new_figure(1, len(groups), width=width, height=height, sharey=True)
-    colours = method_colours(groups)
+    across = across or len(groups)
+    fig, axes = new_figure(-(-len(groups) // across), across, width=width, height=height, sharex=True, sharey=True)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(rows)
+    axes, colours = axes.ravel(), method_colours(groups)
+    for ax in axes[len(groups) :]:
+        ax.set_axis_off()
+    for ax in axes[len(groups) - across : len(groups)]:
+        ax.tick_params(labelbottom=True)
     for ax, (method, rs) in zip(axes, groups.items()):
         ax.set_title(textwrap.fill(rs[0]["title"], 18), color=colours[method])
         ax.set_xlabel(columns)
         ax.tick_params(length=0)
-    axes[0].set_ylabel(rows)
     fig.supxlabel(note, fontsize=7, x=0.99, ha="right")
     return fig, list(zip(axes, groups.values()))
 
@@ -62,7 +69,7 @@ def plot_accuracy_matrix(
             height,
             "after task",
             "test images of task",
-            f"accuracy in %, mean of {most} seed{'s' * (most > 1)}",
+            f"accuracy in %, {f'mean of {most} seeds' if most > 1 else 'one run'}",
         )
         for ax, rs in panels:
             mean = np.mean([accuracy_matrix([t["row"] for t in r["tasks"]]) for r in rs], 0)
@@ -118,15 +125,18 @@ def plot_confusion(
     words = 0.3 + 0.065 * max(
         len(line) for n in names for line in n.splitlines()
     )  # inches that the names take, at the left and below
-    inch = min(0.3 + 1.6 / len(names), (WIDTH - 0.4 - words) / len(groups) / len(names))  # of one class
+    room = (WIDTH - 0.4 - words) / len(names)  # inches of one class if one panel takes the width
+    across = min(len(groups), max(2, int(room / 0.2)))  # digits need a fifth of an inch
+    inch, down = min(0.3 + 1.6 / len(names), room / across), -(-len(groups) // across)
     with style():
         fig, panels = matrix_panels(
             groups,
-            0.4 + words + inch * len(names) * len(groups),
-            0.5 + words + inch * len(names),
+            0.4 + words + inch * len(names) * across,
+            0.5 + words + (0.3 + inch * len(names)) * down,
             "true class",
             "",
             "columns: answers, in % of each true class",
+            across,
         )
         for ax, rs in panels:
             share = confusion_shares(rs)

@@ -25,9 +25,7 @@ __all__ = ['OWN', 'OTHER_CODE', 'fresh_environment', 'run_apart', 'ask_python', 
            'raise_failures', 'outcome']
 
 # %% ../../nbs/runs/04_engine.ipynb #9f5715fe
-OWN = (
-    "import sys; sys.path[:] = [p for p in sys.path if p]; "  # the working directory may hold other code
-)
+OWN = "import sys; sys.path[:] = [p for p in sys.path if p]; "  # the working directory may hold other code
 
 
 def fresh_environment() -> dict[str, str]:

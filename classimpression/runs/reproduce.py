@@ -4,7 +4,7 @@
 
 # %% ../../nbs/runs/09_reproduce.ipynb #442e6066
 from __future__ import annotations
-import ast, importlib.util, json, os, re, socket, sys, tempfile, threading, time
+import ast, importlib.util, json, os, posixpath, re, shlex, shutil, socket, sys, tempfile, threading, time
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,21 +13,39 @@ from typing import Any, Callable, Iterator
 from .configs import RunConfig
 from ..core.errors import check, check_number
 from ..scenarios import FOLDER, inside, placed
-from ..core.files import write_bytes, write_json
+from ..core.files import read_json, write_bytes, write_json
 from .surroundings import usable_jobs
-from ..core.provenance import package_folder
-from .engine import Progress, at_once, check_scheduler, duration, fork_server, run_all, serve
+from ..core.provenance import package_folder, plain_source
+from .engine import OTHER_CODE, Progress, at_once, check_scheduler, duration, fork_server
+from .engine import fresh_environment, missing, run_all, serve
 from .experiments import Experiment, clock_seconds, entries, estimate, expected_seconds, experiments
 from .experiments import find_experiment, machine_factor, measured_seconds, plan_runs, planned
 from .run_store import finished_run, run_folder, run_lock
 from .tables import figures_folder
 
 # %% auto #0
-__all__ = ['REPOSITORY', 'READY', 'ASKS', 'NOTEBOOK_SECONDS', 'NEXT', 'OPENERS', 'notebook_folder', 'find_notebook',
+__all__ = ['REPOSITORY', 'READY', 'ASKS', 'NOTEBOOK_SECONDS', 'NEXT', 'OPENERS', 'other_copy', 'notebook_folder', 'find_notebook',
            'parse_value', 'parameters_of', 'with_parameters', 'check_writable', 'moved_links', 'tidy_notebook',
            'execute', 'become_kernel', 'serve_kernels', 'own_kernel', 'execute_alone', 'Job', 'jobs_of', 'job_of',
-           'plan_text', 'expected_clock', 'closing_text', 'stopped_text', 'check_papermill', 'make_runs', 'execute_all',
-           'made_since', 'reproduce', 'tell_failures']
+           'plan_text', 'expected_clock', 'shorter', 'called', 'closing_text', 'stopped_text', 'check_papermill',
+           'make_runs', 'execute_all', 'made_since', 'reproduce', 'stopped_at', 'reason', 'failures', 'close']
+
+# %% ../../nbs/runs/09_reproduce.ipynb #fab460ca
+def other_copy(
+    folder: str | Path = ".",  # where the command was called
+) -> str:  # one line; empty: there is no other code
+    "Say so if a folder holds another copy of the package whose code differs from the one that runs."
+    ours, theirs = package_folder(), Path(folder).resolve() / "classimpression"
+    if theirs == ours or not (theirs / "__init__.py").is_file():
+        return ""
+    files = {p.relative_to(f) for f in (ours, theirs) for p in f.rglob("*.py") if "notebooks" not in p.parts}
+    read = lambda p: p.read_bytes() if p.is_file() else b""
+    changed = [p for p in sorted(files) if read(ours / p) != read(theirs / p)]
+    code = lambda p: plain_source(read(p).decode())
+    changed = [p.as_posix() for p in changed if code(ours / p) != code(theirs / p)]
+    named = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
+    how = "to run it, install again: pip install . (or once: pip install -e .)"
+    return f"the code that runs is {ours}; {theirs} differs ({named}) and is not used; {how}" if changed else ""
 
 # %% ../../nbs/runs/09_reproduce.ipynb #3614bedd
 def notebook_folder() -> Path:
@@ -91,7 +109,7 @@ def check_writable(
         write_bytes(Path(folder) / ".writable", b"?").unlink(missing_ok=True)  # another command may have been quicker
 
 # %% ../../nbs/runs/09_reproduce.ipynb #7c1d0a01
-REPOSITORY = "https://github.com/classimpression/classimpression/blob/main/nbs/experiments/"
+REPOSITORY = "https://github.com/classimpression/classimpression/blob/main/"
 
 
 def moved_links(
@@ -102,9 +120,12 @@ def moved_links(
     "The same links, seen from another folder."
 
     def moved(m: re.Match) -> str:
-        there = Path(os.path.normpath(source.resolve() / m[2]))
-        new = os.path.relpath(there, target.resolve()) if there.exists() else REPOSITORY + m[2]
-        return f"{m[1]}{Path(new).as_posix() if there.exists() else new}{m[3]}"
+        places = (source.resolve(), Path.cwd() / "nbs" / "experiments")  # the second: an installed package in a clone
+        found = (Path(os.path.normpath(f / m[2])) for f in places)
+        there = next((p for p in found if p.exists()), None)
+        clean = posixpath.normpath(f"nbs/experiments/{m[2]}")
+        new = Path(os.path.relpath(there, target.resolve())).as_posix() if there else REPOSITORY + clean
+        return f"{m[1]}{new}{m[3]}"
 
     return re.sub(r"(\]\()(?![a-z]+:|#|/)([^)\s#]+)([^)\s]*\))", moved, text)
 
@@ -193,7 +214,8 @@ def own_kernel(
     before = os.environ.get("JUPYTER_PATH")
     start = ["-I", "-S", "-c", ASKS, server] if server else ["-m", "ipykernel_launcher"]
     argv = [sys.executable, *start, "-f", "{connection_file}"]
-    spec = dict(argv=argv, display_name="Python 3", language="python")
+    env = dict(PYTHONPATH=fresh_environment()["PYTHONPATH"])
+    spec = dict(argv=argv, display_name="Python 3", language="python", env=env)
     with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
         write_json(Path(folder) / "kernels" / "python3" / "kernel.json", spec)
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before]))
@@ -218,6 +240,7 @@ def execute_alone(
     running, failed = output.with_suffix(".running.ipynb"), output.with_suffix(".failed.ipynb")
     secure = Config({"KernelManager": {"transport_encryption": "auto"}})
     quiet = ["--log-level=CRITICAL"]  # a kernel that is asked to end would print an error; ours are told below
+    quiet += ["--InteractiveShellApp.ignore_cwd=True"]  # the working directory may hold other code
     how = dict(kernel_name="python3", progress_bar=False, stdout_file=sys.stdout, config=secure, extra_arguments=quiet)
     try:
         execute_notebook(str(notebook), str(running), parameters, **how)
@@ -243,6 +266,11 @@ class Job:
     parameters: dict[str, Any]  # of the notebook
     configs: list[RunConfig]  # its runs
     figures: Path  # folder that it writes into
+    variants: list[str]  # of each run; "": the experiment has none
+
+    def names(self) -> dict[Path, str]:
+        "What lines call its runs, by their folders."
+        return {run_folder(c): f"{c.method}, {v}" if v else c.method for c, v in zip(self.configs, self.variants)}
 
     @property
     def stem(self) -> str:
@@ -299,18 +327,14 @@ def job_of(
     p = with_parameters(find_notebook(e.folder), {k: v for k, v in plain.items() if k in known})
     places = dict(root=p.get("root"), out=p["out"], any_code=p.get("any_code", False)) if "out" in p else {}
     if not e.methods:
-        configs = []
+        plan = {}
     elif "seeds" in p:
-        configs = plan_runs(p["scenario"], p["profile"], p["methods"], p["seeds"], p.get("repeats"), **places)
+        plan = {"": plan_runs(p["scenario"], p["profile"], p["methods"], p["seeds"], p.get("repeats"), **places)}
     else:
-        configs = [
-            c
-            for cs in planned(
-                e.name, p["scenario"], p["profile"], p["repeats"], p.get("methods"), p.get("variants") or None, **places
-            ).values()
-            for c in cs
-        ]
-    return Job(e, p, configs, figures_folder(p["figures"], p.get("profile", entry["budget"])))
+        chosen = p.get("methods"), p.get("variants") or None
+        plan = planned(e.name, p["scenario"], p["profile"], p["repeats"], *chosen, **places)
+    configs, variants = [c for cs in plan.values() for c in cs], [v for v, cs in plan.items() for _ in cs]
+    return Job(e, p, configs, figures_folder(p["figures"], p.get("profile", entry["budget"])), variants)
 
 # %% ../../nbs/runs/09_reproduce.ipynb #046b2441
 NOTEBOOK_SECONDS = 12.0  # processor seconds that a kernel takes to start, import and draw, on the machine of the costs
@@ -328,8 +352,10 @@ def plan_text(
     rows = []
     for j in jobs:
         e = estimate(j.configs, seconds)
+        other = sum(missing(c) == OTHER_CODE for c in j.configs)
+        made = f" ({other} made by other code)" if other else ""
         cost = f"{duration(factor * e['seconds'])}{unknown(e)}"
-        rows.append(f"  {j.stem:28s} {e['runs']:4d} runs, {e['finished']:4d} finished; left: {cost}")
+        rows.append(f"  {j.stem:28s} {e['runs']:4d} runs, {e['finished']:4d} finished{made}; left: {cost}")
     configs = [c for j in jobs for c in j.configs]
     total = estimate(configs, seconds)
     clock = duration(expected_clock(jobs, at_once, seconds, factor))
@@ -350,20 +376,48 @@ def expected_clock(
     return clock_seconds(runs, at_once) + clock_seconds([factor * NOTEBOOK_SECONDS] * len(jobs), at_once)
 
 # %% ../../nbs/runs/09_reproduce.ipynb #6dd8728e
-NEXT = (  # what one may want to do after a command
-    "classimpression reproduce --profile quick",
-    "classimpression run --method census --scenario folder:PATH",
-)
+NEXT = {  # what one may want to do after a command, and what for
+    "reproduce --profile quick": "everything that fits this machine, on the same images",
+    "run --method census --scenario folder:PATH": "your images, in PATH/train|val|test/CLASS",
+}
 OPENERS = {"darwin": "open", "win32": "start"}  # system -> what opens a file; xdg-open elsewhere
 
 
-def closing_text(
-    path: Path,  # report.html
+def shorter(
+    path: str | Path,  # a file
 ) -> str:
-    "How to open the page, and what comes next."
-    more = ("everything that fits this machine, on the same images", "your images, in PATH/train|val|test/CLASS")
-    following = "\n".join(f"  {c:60s} # {why}" for c, why in zip(NEXT, more))
-    return f"Open the page in a browser: {OPENERS.get(sys.platform, 'xdg-open')} {path}\nNext:\n{following}"
+    "Its path from the working directory, if that is shorter."
+    plain, near = str(path), os.path.relpath(path)
+    return near if len(near) < len(plain) and not near.startswith("..") else plain
+
+
+def called() -> str:
+    "How this command was called, so that the next line can be typed in the same shell."
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        return f"{shlex.quote(shorter(sys.executable))} -m classimpression"
+    if program.stem != "classimpression":  # another program that imports this one
+        return "classimpression"
+    known = shutil.which("classimpression")
+    same = known and program.exists() and os.path.samefile(known, program)
+    return "classimpression" if same else shlex.quote(shorter(program))
+
+
+def closing_text(
+    folder: Path,  # of figures
+    n_files: int,  # how many were written
+    page: Path | None = None,  # report.html
+    following: dict[str, str] | None = None,  # command -> what for
+) -> str:
+    "Where everything is, how to open the page, and what comes next."
+    opener = OPENERS.get(sys.platform, "xdg-open")
+    can = page and (shutil.which(opener) or sys.platform == "win32")
+    lines = [f"Page:   {page.resolve().as_uri()}"] if page else []
+    lines += [f"        {opener} {page}"] if can else []
+    lines += [f"Folder: {folder} ({n_files} files written: tables, figures, executed notebooks)"]
+    return "\n".join(
+        [*lines, *(["Next:"] if following else []), *(f"  {c}  # {w}" for c, w in (following or {}).items())]
+    )
 
 # %% ../../nbs/runs/09_reproduce.ipynb #edbf4981
 def stopped_text(
@@ -389,11 +443,12 @@ def make_runs(
     expected: dict[Path, float],  # folder of a run -> seconds
     shown: Any = None,  # page that is told how far things are
     insecure: bool = False,  # a scheduler on another machine without encryption?
+    names: dict[Path, str] | None = None,  # folder of a run -> what lines call it
 ) -> dict[str, str]:  # folder of a failed run -> what went wrong
     "Make all runs, and show them."
     show = shown.update if shown else lambda state: None
     say = lambda text: print(text, flush=True)
-    return run_all(configs, jobs, say, scheduler, expected, show, insecure)[1] if configs else {}
+    return run_all(configs, jobs, say, scheduler, expected, show, insecure, names)[1] if configs else {}
 
 # %% ../../nbs/runs/09_reproduce.ipynb #5213608f
 def execute_all(
@@ -441,6 +496,8 @@ def reproduce(
 ) -> int:  # 0, or 1 if something failed
     "Make all runs, then execute all notebooks, and say where everything is."
     check_papermill()
+    if said := other_copy():
+        print(f"classimpression: {said}", file=sys.stderr, flush=True)
     if scheduler:
         check_scheduler(scheduler, insecure)
     jobs = usable_jobs() if jobs is None else jobs
@@ -458,37 +515,68 @@ def reproduce(
         print(f"Look at {shown.path}: it fills while the runs go on", flush=True)
     expected = {run_folder(c): factor * s for c in configs if (s := expected_seconds(c, seconds)) is not None}
     try:
-        failed = make_runs(configs, jobs, scheduler, expected, shown, insecure)
+        names = {k: v for j in reversed(todo) for k, v in j.names().items()}
+        failed = make_runs(configs, jobs, scheduler, expected, shown, insecure, names)
         done = execute_all(todo, max(jobs, 1))
     except KeyboardInterrupt as e:
         raise type(e)(stopped_text(configs)) from None
-    took = (
-        f"Done in {duration(time.time() - start)}: {len(expected.keys() | {run_folder(c) for c in configs})} runs, "
-        f"{len(todo)} notebooks, {max(jobs, 1)} at a time."
-    )
-    made = made_since(todo, start)
-    if shown:
-        shown.finish(took, [p for p in done.values() if p], NEXT)
-        made.append(shown.path)
-    print(f"{took}\n" + "\n".join(map(str, made)))
-    if shown:
-        print(closing_text(shown.path))
-    return tell_failures([j for j, path in done.items() if path is None], failed, todo)
+    return close(todo, failed, done, shown, time.time() - start, max(jobs, 1))
 
 # %% ../../nbs/runs/09_reproduce.ipynb #e6e6121c
-def tell_failures(
+def stopped_at(
+    job: Job,  # whose notebook failed
+) -> Path:
+    "The notebook up to the cell that failed."
+    return job.figures / f"{job.stem}.failed.ipynb"
+
+
+def reason(
+    job: Job,  # whose notebook failed
+) -> str:  # one line
+    "What its notebook stopped with."
+    path = stopped_at(job)
+    cells = read_json(path)["cells"] if path.exists() else []
+    errors = [o for c in cells for o in c.get("outputs", []) if o["output_type"] == "error"]
+    said = f"{errors[-1]['ename']}: {errors[-1]['evalue']}" if errors else "its kernel did not start, or died"
+    return " ".join(said.split())[:400]
+
+# %% ../../nbs/runs/09_reproduce.ipynb #f27cf2aa
+def failures(
     stopped: list[Job],  # whose notebook failed
     failed: dict[str, str],  # folder of a failed run -> what went wrong
     todo: list[Job],  # all
-) -> int:  # 1 if there is anything to tell
-    "Print what failed, with its notebook."
+) -> dict[str, Path | None]:  # a line for each -> a notebook to look into
+    "What failed and why."
     users = lambda folder: ", ".join(j.stem for j in todo if any(str(run_folder(c)) == folder for c in j.configs))
-    for folder, why in failed.items():
-        if why != "not finished":
-            print(f"classimpression: a run of {users(folder)} failed: {folder}: {why}", file=sys.stderr)
-    open_ = Counter(users(folder) for folder, why in failed.items() if why == "not finished")
-    for names, n in open_.items():
-        print(f"classimpression: {n} run{'s' * (n > 1)} of {names} not finished", file=sys.stderr)
-    if stopped:
-        print(f"classimpression: these notebooks failed: {', '.join(j.stem for j in stopped)}", file=sys.stderr)
-    return int(bool(stopped or failed))
+    absent = {
+        "not finished": "not finished",
+        OTHER_CODE: f"{OTHER_CODE} than {package_folder()}; --any-code takes them",
+    }
+    lines = {f"a run of {users(k)} failed: {k}: {why}": None for k, why in failed.items() if why not in absent}
+    counts = Counter((users(folder), why) for folder, why in failed.items() if why in absent)
+    lines |= {f"{n} run{'s' * (n > 1)} of {names} {absent[why]}": None for (names, why), n in counts.items()}
+    return lines | {f"the notebook {j.stem} stopped: {reason(j)}": stopped_at(j) for j in stopped}
+
+# %% ../../nbs/runs/09_reproduce.ipynb #9c9c0c34
+def close(
+    todo: list[Job],  # all
+    failed: dict[str, str],  # folder of a failed run -> what went wrong
+    done: dict[Job, Path | None],  # executed notebooks; None where a cell failed
+    shown: Any,  # page; None: there is none
+    seconds: float,  # since the start
+    at_once: int,  # runs at a time
+) -> int:  # 0, or 1 if something failed
+    "Say what failed, or that nothing did, and where everything is."
+    wrong = failures([j for j, path in done.items() if path is None], failed, todo)
+    n_runs = len({run_folder(c) for j in todo for c in j.configs})
+    what = f"{n_runs} runs, {len(todo)} notebooks, {at_once} at a time"
+    state = f"Failed after {duration(seconds)} ({what})." if wrong else f"Done in {duration(seconds)}: {what}."
+    following = {} if wrong else {f"{called()} {c}": why for c, why in NEXT.items()}
+    if shown:
+        shown.finish(state, [p for p in done.values() if p], following, wrong)
+    for line, path in wrong.items():
+        print(f"classimpression: {line}" + (f"; up to there: {path}" if path else ""), file=sys.stderr)
+    print(state, file=sys.stderr if wrong else sys.stdout, flush=True)
+    made = len(made_since(todo, time.time() - seconds)) + bool(shown)
+    print(closing_text(todo[0].figures, made, shown and shown.path, following), flush=True)
+    return int(bool(wrong))

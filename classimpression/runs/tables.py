@@ -15,15 +15,16 @@ from .run_store import Count, ResultFacts, check_result, check_seal, identity, s
 from ..metrics import contradictions, summarise, task_summary
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 # %% auto #0
-__all__ = ['OF_RUN', 'OF_TASK', 'OF_SEQUENCE', 'COLUMNS', 'KEYS', 'TEXT', 'LEDGER', 'SHOWN', 'ShownScenario', 'ShownTask',
-           'ShownResult', 'as_dict', 'check_reported', 'read_results', 'example_result', 'tidy', 'TableFacts',
-           'csv_digest', 'read_ledger', 'table_bytes', 'read_table', 'write_table', 'seal_tables', 'broken_tables',
-           'update_file', 'read_rows', 'renewed', 'merge_rows', 'rounded', 'add_measurement', 'shortened',
-           'write_results', 'merge_results', 'mean_and_spread', 'summary', 'reading', 'cell_text', 'to_markdown',
-           'Markdown', 'reported_tables', 'figures_folder']
+__all__ = ['OF_RUN', 'OF_TASK', 'OF_SEQUENCE', 'COLUMNS', 'KEYS', 'TEXT', 'LEDGER', 'SHOWN', 'SHORT', 'ShownScenario',
+           'ShownTask', 'ShownResult', 'as_dict', 'check_reported', 'read_results', 'example_result', 'tidy',
+           'TableFacts', 'csv_digest', 'read_ledger', 'table_bytes', 'read_table', 'write_table', 'seal_tables',
+           'broken_tables', 'update_file', 'read_rows', 'renewed', 'merge_rows', 'rounded', 'add_measurement',
+           'shortened', 'write_results', 'merge_results', 'mean_and_spread', 'summary', 'learned', 'unlearned',
+           'reading', 'gaps', 'cell_text', 'to_markdown', 'Markdown', 'short_summary', 'scenario_text',
+           'reported_tables', 'figures_folder']
 
 # %% ../../nbs/runs/06_tables.ipynb #1ed14770
 class ShownScenario(msgspec.Struct):
@@ -464,32 +465,66 @@ def summary(
     return pd.DataFrame(rows).sort_values("rank").drop(columns="rank").reset_index(drop=True)
 
 # %% ../../nbs/runs/06_tables.ipynb #183ea369
+def learned(
+    results: Iterable[Any],  # results of one scenario
+) -> dict[str, list[tuple[float, float]]]:  # method -> of each task: per cent known when it ended, chance
+    "How well each task was known when it came, in the mean over runs."
+    found: dict[str, list[list[tuple[float, float]]]] = {}
+    for r in map(as_dict, results):
+        seen = np.cumsum(r["scenario"]["sizes"])
+        found.setdefault(r["method"], []).append([(t["row"][-1], 100 / k) for t, k in zip(r["tasks"], seen)])
+    return {m: [tuple(map(float, x)) for x in np.mean(rows, 0)] for m, rows in found.items()}
+
+
+def unlearned(
+    title: str,  # of a method
+    tasks: list[tuple[float, float]],  # from `learned`
+) -> list[str]:  # a sentence, or none
+    "Says so where a method hardly learned what was new: less than half as much again as by guessing."
+    weak = {t: x for t, x in enumerate(tasks, 1) if t > 1 and x[0] < 1.5 * x[1]}
+    if not weak:
+        return []
+    number = lambda i: ", ".join(f"{x[i]:.0f}" for x in weak.values())
+    which = f"task{'s' * (len(weak) > 1)} {', '.join(map(str, weak))}"
+    said = f"- {title} hardly learned {which}: it recognised {number(0)} % of the new images when they came, where "
+    return [said + f"guessing gives {number(1)} %. What was never learned is not counted as forgotten."]
+
+# %% ../../nbs/runs/06_tables.ipynb #fb8fd734
 def reading(
     frame: DataFrame,  # rows of one scenario and profile
+    results: Iterable[Any] = (),  # the same runs, which also tell what was learned
 ) -> str:
     "Sentences about the state after the last task."
     last = frame[frame.task == frame.groupby("method").task.transform("max")]
-    mean = last.groupby("method").accuracy.mean().sort_values(ascending=False)
+    mean, tasks = last.groupby("method").accuracy.mean().sort_values(ascending=False), learned(results)
     count = lambda n, what: f"{n or 'no'} {what}{'' if n == 1 else 's'}"
-    lines = [f"After {count(last.task.max(), 'task')}, over {count(last.seed.nunique(), 'seed')}:"]
+    lines = [f"After {count(last.task.max(), 'task')}, over {count(last.seed.nunique(), 'seed')}:\n"]
     for m, acc in mean.items():
         g = last[last.method == m]
+        known = ", ".join(f"{x:.0f}" for x, _ in tasks.get(m, []))
         lines.append(
             f"- {g.title.iloc[0]} recognises {acc:.1f} % of all test images and {g.worst_class_recall.mean():.1f} % "
-            f"of its worst class; "
-            f"it forgot {g.forgetting.mean():.1f} points of earlier tasks and carries "
+            f"of its worst class; it "
+            + (f"learned {known} % of the tasks when they came, " if known else "")
+            + f"forgot {g.forgetting.mean():.1f} points of earlier tasks and carries "
             f"{g.carried_bytes.max() / 1e6:.2f} MB "
             f"with {count(g.carried_images.max(), 'image')}."
         )
+    titles = last.groupby("method").title.first()
+    lines += [s for m in mean.index if m in tasks for s in unlearned(titles[m], tasks[m])]
+    return "\n".join([*lines, *gaps(mean, titles)])
+
+
+def gaps(
+    mean: Series,  # accuracy after the last task, by method
+    titles: Series,  # of the methods
+) -> list[str]:
+    "How far each method gets from fine-tuning to joint training."
     low, high = mean.get("fine-tuning", np.inf), mean.get("joint", -np.inf)
-    between = {
-        m: (acc - low) / (high - low) for m, acc in mean.items() if m not in ("fine-tuning", "joint") and high > low
-    }
-    lines += [
-        f"- Of the gap between fine-tuning and joint training, {m} closes {100 * share:.0f} %."
-        for m, share in between.items()
-    ]
-    return "\n".join(lines)
+    share = {m: 100 * (x - low) / (high - low) for m, x in mean.items() if m not in ("fine-tuning", "joint")}
+    over = lambda s: ", more than all of it: joint training is under-trained at this budget" if s > 100 else ""
+    said = "- Of the gap between fine-tuning and joint training, {} closes {:.0f} %{}."
+    return [said.format(titles[m], s, over(s)) for m, s in share.items() if high > low]
 
 # %% ../../nbs/runs/06_tables.ipynb #4ada37a2
 def cell_text(
@@ -516,6 +551,29 @@ class Markdown(str):
 
     def _repr_markdown_(self) -> str:
         return self
+
+# %% ../../nbs/runs/06_tables.ipynb #e0227d92
+SHORT = ["method", "tier", "carried", "final accuracy", "worst class", "forgetting"]
+
+
+def short_summary(
+    frame: DataFrame,  # rows of one scenario and profile
+) -> Markdown:
+    "The columns of `summary` that a page has room for."
+    return Markdown(to_markdown(summary(frame)[SHORT]))
+
+
+def scenario_text(
+    facts: dict[str, Any],  # of `Scenario.facts`
+) -> Markdown:
+    "What the images are, in words."
+    images, left = facts["images"], list(facts["class_names"])
+    tasks = [", ".join(left.pop(0) for _ in range(k)) for k in facts["sizes"]]
+    counts = f"{images['train']} training, {images['val']} validation and {images['test']} test images"
+    form = f"of {facts['size']} × {facts['size']} pixels in {facts['channels']} channel{'s' * (facts['channels'] > 1)}"
+    lines = [f"{t}. {names}" for t, names in enumerate(tasks, 1)]
+    said = f"`{facts['name']}`: {counts} {form}, checksum `{facts['checksum']}`. Classes in the order of their arrival:"
+    return Markdown("\n".join([f"{said}\n", *lines]))
 
 # %% ../../nbs/runs/06_tables.ipynb #695a1f68
 def reported_tables(
