@@ -301,3 +301,18 @@ def test_a_forked_kernel_is_interrupted_and_ends_with_who_asked_for_it():
         else:
             raise AssertionError("a kernel that nobody waits for")
         manager.cleanup_resources()
+
+
+def test_a_kernel_takes_the_code_of_the_command_not_of_the_working_directory(tmp_path, monkeypatch):
+    "IPython puts the working directory before site-packages."
+    there, here = tmp_path / "site-packages", tmp_path / "clone"
+    there.mkdir()
+    (there / "classimpression").symlink_to(package_folder())
+    here.mkdir()
+    (here / "classimpression.py").write_text("raise ImportError('other code')")
+    notebook(tmp_path / "where.ipynb", "import classimpression\nprint('from', classimpression.__file__)")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(reproduce, "fresh_environment", lambda: dict(PYTHONPATH=str(there)))
+    with reproduce.own_kernel():
+        done = reproduce.execute(tmp_path / "where.ipynb", tmp_path / "done.ipynb", {})
+    assert done and f"from {there}" in done.read_text()

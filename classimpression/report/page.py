@@ -280,7 +280,8 @@ class Page:
         "Write the page when everything is done."
         facts = ", ".join(f"{k} {v}" for k, v in environment().items() if k in ("python", "torch", "cpu", "cores"))
         runs = "".join(f"<li><code>{html.escape(str(run_folder(c)))}</code></li>" for c in self.configs)
-        following = "".join(f"<p>For {html.escape(w)}:</p><pre>{html.escape(c)}</pre>" for c, w in (after or {}).items())
+        steps = ((html.escape(c), html.escape(w)) for c, w in (after or {}).items())
+        following = "".join(f"<p>For {w}:</p><pre>{c}</pre>" for c, w in steps)
         now = time.strftime("%Y-%m-%d %H:%M")
         last = f"<p>{now}. {html.escape(facts)}. The notebooks with their code lie beside this page.</p><ul>{runs}</ul>"
         parts = [(h if h != "So far" else "Accuracy", text) for h, text in self.progress()]
