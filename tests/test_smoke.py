@@ -69,7 +69,11 @@ def test_it_leaves_everything_and_says_where(smoke, figures):
     notebook = figures / "foundation/blood-mini.ipynb"
     made = [figures / f"foundation/blood-mini{c}" for c in (".csv", ".json", *(f"_{p}.png" for p in PICTURES))]
     for path in [notebook, *made]:
-        assert path.stat().st_size > 100 and str(path.relative_to(folder)) in done.stdout
+        assert path.stat().st_size > 100, path
+    page = figures / "report.html"
+    lines = done.stdout.splitlines()
+    assert f"Page:   {page.as_uri()}" in lines and page.stat().st_size > 10_000
+    assert [line for line in lines if line.startswith("Folder: figures/smoke (")] and "Done in" in done.stdout
     for ending in "summary.csv summary.md summary.tex paired.csv bootstrap.csv verdicts.csv runs.json".split():
         assert (figures / f"main_table/blood-mini_{ending}").stat().st_size > 100, ending
     for ending in ("curves.png", "carried.png"):
