@@ -432,8 +432,9 @@ def test_one_image_of_a_class_set_explicitly(name, toy, tmp_path):
         s = toy((2, 1), per_class=30, pixels=32)
         train = s.joint(1, reference=True)
         last = (train.y == 2).nonzero()[:, 0]
+        how = dict(sizes=[2, 1], layout="NCHW", name="toy", overlap="mark")  # the images do not matter
         few, held = train.take(torch.cat([(train.y < 2).nonzero()[:, 0], last[:1]])), s.test(1)
-        return from_arrays((few.x, few.y), (held.x, held.y), (held.x, held.y), sizes=[2, 1], layout="NCHW", name="toy")
+        return from_arrays((few.x, few.y), (held.x, held.y), (held.x, held.y), **how)
 
     small = dict(census=dict(n_patches=2000, rounds=2), adagauss=dict(adapter_epochs=2, samples=100)).get(name)
     cfg = dict(method=name, options=small, margin_weight=0.0, bn_update=False)
