@@ -238,7 +238,7 @@ def test_what_adopt_returns_can_be_trained_on(toy):
     with pytest.raises(ConfigError, match="all its classes were adopted"), toy().training(0) as task:
         fit_task(adopt(net, 16, classes=[1]), task, None, TrainConfig(epochs=1))
     with pytest.raises(ConfigError, match="ends in a linear layer"), toy().training(0) as task:
-        fit_task(adopt(nn.Sequential(net, nn.Softmax(1)), 16), task, None, TrainConfig(epochs=1))
+        fit_task(adopt(nn.Sequential(net, nn.Tanh()), 16), task, None, TrainConfig(epochs=1))
 
 
 @pytest.mark.parametrize("backbone", ["name", "module"])

@@ -112,5 +112,5 @@ def test_the_rooms_are_drawn(site):
 def test_search_index_is_small(site):
     index = (site / "search" / "search_index.json").read_text()
     assert "total_variation" in index and "Ask the network" in index, "the API and prose can be searched"
-    assert len(index) < 1_500_000
+    assert len(index) < 1_600_000
     assert "import torch.nn.functional" not in index, "code and what it wrote are not searched"

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['GROWTH', 'GOALS', 'exponent', 'growth_rows', 'exponents', 'head_rows', 'import_rows', 'measure', 'bench',
-           'measure_settings', 'plot_speed', 'plot_growth', 'goal_table']
+__all__ = ['GROWTH', 'GOALS', 'exponent', 'growth_rows', 'exponents', 'head_rows', 'import_rows', 'measure', 'goal_table',
+           'bench', 'measure_settings', 'plot_speed', 'plot_growth']
 
 # %% ../../nbs/studies/17_scaling.ipynb #4eb83d52
 def exponent(
@@ -172,6 +172,28 @@ def measure(
     facts |= dict(gpu_found=torch.cuda.is_available(), environment=environment())
     return pd.DataFrame(rows), facts
 
+# %% ../../nbs/studies/17_scaling.ipynb #b826ff1b
+GOALS = [("training step", "convolutions", 1.25), ("inversion step", "convolutions", 1.3)]
+GOALS += [(f"whole run, {m}", "avalanche", 0.8) for m in WHOLE]
+GOALS += [(f"peak memory, whole run, {m}", "avalanche", 1.0) for m in WHOLE]
+
+
+def goal_table(
+    rows: DataFrame,  # of `measure`
+) -> DataFrame:  # row, against, at_most, ours (as a multiple of what it is held against), met
+    "Goals on one thread of the CPU at batch 40 in 32 bits, and what was measured; what was not is left out."
+    import pandas as pd
+
+    usual = (rows.device == "cpu") & (rows.batch == 40) & (rows.threads == 1) & (rows.dtype == "float32")
+    held = {r["row"]: r for r in rows[usual].to_dict("records")}
+    out = []
+    for row, against, most in GOALS:
+        ratio = held.get(row, {}).get(f"ratio_to_{against}")
+        if ratio and ratio == ratio:
+            times = round(1 / ratio, 3)
+            out.append(dict(row=row, against=against, at_most=most, ours=times, met=times <= most))
+    return pd.DataFrame(out, columns=["row", "against", "at_most", "ours", "met"])
+
 # %% ../../nbs/studies/17_scaling.ipynb #e5c89c52
 def bench(
     figures: str | Path = "figures",  # folder for benchmark/speed.csv and speed.json
@@ -262,25 +284,3 @@ def plot_growth(
                 ax.minorticks_off()
             column[-1].set_xlabel(name)
     return fig
-
-# %% ../../nbs/studies/17_scaling.ipynb #b826ff1b
-GOALS = [("training step", "convolutions", 1.25), ("inversion step", "convolutions", 1.3)]
-GOALS += [(f"whole run, {m}", "avalanche", 0.8) for m in WHOLE]
-GOALS += [(f"peak memory, whole run, {m}", "avalanche", 1.0) for m in WHOLE]
-
-
-def goal_table(
-    rows: DataFrame,  # of `measure`
-) -> DataFrame:  # row, against, at_most, ours (as a multiple of what it is held against), met
-    "Goals on one thread of the CPU at batch 40 in 32 bits, and what was measured; what was not is left out."
-    import pandas as pd
-
-    usual = (rows.device == "cpu") & (rows.batch == 40) & (rows.threads == 1) & (rows.dtype == "float32")
-    held = {r["row"]: r for r in rows[usual].to_dict("records")}
-    out = []
-    for row, against, most in GOALS:
-        ratio = held.get(row, {}).get(f"ratio_to_{against}")
-        if ratio and ratio == ratio:
-            times = round(1 / ratio, 3)
-            out.append(dict(row=row, against=against, at_most=most, ours=times, met=times <= most))
-    return pd.DataFrame(out, columns=["row", "against", "at_most", "ours", "met"])
