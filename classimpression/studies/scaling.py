@@ -266,7 +266,7 @@ def plot_growth(
             for ax, what, unit, p in zip(
                 column,
                 ("seconds", "peak_memory_mb"),
-                ("ms per step", "peak memory (MB)"),
+                ("processor ms", "peak memory (MB)"),
                 fits.loc[name, ["seconds", "memory"]],
                 strict=True,
             ):
