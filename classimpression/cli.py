@@ -13,14 +13,15 @@ from typing import Any, Callable, Sequence
 from .core.errors import ClassImpressionError, ConfigError, check, nearest
 
 # %% auto #0
-__all__ = ['Name', 'Folder', 'File', 'Flag', 'PASSED_ON', 'MOST_CONFIG', 'OF_THE_DATA', 'FILES', 'KINDS', 'OPTIONAL', 'COMMANDS',
-           'package', 'source', 'Field', 'fields_of', 'run_fields', 'words_of', 'asset', 'profiles', 'choices', 'truth',
-           'dictionary', 'read_as', 'add_fields', 'add_options', 'Places', 'Log', 'reproduce_some', 'ReproduceOptions',
-           'add_reproduce', 'use_loggers', 'parsed', 'config_file', 'settings_of', 'run_one', 'add_run', 'tune_some',
-           'add_tune', 'verify_some', 'VerifyOptions', 'add_verify', 'list_files', 'download_file', 'index_series',
-           'show_store', 'IndexOptions', 'add_index', 'add_data', 'recommend_some', 'add_recommend', 'bench_some',
-           'BenchOptions', 'add_bench', 'listed', 'list_some', 'add_list', 'version', 'show_info', 'Parser', 'parser',
-           'Terminated', 'terminate', 'working_folder', 'main']
+__all__ = ['TYPED', 'Name', 'Folder', 'File', 'Flag', 'PASSED_ON', 'MOST_CONFIG', 'OF_THE_DATA', 'GROUPS', 'FILES', 'KINDS',
+           'OPTIONAL', 'COMMANDS', 'package', 'source', 'Field', 'fields_of', 'run_fields', 'constants', 'words_of',
+           'asset', 'profiles', 'choices', 'truth', 'dictionary', 'read_as', 'explained', 'add_fields', 'add_options',
+           'Places', 'Log', 'reproduce_some', 'ReproduceOptions', 'add_reproduce', 'use_loggers', 'parsed',
+           'config_file', 'settings_of', 'run_one', 'add_run', 'tune_some', 'add_tune', 'verify_some', 'VerifyOptions',
+           'add_verify', 'list_files', 'download_file', 'index_series', 'show_store', 'IndexOptions', 'add_index',
+           'add_data', 'recommend_some', 'add_recommend', 'bench_some', 'BenchOptions', 'add_bench', 'listed',
+           'list_some', 'add_list', 'version', 'show_info', 'Parser', 'parser', 'Terminated', 'terminate',
+           'working_folder', 'main']
 
 # %% ../nbs/12_cli.ipynb #d4bec0b2
 def package() -> Path:
@@ -61,6 +62,20 @@ def fields_of(
         found[key] = Field(key, ast.unparse(node.annotation), default, " ".join(filter(None, notes)))
     return found
 
+# %% ../nbs/12_cli.ipynb #4eb68f82
+TYPED = dict(  # how these fields are typed, where a terminal differs from Python
+    method=dict(kind="Name", note="see `classimpression list methods`"),
+    scenario=dict(kind="Name", note="see `classimpression list scenarios`; folder:PATH for your own"),
+    profile=dict(kind="Name", default="quick", note="budget of the rest: `classimpression list profiles`"),
+    network=dict(kind="Name"),
+    device=dict(
+        kind="Name", default="auto", note="where to compute: auto (a GPU if there is one), cpu, cuda, cuda:1 or mps"
+    ),
+    root=dict(kind="Folder | None"),
+    cache=dict(kind="Folder | None"),
+    out=dict(kind="Folder"),
+)
+
 # %% ../nbs/12_cli.ipynb #8cea71d3
 def run_fields() -> dict[str, Field]:
     "Every setting of a run."
@@ -69,16 +84,22 @@ def run_fields() -> dict[str, Field]:
         earlier = found.get(k) or synthesis.get(k)
         note = f"{earlier.note}; {f.note}" if earlier and f.note.startswith("None:") else f.note or earlier.note
         found[k] = Field(k, f.kind, f.default, note)
-    return found | {"device": replace(found["device"], default="auto")}
+    return found | {k: replace(found[k], **own) for k, own in TYPED.items()}
 
 # %% ../nbs/12_cli.ipynb #e235feba
+def constants(
+    tree: ast.Module,  # of a module
+) -> dict[str, ast.expr]:  # name -> what it is set to
+    "Names that a module sets."
+    return {getattr(n.targets[0], "id", ""): n.value for n in tree.body if isinstance(n, ast.Assign)}
+
+# %% ../nbs/12_cli.ipynb #cdae6341
 def words_of(
     tree: ast.Module,  # of a module
     name: str,  # a constant
 ) -> list[str]:  # its elements, or its keys
     "The words in a constant of a module."
-    (value,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == name)
-    return list(ast.literal_eval(value))
+    return list(ast.literal_eval(constants(tree)[name]))
 
 # %% ../nbs/12_cli.ipynb #6864cfb2
 def asset(
@@ -98,17 +119,15 @@ def profiles() -> dict[str, str]:  # name -> what it is for, planned ones first
 # %% ../nbs/12_cli.ipynb #de29d625
 def choices() -> dict[str, list[str]]:  # setting -> the words that it may have
     "Words that the checks of settings allow, where these are fixed."
-    tree, tasks = source("settings")[0], source("tasks")[0]
-    (checks,) = (
-        n
-        for n in ast.walk(tree)
-        if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "dict" and "schedule" in [k.arg for k in n.keywords]
-    )
-    here = {k.arg: list(ast.literal_eval(k.value)) for k in checks.keywords if isinstance(k.value, ast.Tuple)}
-    named = dict(pool=(tasks, "POOLS"), selection=(tasks, "SELECTIONS"), schedule=(tree, "SCHEDULES"))
+    trees = source("settings")[0], source("tasks")[0]
+    (checks,) = (n.value for n in trees[0].body if isinstance(n, ast.Assign) and n.targets[0].id == "CHOICES")
+    found = {}
+    for k in checks.keywords:
+        name = next((n.id for n in ast.walk(k.value) if isinstance(n, ast.Name) and n.id.isupper()), None)
+        tree = next((t for t in trees if name in constants(t)), None)
+        found[k.arg] = words_of(tree, name) if name else list(ast.literal_eval(k.value))
     own = dict(eval_split=["test", "val"], synthesis_start=["mean", "noise"], profile=list(profiles()))
-    here["dtype"] = [*here["dtype"], "auto"]
-    return here | {k: words_of(*v) for k, v in named.items()} | own
+    return found | own | {"dtype": [*found["dtype"], "auto"]}
 
 # %% ../nbs/12_cli.ipynb #17563f1e
 def truth(text: str) -> bool:
@@ -139,6 +158,19 @@ def read_as(
     read.__name__ = {"bool": "truth value", "dict": "dictionary"}.get(base, base)  # argparse's messages name it
     return read
 
+# %% ../nbs/12_cli.ipynb #ceee265b
+def explained(
+    field: Field,  # what can be typed
+) -> str:
+    "Help of an option: what it is, and in brackets what holds if it is not typed."
+    note, _, unset = field.note.partition("None: ")
+    usual = " ".join(map(str, field.default)) if isinstance(field.default, list) else field.default
+    if field.kind == "Flag" or usual in (None, ""):
+        usual = unset
+    if field.kind == "bool":
+        usual = str(usual).lower()
+    return f"{note.rstrip('; ')} [{usual}]" if usual not in (None, "") else note
+
 # %% ../nbs/12_cli.ipynb #3067a9cf
 def add_fields(
     p: Any,  # parser or group of options
@@ -149,12 +181,11 @@ def add_fields(
     for name, f in fields.items():
         many = dict(nargs="+") if f.kind.startswith("list") else {}
         truth = dict(nargs="?", const=True) if f.kind == "bool" else {}
-        usual = " ".join(map(str, f.default)) if isinstance(f.default, list) else f.default
         kind = f.kind.replace(" | None", "").removeprefix("list[").removesuffix("]").upper()
-        words = dict(choices=allowed[name]) if name in allowed else dict(metavar=kind)
+        words = dict(choices=allowed[name]) if name in allowed else {}
+        words |= dict(metavar=kind) if len(allowed.get(name, [])) not in range(1, 6) else {}
         how = dict(action="store_true") if kind == "FLAG" else dict(type=read_as(f.kind), **many, **truth, **words)
-        note = f.note if usual in (None, "") or kind == "FLAG" else f"{f.note} [{usual}]"
-        option, said = f"--{name.replace('_', '-')}", note.replace("%", "%%")
+        option, said = f"--{name.replace('_', '-')}", explained(f).replace("%", "%%")
         p.add_argument(option, default=argparse.SUPPRESS, help=said, **how)
 
 # %% ../nbs/12_cli.ipynb #b99bc8d0
@@ -166,11 +197,12 @@ def add_options(
     p: argparse.ArgumentParser,  # of a command
     name: str,  # class of this module whose fields are the options
     allowed: dict[str, list[str]] | None = None,  # words, where they are fixed
+    group: Any = None,  # group of options that shows them; the parser's own unless given
     **defaults,  # in place of the class's
 ) -> None:
     "The options of a command; what is not typed has its default."
     fields = {k: replace(f, default=defaults.get(k, f.default)) for k, f in fields_of("cli", name).items()}
-    add_fields(p, fields, allowed or {})
+    add_fields(group or p, fields, allowed or {})
     p.set_defaults(**{k: f.default for k, f in fields.items()})
 
 # %% ../nbs/12_cli.ipynb #0bf5a27d
@@ -331,14 +363,43 @@ def run_one(
     print(done.folder)
     return 0
 
+# %% ../nbs/12_cli.ipynb #f6f7b89d
+GROUPS = {  # heading in the help -> settings
+    "what to run": ("method", "scenario", "profile", "seed", "options"),
+    "task sequence": ("class_order", "sizes", "until"),
+    "what may be seen and kept": ("pool", "selection", "eval_split", "exemplars", "k_min"),
+    "network": ("network", "initialisation", "head"),
+    "training": (
+        *("epochs", "first_epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay", "schedule"),
+        *("synthetic_share", "class_weighting", "bn_statistics", "bn_update", "freeze_old"),
+        *("augment_shift", "augment_flip"),
+    ),
+    "losses": (
+        *("distillation", "classes_per_task", "margin_weight", "margin", "margin_k"),
+        *("idc_weight", "rho", "tau", "idc_classes", "idc_pool"),
+    ),
+    "synthesis of impressions": (
+        *("groups", "group_size", "synthesis_steps", "synthesis_lr", "synthesis_warmup", "synthesis_shift"),
+        *("synthesis_flip", "synthesis_start", "ce_weight", "bn_weight", "tv_weight", "tv1_weight", "l2_weight"),
+        *("snapshots", "synthesis_compiled"),
+    ),
+    "device": ("device", "dtype", "threads"),
+    "files": ("root", "out", "cache", "any_code"),
+}
+
 # %% ../nbs/12_cli.ipynb #8523cdfc
 def add_run(p: argparse.ArgumentParser) -> None:
-    "Options of `run`: every field of `RunConfig`."
+    "Options of `run`: every field of `RunConfig`, under the headings of `GROUPS`."
+    p.usage = f"{p.prog} [--config FILE] [--OPTION VALUE ...]"
+    p.description = "Run one method once. In brackets: what holds where neither you nor the profile say anything."
     config = "YAML or JSON file with settings; also the settings.json of a run"
-    p.add_argument("--config", default="", metavar="FILE", help=config)
-    add_options(p, "Log")
-    group = p.add_argument_group("settings", "in brackets: the default, where the profile says nothing [quick]")
-    add_fields(group, run_fields(), choices())
+    fields, allowed = run_fields(), choices()
+    for i, (heading, names) in enumerate(GROUPS.items()):
+        group = p.add_argument_group(heading)
+        if i == 0:
+            group.add_argument("--config", default="", metavar="FILE", help=config)
+        add_fields(group, {k: fields[k] for k in names}, allowed)
+    add_options(p, "Log", group=group)
 
 # %% ../nbs/12_cli.ipynb #46ee2ad7
 def tune_some(

@@ -114,12 +114,12 @@ class SynthesisConfig:
     groups: int = 16  # groups of impressions
     group_size: int = 40  # images per group
     steps: int = 5000  # steps of Adam
-    ce_weight: float = 1.0  # coefficient of the cross-entropy
-    bn_weight: float = 1.0  # of the statistics term; 0 for networks without batch normalisation
+    ce_weight: float = 1.0  # weight of the cross-entropy in the synthesis
+    bn_weight: float = 1.0  # weight of the statistics term; 0 for networks without batch normalisation
     first_weight: float = 10.0  # weight of the first layer in the statistics term
-    tv_weight: float = 0.01  # of the total variation (Frobenius norms)
-    tv1_weight: float = 0.0  # of the total variation (mean absolute values)
-    l2_weight: float = 0.1  # of the image norm
+    tv_weight: float = 0.01  # weight of the total variation (Frobenius norms)
+    tv1_weight: float = 0.0  # weight of the total variation (mean absolute values)
+    l2_weight: float = 0.1  # weight of the image norm
     lr: float = 0.05  # learning rate of Adam
     beta1: float = 0.5  # Adam's decay of the mean gradient
     beta2: float = 0.9  # Adam's decay of the squared gradient

@@ -1,6 +1,7 @@
 "The command line: what it refuses, and what it says."
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,12 +75,47 @@ def test_help_needs_no_torch_and_shows_types_choices_and_defaults():
         "try: p.parse_args(['run', '--help'])\n"
         "except SystemExit: sys.exit('torch' in sys.modules)"
     )
+    before = sum(os.times()[2:4])  # processor seconds of child processes
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     said = " ".join(done.stdout.split())
     assert done.returncode == 0, done.stderr
-    for shown in ("--epochs INT passes", "{cosine,paper,as_published,constant}", "learning rate of Adam [0.05]"):
+    assert sum(os.times()[2:4]) - before < 1
+    for shown in (
+        "--epochs INT passes",
+        "{cosine,paper,as_published,constant}",
+        "learning rate of Adam in the synthesis [0.05]",
+    ):
         assert shown in said
     assert "--mask" not in said and "where to compute" in said and "[auto]" in said
+
+
+def test_every_setting_is_under_one_heading_of_the_help(capsys):
+    from dataclasses import fields
+
+    from classimpression.runs.configs import RunConfig
+
+    grouped = [k for names in cli.GROUPS.values() for k in names]
+    assert sorted(grouped) == sorted(f.name for f in fields(RunConfig))
+    code, out, _ = call(capsys, "run", "--help")
+    said = " ".join(out.split())
+    assert code == 0 and all(f"\n{heading}:\n" in out for heading in cli.GROUPS)
+    assert all(f" --{k.replace('_', '-')} " in said for k in grouped) and "[--epochs" not in out
+    for shown in ("keys weights, sampling and dropout [0]", "[published, per scenario and task]", "[quick]"):
+        assert shown in said
+
+
+def test_settings_of_a_closed_set_refuse_other_words(capsys):
+    from classimpression.runs.configs import RunConfig
+    from classimpression.settings import CHOICES
+
+    assert set(CHOICES) < set(cli.choices())
+    for name, allowed in CHOICES.items():
+        assert set(cli.choices()[name]) - {"auto"} == set(allowed) and getattr(RunConfig, name) in allowed
+    for name in cli.choices():
+        option = f"--{name.replace('_', '-')}"
+        code, _, err = call(capsys, "run", option, "no-such-word")
+        assert code == 2 and f"argument {option}: invalid choice: 'no-such-word' (choose from" in err, err
+        assert err.count("\n") == 1
 
 
 def test_every_list_names_what_the_other_commands_take(capsys):
@@ -160,7 +196,6 @@ def test_whoever_stops_a_command_is_told_in_one_line(capsys, monkeypatch, error,
 
 @pytest.mark.slow
 def test_sigterm_stops_everything_and_says_what_is_finished(tmp_path):
-    import os
     import signal
     import time
 
