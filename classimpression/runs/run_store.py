@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Callable, Iterator, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Callable, Iterator, Literal
 import msgspec
 from torch import nn
 from ..carryover import TIERS, Carryover, load_carryover
@@ -25,6 +25,9 @@ from ..scenarios import MADE
 from ..settings import TrainConfig
 from ..synthesis import Impressions
 from ..tasks import overlaps
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% auto #0
 __all__ = ['PLACES', 'EVERY_RUN', 'K_MIN', 'BEFORE', 'Count', 'Tier', 'protocol_name', 'identity', 'imported_modules',
@@ -339,6 +342,15 @@ class RunResult:
     @property
     def model(self) -> nn.Module:
         return self.carry(len(self.data["tasks"]) - 1).model  # after the last task
+
+    @property
+    def recalls(self) -> pd.DataFrame:
+        "Recall of every class seen so far, per cent: a row for each class, a column for each task."
+        import pandas as pd  # here alone: a worker process need not load it
+
+        names = self.data["scenario"]["class_names"]
+        rows = {f"after task {t + 1}": dict(zip(names, r["recalls"])) for t, r in enumerate(self.data["tasks"])}
+        return pd.DataFrame(rows, index=names[: len(self.data["tasks"][-1]["recalls"])])
 
     def file(self, name: str) -> Path:
         "A file of the run. Raises `StateError` if it is missing or other than the manifest says."
