@@ -22,6 +22,7 @@ from classimpression.runs.engine import fork_server
 from classimpression.runs.experiments import Experiment
 
 pytest.importorskip("papermill")
+ROOT = Path(__file__).parent.parent
 
 
 def notebook(path: Path, code: str) -> None:
@@ -316,3 +317,26 @@ def test_a_kernel_takes_the_code_of_the_command_not_of_the_working_directory(tmp
     with reproduce.own_kernel():
         done = reproduce.execute(tmp_path / "where.ipynb", tmp_path / "done.ipynb", {})
     assert done and f"from {there}" in done.read_text()
+
+
+EXECUTED = sorted((ROOT / "figures").glob("*/*.ipynb"))
+
+
+@pytest.mark.skipif(not EXECUTED, reason="the executed notebooks are not beside the tests")
+def test_executed_notebooks_have_todays_names_or_say_which_they_have():
+    assert len(EXECUTED) > 20
+    for path in EXECUTED:
+        nb = json.loads(path.read_text(encoding="utf-8"))
+        known = set(reproduce.parameters_of(ROOT / "nbs" / "experiments" / f"{path.parent.name}.ipynb"))
+        typed = {
+            line.partition(" = ")[0]
+            for c in nb["cells"]
+            if "injected-parameters" in c["metadata"].get("tags", [])
+            for line in "".join(c["source"]).splitlines()
+            if " = " in line
+        }
+        strange = (typed | set(nb["metadata"]["papermill"]["parameters"])) - known
+        assert not strange, f"{path}: its source has no parameters {strange}"
+        notes = ["".join(c["source"]) for c in nb["cells"] if reproduce.NOTE in c["metadata"].get("tags", [])]
+        wanted = reproduce.note_of(nb, path.parent.name)
+        assert notes == [wanted] * bool(wanted), f"{path}: run classimpression.runs.reproduce.add_notes()"

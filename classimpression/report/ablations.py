@@ -259,7 +259,7 @@ def limits_text(
     "How many tasks and repeats stand behind a comparison, and what chance is."
     found = [as_dict(r) for r in results]
     if not found:
-        return Markdown("No run is there.")
+        return Markdown("The runs of these tables are not on this disk: tasks and repeats are those of the tables.")
     where, done = found[0]["scenario"], len(found[0]["tasks"])
     repeats = len({(r["seed"], *r["scenario"]["class_order"]) for r in found})
     tasks = f"All {done} tasks" if done == len(where["sizes"]) else f"The first {done} of {len(where['sizes'])} tasks"

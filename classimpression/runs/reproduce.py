@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator
 from .configs import RunConfig
-from ..core.errors import check, check_number
+from ..core.errors import OLD_NAMES, check, check_number
 from ..scenarios import FOLDER, inside, placed
 from ..core.files import read_json, write_bytes, write_json
 from .surroundings import usable_jobs
@@ -24,11 +24,12 @@ from .run_store import finished_run, run_folder, run_lock
 from .tables import figures_folder
 
 # %% auto #0
-__all__ = ['REPOSITORY', 'READY', 'ASKS', 'NOTEBOOK_SECONDS', 'NEXT', 'OPENERS', 'other_copy', 'notebook_folder', 'find_notebook',
-           'parse_value', 'parameters_of', 'with_parameters', 'check_writable', 'moved_links', 'tidy_notebook',
-           'execute', 'become_kernel', 'serve_kernels', 'own_kernel', 'execute_alone', 'Job', 'jobs_of', 'job_of',
-           'plan_text', 'expected_clock', 'shorter', 'called', 'closing_text', 'stopped_text', 'check_papermill',
-           'make_runs', 'execute_all', 'made_since', 'reproduce', 'stopped_at', 'reason', 'failures', 'close']
+__all__ = ['REPOSITORY', 'RENAMED', 'NOTE', 'READY', 'ASKS', 'NOTEBOOK_SECONDS', 'NEXT', 'OPENERS', 'other_copy',
+           'notebook_folder', 'find_notebook', 'parse_value', 'parameters_of', 'with_parameters', 'check_writable',
+           'moved_links', 'tidy_notebook', 'text_shown', 'in_one_go', 'note_of', 'add_notes', 'execute',
+           'become_kernel', 'serve_kernels', 'own_kernel', 'execute_alone', 'Job', 'jobs_of', 'job_of', 'plan_text',
+           'expected_clock', 'shorter', 'called', 'closing_text', 'stopped_text', 'check_papermill', 'make_runs',
+           'execute_all', 'made_since', 'reproduce', 'stopped_at', 'reason', 'failures', 'close']
 
 # %% ../../nbs/runs/09_reproduce.ipynb #fab460ca
 def other_copy(
@@ -149,6 +150,66 @@ def tidy_notebook(
         if c.cell_type == "markdown":
             c.source = moved_links(c.source, source.parent, final.parent)
     write_bytes(path, (nbformat.writes(nb) + "\n").encode())
+
+# %% ../../nbs/runs/09_reproduce.ipynb #586fd5ca
+RENAMED = OLD_NAMES | {"pairs": "repeats"}  # of settings, parameters and columns
+
+
+def text_shown(
+    nb: dict,  # a notebook
+) -> str:
+    "Its code and what its cells printed, without pictures."
+    found = []
+    for c in (c for c in nb["cells"] if c["cell_type"] == "code"):
+        found.append("".join(c["source"]))
+        for o in c["outputs"]:
+            data = o.get("data", {})
+            found += ["".join(o.get("text", "")), *("".join(data.get(f"text/{k}", "")) for k in ("plain", "markdown"))]
+    return "\n".join(found)
+
+# %% ../../nbs/runs/09_reproduce.ipynb #bf70a31c
+def in_one_go(
+    nb: dict,  # an executed notebook
+) -> bool:
+    "Do the numbers of its cells run through?"
+    counts = [c["execution_count"] for c in nb["cells"] if c["cell_type"] == "code"]
+    return counts == list(range(1, len(counts) + 1))
+
+# %% ../../nbs/runs/09_reproduce.ipynb #a0d39c16
+def note_of(
+    nb: dict,  # an executed notebook
+    experiment: str,  # whose it is
+) -> str:  # Markdown; empty: there is nothing to say
+    "What a reader has to know who copies from an executed notebook of an earlier version."
+    text = text_shown(nb)
+    names = [f"`{old}` is `{new}`" for old, new in RENAMED.items() if re.search(rf"\b{old}\b", text)]
+    said = [f"Names have changed since: {', '.join(names)}."] if names else []
+    said += [] if in_one_go(nb) else ["Its cells ran in more than one sitting: their numbers do not run through."]
+    day = nb["metadata"].get("papermill", {}).get("start_time", "an unknown day")[:10]
+    now = f"what it does now is in [{experiment}](../../nbs/experiments/{experiment}.ipynb)"
+    return " ".join([f"> Executed on {day} by the code of that day; {now}.", *said]) if said else ""
+
+# %% ../../nbs/runs/09_reproduce.ipynb #d2310c2c
+NOTE = "note-on-version"  # tag of the cell
+
+
+def add_notes(
+    figures: str | Path = "figures",  # folder of the executed notebooks, FOLDER/EXPERIMENT/SCENARIO.ipynb
+) -> list[Path]:  # those that were written
+    "Write or renew the note of every executed notebook."
+    import nbformat
+
+    written = []
+    for path in sorted(Path(figures).glob("*/*.ipynb")):
+        before = path.read_text(encoding="utf-8")
+        nb = nbformat.reads(before, as_version=4)
+        nb.cells = [c for c in nb.cells if NOTE not in c.metadata.get("tags", [])]
+        if said := note_of(nb, path.parent.name):
+            nb.cells.insert(1, nbformat.v4.new_markdown_cell(said, id=NOTE, metadata=dict(tags=[NOTE])))
+        after = nbformat.writes(nb) + "\n"
+        if after != before:
+            written.append(write_bytes(path, after.encode()))
+    return written
 
 # %% ../../nbs/runs/09_reproduce.ipynb #23acb9d3
 def execute(
