@@ -41,9 +41,9 @@ class Block(nn.Module):
         self.last_relu = last_relu
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.norm1(self.conv1(x)))
-        h = self.norm2(self.conv2(h)) + self.shortcut(x)
-        return F.relu(h) if self.last_relu else h
+        h = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        h = self.norm2(self.conv2(h)).add_(self.shortcut(x))
+        return F.relu(h, inplace=True) if self.last_relu else h
 
 # %% ../nbs/05_models.ipynb #4388222c
 def pool_map(
@@ -52,7 +52,10 @@ def pool_map(
 ) -> Tensor:  # [N, C*n*n]
     "The published 7x7 pooling where it gives an n x n map, else pooling of the whole map to n x n."
     published = h.shape[-2] // 7 == n and h.shape[-1] // 7 == n
-    return (F.avg_pool2d(h, 7) if published else F.adaptive_avg_pool2d(h, n)).flatten(1)
+    pooled = F.avg_pool2d(h, 7) if published else F.adaptive_avg_pool2d(h, n)
+    if pooled.requires_grad and h.is_contiguous(memory_format=torch.channels_last):
+        pooled.register_hook(lambda g: g.contiguous(memory_format=torch.channels_last))
+    return pooled.flatten(1)
 
 # %% ../nbs/05_models.ipynb #2ddb2845
 class SmallNet(nn.Module):
@@ -62,7 +65,9 @@ class SmallNet(nn.Module):
 
     def __init__(self, channels: int = 3):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(channels, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
+        )
         self.blocks = nn.Sequential(Block(16, 16), Block(16, 32), Block(32, 64))
 
     def features(self, x: Tensor) -> Tensor:
@@ -78,7 +83,9 @@ class LargeNet(nn.Module):
 
     def __init__(self, channels: int = 1):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(channels, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
+        )
         widths = [16, 16, 32, 64, 128]
         stage = lambda i, o: nn.Sequential(Block(i, o, 2), Block(o, o, last_relu=o != 128))
         self.blocks = nn.Sequential(*map(stage, widths, widths[1:]))
