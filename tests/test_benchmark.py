@@ -13,7 +13,7 @@ import torch
 from classimpression.studies import peers
 from classimpression.studies import scaling as growth
 from classimpression.studies.benchmark import WEIGHTS, bench_row, composed_rows, convolutions, make_case, ratio
-from classimpression.studies.benchmark import step_counts
+from classimpression.studies.benchmark import AVX2, number_type_rows, step_counts
 from classimpression.studies.benchmark import take_turns, training_contenders
 from classimpression.core.errors import ConfigError
 from classimpression.data import to_unit
@@ -202,6 +202,12 @@ def test_a_peer_is_asked_in_its_own_python(monkeypatch):
     assert rows.ours.tolist() == [1000.0, 700.0, 50.0] and rows.ours_by_the_clock[0] == 3000.0
     goals = growth.goal_table(rows)
     assert goals[["at_most", "ours", "met"]].values.tolist() == [[0.8, 0.5, True], [1.0, 1.0, True]]
+
+
+def test_number_types_are_measured_as_on_a_processor_with_avx2_alone():
+    rows = number_type_rows((AVX2,), steps=1, rounds=1, n_real=80, n_synthetic=40, pixels=16)
+    assert [r["row"] for r in rows] == ["training step", "inversion step"]
+    assert all(r["instructions"] in ("AVX2", "DEFAULT", "NO AVX") and r["float32"] > 0 < r["bfloat16"] for r in rows)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/studies/11_benchmark.ipynb #6658dcc5
 from __future__ import annotations
-import copy, itertools, os, subprocess, sys, tempfile, time
+import copy, itertools, json, os, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['WEIGHTS', 'CONTENDERS', 'KINDS', 'OPERATIONS', 'make_case', 'convolutions', 'training_contenders',
+__all__ = ['WEIGHTS', 'CONTENDERS', 'KINDS', 'OPERATIONS', 'AVX2', 'make_case', 'convolutions', 'training_contenders',
            'inversion_contenders', 'evaluation_contenders', 'threads', 'spent', 'take_turns', 'ratio', 'bench_row',
            'speed_rows', 'disk_task', 'peak_memory', 'peak_here', 'memory_rows', 'step_counts', 'composed_rows',
-           'step_flops', 'peak_rate', 'roofline_rows', 'kind_of', 'profile_rows']
+           'step_flops', 'peak_rate', 'roofline_rows', 'kind_of', 'profile_rows', 'number_types', 'number_type_rows']
 
 # %% ../../nbs/studies/11_benchmark.ipynb #f1fe393d
 def make_case(
@@ -505,4 +505,42 @@ def profile_rows(
             spent[kind_of(e.key)] += e.self_cpu_time_total / 1e3 / steps
         facts, all_ms = dict(row=row, dtype=dtype, threads=cpu_threads), sum(spent.values())
         rows += [facts | dict(kind=k, ms=round(ms, 3), share=round(100 * ms / all_ms, 1)) for k, ms in spent.items()]
+    return rows
+
+# %% ../../nbs/studies/11_benchmark.ipynb #5aa9f7c2
+AVX2 = dict(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2")  # read by torch and its convolutions when they start
+
+
+def number_types(
+    steps: int = 4,  # of each per turn
+    rounds: int = 3,  # that count
+    **case,  # arguments of `make_case`
+) -> list[dict]:  # row, instructions, milliseconds in float32 and bfloat16, their ratio
+    "Our steps of 40 images in both number types, in this process, on one thread."
+    made, rows, dtypes = make_case(**case), [], ("float32", "bfloat16")
+    kinds = {
+        "training step": lambda dtype: training_contenders(made, TrainConfig(lr=1e-3, dtype=dtype), False)["ours"],
+        "inversion step": lambda dtype: inversion_contenders(made, dtype=dtype, naive=False)["ours"],
+    }
+    for row, contender in kinds.items():
+        with threads(1):
+            turns = take_turns({d: contender(d) for d in dtypes}, dict.fromkeys(dtypes, steps), rounds)[0]
+        ms = {d: round(1e3 * median(v), 2) for d, v in turns.items()}
+        facts = dict(row=row, instructions=torch.backends.cpu.get_cpu_capability()) | ms
+        rows.append(facts | dict(bfloat16_over_float32=round(ratio(turns["bfloat16"], turns["float32"]), 2)))
+    return rows
+
+# %% ../../nbs/studies/11_benchmark.ipynb #532cc5ca
+def number_type_rows(
+    kinds: tuple[dict, ...] = ({}, AVX2),  # variables of the environment of each process: all instructions; AVX2
+    **how,  # of `number_types`
+) -> list[dict]:  # as of `number_types`
+    "Both number types with all instructions of this processor, and as on a processor with AVX2 alone."
+    code = f"import json, classimpression.studies.benchmark as b; print(json.dumps(b.number_types(**{how!r})))"
+    rows = []
+    for variables in kinds:
+        own = os.environ | variables
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=own)
+        check(done.returncode == 0, f"the measurement of number types failed: {done.stderr[-500:]}", RuntimeError)
+        rows += json.loads(done.stdout.splitlines()[-1])
     return rows
