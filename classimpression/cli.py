@@ -13,15 +13,15 @@ from typing import Any, Callable, Sequence
 from .core.errors import ClassImpressionError, ConfigError, check, nearest
 
 # %% auto #0
-__all__ = ['TYPED', 'Name', 'Folder', 'File', 'Flag', 'PASSED_ON', 'MOST_CONFIG', 'OF_THE_DATA', 'GROUPS', 'FILES', 'KINDS',
-           'OPTIONAL', 'COMMANDS', 'package', 'source', 'Field', 'fields_of', 'run_fields', 'constants', 'words_of',
-           'asset', 'profiles', 'choices', 'truth', 'dictionary', 'read_as', 'explained', 'add_fields', 'add_options',
-           'Places', 'Log', 'reproduce_some', 'ReproduceOptions', 'add_reproduce', 'use_loggers', 'parsed',
-           'config_file', 'settings_of', 'run_one', 'add_run', 'tune_some', 'add_tune', 'verify_some', 'VerifyOptions',
-           'add_verify', 'list_files', 'download_file', 'index_series', 'show_store', 'IndexOptions', 'add_index',
-           'add_data', 'recommend_some', 'add_recommend', 'bench_some', 'BenchOptions', 'add_bench', 'listed',
-           'list_some', 'add_list', 'version', 'show_info', 'Parser', 'parser', 'Terminated', 'terminate',
-           'working_folder', 'main']
+__all__ = ['TYPED', 'Name', 'Folder', 'File', 'Flag', 'PASSED_ON', 'MOST_CONFIG', 'OF_THE_DATA', 'GROUPS', 'FILES', 'CARRIED',
+           'KINDS', 'OPTIONAL', 'COMMANDS', 'package', 'source', 'Field', 'fields_of', 'run_fields', 'constants',
+           'words_of', 'asset', 'profiles', 'choices', 'truth', 'dictionary', 'read_as', 'explained', 'add_fields',
+           'add_options', 'Places', 'Log', 'reproduce_some', 'ReproduceOptions', 'add_reproduce', 'use_loggers',
+           'parsed', 'config_file', 'settings_of', 'run_one', 'add_run', 'tune_some', 'add_tune', 'verify_some',
+           'VerifyOptions', 'add_verify', 'list_files', 'download_file', 'index_series', 'show_store', 'IndexOptions',
+           'add_index', 'add_data', 'recommend_some', 'add_recommend', 'bench_some', 'BenchOptions', 'add_bench',
+           'listed', 'list_some', 'add_list', 'version', 'show_info', 'Parser', 'parser', 'statements', 'other_copy',
+           'Terminated', 'terminate', 'working_folder', 'main']
 
 # %% ../nbs/12_cli.ipynb #d4bec0b2
 def package() -> Path:
@@ -641,6 +641,11 @@ def add_bench(p: argparse.ArgumentParser) -> None:
     "Options of `bench`."
     add_options(p, "BenchOptions", dict(profile=["smoke", "standard"]))
 
+# %% ../nbs/12_cli.ipynb #4159b130
+CARRIED = dict(  # tier -> the most that its methods carry to the next task
+    M0="network", M1="network, means", M2="network, second moments", reference="real images or uncut statistics"
+)
+
 # %% ../nbs/12_cli.ipynb #7bc20c61
 def listed(
     what: str,  # methods, scenarios, experiments or profiles
@@ -655,10 +660,12 @@ def listed(
     from classimpression.scenarios import MADE, SCENARIOS
 
     if what == "methods":
-        return {k: f"{m.title} ({m.tier})" for k, m in registered().items()}
-    made = {k: "made by the package, or from your files: see `data index`" for k in MADE}
-    own = {"folder:PATH": "your images, in PATH/train|val|test/CLASS"}
-    return {k: f"{i.title}, {'in the package' if i.embedded else i.file}" for k, i in SCENARIOS.items()} | made | own
+        return {k: f"{m.title} ({m.tier}: {CARRIED[m.tier]})" for k, m in registered().items()}
+    place = lambda k, i: "in the package" if i.embedded else f"{i.file}: `data download {k}`"
+    named = {k: f"{i.title}, {place(k, i)}" for k, i in SCENARIOS.items()}
+    made = {k: "invented views of the heart, made by the package" for k in MADE if "phantom" in k}
+    yours = {k: "your cine series: see `data index --help`" for k in MADE if k not in made}
+    return named | made | yours | {"folder:PATH": "your images, in PATH/train|val|test/CLASS"}
 
 # %% ../nbs/12_cli.ipynb #93e07624
 KINDS = ("methods", "scenarios", "experiments", "profiles")
@@ -790,6 +797,34 @@ def parser() -> argparse.ArgumentParser:
         fill(p)
     return top
 
+# %% ../nbs/12_cli.ipynb #a6127906
+def statements(
+    text: bytes,  # of a module
+) -> Any:  # what Python runs of it; the text itself where it cannot be read
+    "Statements that can change a result."
+    from classimpression.core.provenance import plain_source
+
+    try:
+        return plain_source(text.decode())
+    except (SyntaxError, ValueError):
+        return text
+
+# %% ../nbs/12_cli.ipynb #fab460ca
+def other_copy(
+    folder: str | Path = ".",  # where the command was called
+) -> str:  # one line; empty: there is no other code
+    "Say so if a folder holds another copy of the package whose code differs from the one that runs."
+    ours, theirs = package(), Path(folder).resolve() / "classimpression"
+    if theirs == ours or not (theirs / "__init__.py").is_file():
+        return ""
+    files = {p.relative_to(f) for f in (ours, theirs) for p in f.rglob("*.py") if "notebooks" not in p.parts}
+    read = lambda p: p.read_bytes() if p.is_file() else b""
+    changed = [p for p in sorted(files) if read(ours / p) != read(theirs / p)]
+    changed = [p.as_posix() for p in changed if statements(read(ours / p)) != statements(read(theirs / p))]
+    named = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
+    how = "to run it, install again: pip install . (or once: pip install -e .)"
+    return f"the code that runs is {ours}; {theirs} differs ({named}) and is not used; {how}" if changed else ""
+
 # %% ../nbs/12_cli.ipynb #43faf764
 class Terminated(KeyboardInterrupt):
     "SIGTERM came."
@@ -817,6 +852,8 @@ def main(
         if argv is None:
             signal.signal(signal.SIGTERM, terminate)
         working_folder()
+        if said := other_copy():
+            print(f"classimpression: {said}", file=sys.stderr, flush=True)
         ended = args.command(args)
         if sys.stdout:
             sys.stdout.flush()  # what cannot be written is said here, and not when the process ends

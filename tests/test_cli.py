@@ -247,3 +247,13 @@ def test_a_mistyped_name_gets_the_one_that_was_meant(argv, meant, capsys):
     with pytest.raises(SystemExit) as stop:
         sys.exit(cli.main(argv))
     assert stop.value.code == 2 and meant in capsys.readouterr().err
+
+
+def test_every_command_says_which_code_runs_where_a_clone_has_other_code(capsys, tmp_path, monkeypatch):
+    clone = tmp_path / "classimpression"
+    clone.mkdir()
+    (clone / "__init__.py").write_text("def half(")  # as somebody leaves it between two edits
+    monkeypatch.chdir(tmp_path)
+    for argv in (["list", "profiles"], ["data", "list"]):
+        code, out, err = call(capsys, *argv)
+        assert code == 0 and out and "is not used" in err and str(clone) in err and err.count("\n") == 1

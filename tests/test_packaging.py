@@ -304,3 +304,33 @@ def test_nobody_is_sent_to_a_package_of_our_name():
     "The registry has no package of this name: whoever took it could serve anything to those who follow a message."
     told = [str(p) for p in (ROOT / "classimpression").rglob("*.py") if "install 'classimpression" in p.read_text()]
     assert not told, f"name the packages that are needed, or the clone's '.[extra]': {told}"
+
+
+@pytest.mark.skipif(not (ROOT / "CHANGELOG.md").exists(), reason="the changelog is not beside the tests")
+def test_one_version_and_a_dated_changelog():
+    from datetime import date
+
+    import classimpression
+
+    said = {
+        "settings.ini": re.search(r"^version = (.*)$", (ROOT / "settings.ini").read_text(), re.M)[1],
+        "CITATION.cff": re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.M)[1],
+        "__init__.py": classimpression.__version__,
+    }
+    titles = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    released = [re.fullmatch(r"(\d+\.\d+\.\d+) - (\d{4}-\d{2}-\d{2})", t) for t in titles if t != "Unreleased"]
+    assert titles[0] == "Unreleased" and all(released), titles
+    days = [date.fromisoformat(m[2]) for m in released]
+    assert days == sorted(days, reverse=True)
+    assert set(said.values()) == {released[0][1]}, said
+
+
+@pytest.mark.skipif(not (ROOT / "Dockerfile").exists(), reason="the Dockerfile is not beside the tests")
+def test_the_dockerfile_opens_the_tour():
+    text = (ROOT / "Dockerfile").read_text()
+    opened = re.search(r"--LabApp.default_url=/lab/tree/([^\"]+)", text)[1]
+    (extra,) = re.findall(r"'\.\[(\w+)\]'", text)
+    settings = (ROOT / "settings.ini").read_text()
+    assert (ROOT / opened).is_file() and f"\n{extra}_requirements = jupyterlab" in settings
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert "-c constraints.txt" in text and not {"nbs", "constraints.txt", "classimpression", "figures"} & set(ignored)

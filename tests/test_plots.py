@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -187,3 +188,18 @@ def test_results_file_draws_the_same_figures(results, tmp_path):
     stored = merge_results(tmp_path / "t.json", results)
     assert len(stored) == 4 and merge_results(tmp_path / "t.json", results[:1]) == stored
     assert plots.to_png(panels.plot_confusion(stored), dpi=40) == plots.to_png(panels.plot_confusion(results), dpi=40)
+
+
+FIGURES = Path(__file__).parent.parent / "figures"
+
+
+@pytest.mark.skipif(not FIGURES.exists(), reason="the results are not beside the tests")
+def test_every_stored_run_can_be_chosen_in_the_browser():
+    from classimpression.report.explorers import choose_results, load_results, repeat_name
+
+    found = load_results(FIGURES)
+    assert next(iter(found)).startswith("main_table/") and "losses/blood_parts" in found
+    for name, runs in found.items():
+        chosen = choose_results(runs, sorted({r["method"] for r in runs}), sorted({repeat_name(r) for r in runs}))
+        assert len(chosen) == len(runs), name
+        assert curves.by_method(chosen), f"{name}: runs are read as results are"

@@ -22,6 +22,7 @@ from .plots import image_grid, montage, plot_synthesis_terms, short_name, to_png
 from ..scenarios import SCENARIOS, make_scenario
 from ..synthesis import SynthesisConfig, draw_group, group_views, impression_loss, synthesis_rate
 from ..training import predict
+from ..runs.experiments import experiments
 from ..runs.tables import check_reported, read_table
 from ..runs.weights import load_released, released
 
@@ -304,9 +305,13 @@ def explore_impressions(
 def with_recalls(
     r: dict,  # a run as it is stored: confusion matrices, without what follows from them
 ) -> dict:
-    "A run with the recall of every class after the last task, and its interval."
+    """A run with the recall of every class after the last task, and its interval. Its seal was of what is stored, and
+    was compared there.
+    """
     *earlier, last = r["tasks"]
-    return r | dict(tasks=[*earlier, task_summary(last["confusion"], r["scenario"]["sizes"]) | last])
+    return {k: v for k, v in r.items() if k != "digest"} | dict(
+        tasks=[*earlier, task_summary(last["confusion"], r["scenario"]["sizes"]) | last]
+    )
 
 # %% ../../nbs/report/12_explorers.ipynb #a43781ea
 def with_variant(
@@ -328,9 +333,11 @@ def stored_runs(
     runs = [r for r in (data if isinstance(data, list) else []) if isinstance(r, dict) and wanted <= set(r)]
     for r in runs:
         check_reported(r, path)
-    table = path.parent / "runs.csv"
-    frame = read_table(table) if table.exists() else {}
-    named = dict(zip(frame["run_id"], frame["variant"])) if {"run_id", "variant"} <= set(frame) else {}
+    named = {}
+    for table in {path.parents[1] / e.table for e in experiments().values() if e.table}:
+        if table.parent == path.parent and table.exists():
+            frame = read_table(table)
+            named |= dict(zip(frame["run_id"], frame["variant"]))
     return [with_variant(r, named[r["run_id"]]) if r["run_id"] in named else r for r in map(with_recalls, runs)]
 
 # %% ../../nbs/report/12_explorers.ipynb #9d583d16

@@ -15,7 +15,7 @@ from ..core.errors import OLD_NAMES, check, check_number
 from ..scenarios import FOLDER, inside, placed
 from ..core.files import read_json, write_bytes, write_json
 from .surroundings import usable_jobs
-from ..core.provenance import package_folder, plain_source
+from ..core.provenance import package_folder
 from .engine import OTHER_CODE, Progress, at_once, check_scheduler, duration, fork_server
 from .engine import fresh_environment, missing, run_all, serve
 from .experiments import Experiment, clock_seconds, entries, estimate, expected_seconds, experiments
@@ -24,29 +24,12 @@ from .run_store import finished_run, run_folder, run_lock
 from .tables import figures_folder
 
 # %% auto #0
-__all__ = ['REPOSITORY', 'RENAMED', 'NOTE', 'READY', 'ASKS', 'NOTEBOOK_SECONDS', 'NEXT', 'OPENERS', 'other_copy',
-           'notebook_folder', 'find_notebook', 'parse_value', 'parameters_of', 'with_parameters', 'check_writable',
-           'moved_links', 'tidy_notebook', 'text_shown', 'in_one_go', 'note_of', 'add_notes', 'execute',
-           'become_kernel', 'serve_kernels', 'own_kernel', 'execute_alone', 'Job', 'jobs_of', 'job_of', 'plan_text',
-           'expected_clock', 'shorter', 'called', 'closing_text', 'stopped_text', 'check_papermill', 'make_runs',
-           'execute_all', 'made_since', 'reproduce', 'stopped_at', 'reason', 'failures', 'close']
-
-# %% ../../nbs/runs/09_reproduce.ipynb #fab460ca
-def other_copy(
-    folder: str | Path = ".",  # where the command was called
-) -> str:  # one line; empty: there is no other code
-    "Say so if a folder holds another copy of the package whose code differs from the one that runs."
-    ours, theirs = package_folder(), Path(folder).resolve() / "classimpression"
-    if theirs == ours or not (theirs / "__init__.py").is_file():
-        return ""
-    files = {p.relative_to(f) for f in (ours, theirs) for p in f.rglob("*.py") if "notebooks" not in p.parts}
-    read = lambda p: p.read_bytes() if p.is_file() else b""
-    changed = [p for p in sorted(files) if read(ours / p) != read(theirs / p)]
-    code = lambda p: plain_source(read(p).decode())
-    changed = [p.as_posix() for p in changed if code(ours / p) != code(theirs / p)]
-    named = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
-    how = "to run it, install again: pip install . (or once: pip install -e .)"
-    return f"the code that runs is {ours}; {theirs} differs ({named}) and is not used; {how}" if changed else ""
+__all__ = ['REPOSITORY', 'RENAMED', 'NOTE', 'READY', 'ASKS', 'NOTEBOOK_SECONDS', 'NEXT', 'OPENERS', 'notebook_folder',
+           'find_notebook', 'parse_value', 'parameters_of', 'with_parameters', 'check_writable', 'moved_links',
+           'tidy_notebook', 'text_shown', 'in_one_go', 'note_of', 'add_notes', 'execute', 'become_kernel',
+           'serve_kernels', 'own_kernel', 'execute_alone', 'Job', 'jobs_of', 'job_of', 'plan_text', 'expected_clock',
+           'shorter', 'called', 'closing_text', 'stopped_text', 'check_papermill', 'make_runs', 'execute_all',
+           'made_since', 'reproduce', 'stopped_at', 'reason', 'failures', 'close']
 
 # %% ../../nbs/runs/09_reproduce.ipynb #3614bedd
 def notebook_folder() -> Path:
@@ -557,8 +540,6 @@ def reproduce(
 ) -> int:  # 0, or 1 if something failed
     "Make all runs, then execute all notebooks, and say where everything is."
     check_papermill()
-    if said := other_copy():
-        print(f"classimpression: {said}", file=sys.stderr, flush=True)
     if scheduler:
         check_scheduler(scheduler, insecure)
     jobs = usable_jobs() if jobs is None else jobs
