@@ -360,6 +360,7 @@ def run_one(
     check_writable(cfg.out)
     done = run(cfg, alone=True)
     print(json.dumps(done.metrics, indent=1))
+    print("recall of every class, per cent", done.recalls.round(1).to_string(na_rep=""), sep="\n")
     print(done.folder)
     return 0
 

@@ -340,3 +340,12 @@ def test_executed_notebooks_have_todays_names_or_say_which_they_have():
         notes = ["".join(c["source"]) for c in nb["cells"] if reproduce.NOTE in c["metadata"].get("tags", [])]
         wanted = reproduce.note_of(nb, path.parent.name)
         assert notes == [wanted] * bool(wanted), f"{path}: run classimpression.runs.reproduce.add_notes()"
+
+
+@pytest.mark.skipif(not EXECUTED, reason="the measured minutes are not beside the tests")
+def test_the_estimate_of_the_first_command_is_right_within_a_third(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    todo = reproduce.jobs_of([], "first", {})
+    said = reproduce.expected_clock(todo, 2, experiments.measured_seconds("runs"))
+    minutes = pd.read_csv(ROOT / "figures" / "first_hour" / "minutes.csv").set_index("command").minutes
+    assert 2 / 3 < said / (60 * minutes["first"]) < 4 / 3, "on a machine like that of the committed costs"

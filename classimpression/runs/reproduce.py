@@ -381,7 +381,7 @@ def job_of(
     return Job(e, p, configs, figures_folder(p["figures"], p.get("profile", entry["budget"])), variants)
 
 # %% ../../nbs/runs/09_reproduce.ipynb #046b2441
-NOTEBOOK_SECONDS = 12.0  # processor seconds that a kernel takes to start, import and draw, on the machine of the costs
+NOTEBOOK_SECONDS = 8.0  # processor seconds that a kernel takes to start, import and draw, on the machine of the costs
 
 
 def plan_text(
