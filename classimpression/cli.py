@@ -211,7 +211,7 @@ class Places:
 
     scenario: Name | None = None  # see `classimpression list scenarios`, or folder:PATH for PATH/train|val|test/CLASS
     root: Folder | None = None  # folder of the MedMNIST files [the variable CLASSIMPRESSION_DATA]
-    out: Folder | None = None  # folder for runs; runs unless given
+    out: Folder | None = None  # folder for runs; None: runs
 
 # %% ../nbs/12_cli.ipynb #bb133b8f
 class Log:
@@ -246,12 +246,12 @@ class ReproduceOptions:
 
     only: list[Name] = []  # experiments, after other options
     plan: Flag = False  # print what would be done and how long it takes, and stop
-    jobs: int | None = None  # runs at a time; 0: in this process; -1: only read finished ones; all cores but one
+    jobs: int | None = None  # runs at a time; 0: in this process; -1: only read finished ones [as many as fit]
     scheduler: Name = ""  # address of a running Dask scheduler, such as tls://10.0.0.5:8786, in place of processes
     insecure: Flag = False  # let settings and code travel to another machine without encryption (tcp://)
     repeats: list[int] | None = None  # committed repeats of seed and class order
     seeds: list[int] | None = None  # instead of repeats: a run for each seed, published class order (foundation)
-    methods: list[Name] | None = None  # what to compare: `classimpression list methods`; all
+    methods: list[Name] | None = None  # what to compare: `classimpression list methods` [all]
     any_code: Flag | None = None  # take finished runs that other code made
     figures: Folder | None = None  # for tables, figures, executed notebooks and report.html [figures, or one inside]
 
@@ -260,8 +260,8 @@ def add_reproduce(p: argparse.ArgumentParser) -> None:
     "Options of `reproduce`."
     names = "names, such as foundation or main_table: `classimpression list experiments` [all that the profile plans]"
     p.add_argument("experiments", nargs="*", help=names)
-    about = "; ".join(f"{k}: {v}" for k, v in profiles().items())
-    p.add_argument("--profile", metavar="NAME", help=f"{about} [first; quick where experiments are named]")
+    usual = "first; quick where experiments are named"
+    p.add_argument("--profile", metavar="NAME", help=f"budget: `classimpression list profiles` [{usual}]")
     add_options(p, "ReproduceOptions")
     add_options(p, "Places")
     pair = dict(nargs=2, metavar=("NAME", "VALUE"), action="append", default=[])
