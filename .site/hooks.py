@@ -16,8 +16,9 @@ from pathlib import Path
 
 from jinja2 import FileSystemBytecodeCache
 from latex2mathml.converter import convert
-from mkdocs.plugins import event_priority
+from mkdocs.plugins import CombinedEvent, event_priority
 from mkdocs.structure.files import File
+from nbconvert.exporters import html as nbconvert_html
 from nbconvert.exporters.templateexporter import TemplateExporter
 
 ROOT = Path(__file__).parent.parent
@@ -297,9 +298,22 @@ def remember_templates() -> None:
     TemplateExporter._create_environment = remembering
 
 
+class Unparsed(str):
+    "A notebook's page with the attributes that nbconvert adds; to parse it for them took a third of the whole build."
+
+    def __new__(cls, page, features):
+        page = re.sub(r"<img(?![^>]* alt=)", '<img alt="No description has been provided for this image"', page)
+        reached = r'(<div class="(?:jp-Cell-inputWrapper|[^"]*\bjp-OutputArea-output)\b[^"]*")'
+        return super().__new__(cls, re.sub(reached, r'\1 tabindex="0"', page))  # scrolled by keys
+
+    def select(self, what):
+        return []
+
+
 def on_config(config):
     "The menu, from what is there."
     remember_templates()
+    nbconvert_html.BeautifulSoup = Unparsed
     results = [{"Results": "results.md"}, *([{"All tables": "tables.md"}] if (FIGURES / "tables.md").exists() else [])]
     api = [
         {
@@ -345,13 +359,23 @@ def on_env(env, config, files):
         files.get_file_from_path(there).page.title = name
 
 
-def on_page_content(content, page, config, files):
-    "Prose and the API are searched; cells of code and what they wrote are not."
-    starts = r'(?=<div class="jp-Cell jp-(?:MarkdownCell[^>]*|CodeCell[^">]*")>)'  # code has a second one inside
-    head, *cells = re.split(starts, content)
+@event_priority(100)
+def _to_search(context, page, config, nav):
+    "Prose and the API are searched; cells of code and what they wrote are not, and are not parsed for it."
+    starts = r'(?=<div (?:id="[^"]*" class="jp-Cell jp-MarkdownCell|class="jp-Cell jp-CodeCell))'
+    head, *cells = re.split(starts, page.content)
     code = '<div class="jp-Cell jp-CodeCell'
-    wrapped = [f"<section data-search-exclude>{c}</section>" if c.startswith(code) else c for c in cells[:-1]]
-    return "".join([head, *wrapped, *cells[-1:]])  # the last one is followed by the ends of what holds them all
+    prose = [c for c in cells[:-1] if not c.startswith(code)]
+    page.shown = page.content
+    page.content = "".join([head, *prose, *cells[-1:]])  # the last one is followed by the ends of what holds them all
+
+
+@event_priority(-100)
+def _to_show(context, page, config, nav):
+    page.content = page.shown
+
+
+on_page_context = CombinedEvent(_to_search, _to_show)
 
 
 def on_post_page(output, page, config):

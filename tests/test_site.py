@@ -1,6 +1,7 @@
 "The site builds offline with one command and without warnings, and none of its links is dead."
 
 import importlib.util
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -112,5 +113,8 @@ def test_the_rooms_are_drawn(site):
 def test_search_index_is_small(site):
     index = (site / "search" / "search_index.json").read_text()
     assert "total_variation" in index and "Ask the network" in index, "the API and prose can be searched"
+    found = {d["location"] for d in json.loads(index)["docs"]}
+    headings = re.findall(r'<h[23][^>]* id="([^"]+)"', (site / "07_synthesis.html").read_text())
+    assert {f"07_synthesis.html#{h}" for h in headings} <= found and len(headings) > 5, "prose after code is searched"
     assert len(index) < 1_600_000
     assert "import torch.nn.functional" not in index, "code and what it wrote are not searched"
