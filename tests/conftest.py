@@ -6,7 +6,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -79,10 +78,11 @@ def run_notebook(notebook: Path, log: Path, variables: dict) -> None:
         os.dup2(out.fileno(), 2)
     os.environ.update(variables)
     os.chdir(notebook.parent)
+    multiprocessing.set_start_method(None, force=True)  # as in a kernel: else a loader's workers import all anew
     from nbdev.test import test_nb
 
     passed = test_nb(notebook, skip_flags=["notest", "slow"])[0]
-    log.with_suffix(".seconds").write_text(str(time.process_time()))
+    log.with_suffix(".seconds").write_text(str(processor_seconds()))
     sys.exit(not passed)
 
 

@@ -119,8 +119,7 @@ print(failed); sys.exit(bool(failed))
     server, one = runs_of(second.pid)
     os.kill(one, signal.SIGKILL)  # the run dies: it is said
     assert second.wait(300) == 1 and "process of this run died" in second.stdout.read()
-    assert start().wait(300) == 0
-    folder = run_folder(config(tmp_path))
+    folder = run(config(tmp_path)).folder
     assert numbers(folder) == whole and rows(1)[0].read_bytes() == kept and not list(folder.rglob("*.tmp"))
 
 
