@@ -19,10 +19,10 @@ from .runner import RunConfig, run
 from ..scenarios import make_scenario
 
 # %% auto #0
-__all__ = ['OWN', 'OTHER_CODE', 'fresh_environment', 'run_apart', 'ask_python', 'child', 'serve', 'forked', 'ask_server',
-           'fork_server', 'at_once', 'in_processes', 'check_scheduler', 'in_workers', 'task_count', 'Progress',
-           'duration', 'spent', 'watched', 'bar', 'run_all', 'missing', 'known_data', 'seen_here', 'read_runs',
-           'raise_failures', 'outcome']
+__all__ = ['OWN', 'ANSWERS_WITHIN', 'OTHER_CODE', 'fresh_environment', 'run_apart', 'ask_python', 'child', 'serve', 'forked',
+           'ask_server', 'fork_server', 'at_once', 'in_processes', 'check_scheduler', 'in_workers', 'task_count',
+           'Progress', 'duration', 'spent', 'watched', 'bar', 'run_all', 'missing', 'known_data', 'seen_here',
+           'read_runs', 'raise_failures', 'outcome']
 
 # %% ../../nbs/runs/04_engine.ipynb #9f5715fe
 OWN = "import sys; sys.path[:] = [p for p in sys.path if p]; "  # the working directory may hold other code
@@ -239,6 +239,9 @@ def check_scheduler(
     )
 
 # %% ../../nbs/runs/04_engine.ipynb #f57742b8
+ANSWERS_WITHIN = 20.0  # seconds, for a scheduler
+
+
 def in_workers(
     todo: list[RunConfig],  # what to run
     scheduler: str,  # address of a running Dask scheduler, such as tcp://10.0.0.5:8786 or tls://...
@@ -252,7 +255,7 @@ def in_workers(
     except ImportError as e:
         raise ConfigError("a scheduler needs Dask: pip install distributed cryptography") from e
     try:
-        client = Client(scheduler, timeout=20)
+        client = Client(scheduler, timeout=ANSWERS_WITHIN)
     except (OSError, ValueError, TypeError, RuntimeError) as e:
         raise ConfigError(f"no Dask scheduler answers at {scheduler!r}: {e}") from e
     with client:
