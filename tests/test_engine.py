@@ -119,7 +119,8 @@ print(failed); sys.exit(bool(failed))
     server, one = runs_of(second.pid)
     os.kill(one, signal.SIGKILL)  # the run dies: it is said
     assert second.wait(300) == 1 and "process of this run died" in second.stdout.read()
-    folder = run(config(tmp_path)).folder
+    folder = run_folder(config(tmp_path))
+    assert run(config(tmp_path)).folder == folder, "whoever goes on may be another process than the engine's"
     assert numbers(folder) == whole and rows(1)[0].read_bytes() == kept and not list(folder.rglob("*.tmp"))
 
 
@@ -174,7 +175,7 @@ def test_a_scheduler_of_its_own_with_two_workers_gives_the_same_numbers(tmp_path
         results, failed = run_all(
             [
                 config(tmp_path / "runs"),
-                config(tmp_path / "runs", method="fine-tuning"),
+                config(tmp_path / "runs", method="fine-tuning", until=1),
                 config(tmp_path / "runs", method="fine-tuning", scenario="blood", root=str(tmp_path)),
             ],
             tell=said.append,
@@ -272,7 +273,7 @@ def test_other_code_is_another_run_unless_asked_for(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_damaged_result_stops_nobody_and_is_put_together_again(tmp_path):
-    cfgs = [config(tmp_path, method="fine-tuning", seed=s) for s in (0, 1)]
+    cfgs = [config(tmp_path, method="fine-tuning", seed=s, until=2) for s in (0, 1)]
     whole = [numbers(run(c).folder) for c in cfgs]
     damaged = run_folder(cfgs[0]) / "result.json"
     for content in (b"", b"{ half", b"[1, 2]", b"\x00\xff"):
@@ -285,7 +286,7 @@ def test_a_damaged_result_stops_nobody_and_is_put_together_again(tmp_path):
 
 @pytest.mark.slow
 def test_a_full_disk_and_a_read_only_disk_are_failures_of_one_run(tmp_path, monkeypatch):
-    good, other = config(tmp_path / "a", method="fine-tuning"), config(tmp_path / "b", method="fine-tuning")
+    good, other = (config(tmp_path / name, method="fine-tuning", until=2) for name in "ab")
     done = numbers(run(good).folder)
     for number in (errno.ENOSPC, errno.EROFS):
 

@@ -132,6 +132,8 @@ def test_terminated_command_resumes(tmp_path):
         "smoke",
         "--method",
         "class-impression",
+        "--until",
+        "3",
         "--out",
         str(tmp_path),
     ]
