@@ -11,15 +11,17 @@ from ..core.files import read_json, write_json
 from ..core.provenance import environment, package_folder
 from ..metrics import paired_interval
 from ..report.comparison import save_frame
+from ..report.plots import SPARE, new_figure, save_figure, style
 from ..runs.configs import RunConfig, profile_config, tuning_repeat
 from ..runs.engine import raise_failures, run_all
 from ..runs.run_store import RunResult, finished_run
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['declared_plan', 'declared_configs', 'declared_rows', 'run_plan']
+__all__ = ['declared_plan', 'declared_configs', 'declared_rows', 'plot_price', 'run_plan']
 
 # %% ../../nbs/studies/18_cheaper_synthesis.ipynb #44daddcf
 def declared_plan() -> dict:  # scenario, profile, method, options, seeds, margin, base, variants
@@ -57,18 +59,38 @@ def declared_rows(
     table = pd.DataFrame(rows).round(2)
     return table.assign(chosen=table.index == table[table.equal].cpu_seconds.idxmin())
 
+# %% ../../nbs/studies/18_cheaper_synthesis.ipynb #8af7d9a1
+def plot_price(
+    rows: DataFrame,  # of `declared_rows`, the base first
+    margin: float,  # points below the base that still count as equal
+) -> Figure:
+    "Balanced accuracy of every variant against its processor seconds."
+    with style():
+        fig, ((ax,),) = new_figure(width=8, height=4)
+        base = rows.balanced.iloc[0]
+        ax.axhspan(base - margin, rows.balanced.max() + margin, color="#0072B2", alpha=0.08, lw=0)
+        for r, color in zip(rows.itertuples(), SPARE, strict=False):
+            seeds = [float(v) for v in r.by_seed.split(" / ")]
+            ax.plot([r.cpu_seconds] * len(seeds), seeds, "o", color=color, alpha=0.5, ms=4)
+            ax.plot(r.cpu_seconds, r.balanced, "D" if r.chosen else "o", color=color, ms=8, label=r.variant)
+        ax.set(xlabel="processor seconds of a run", ylabel="balanced accuracy (%), validation images")
+        ax.legend(title="before each task (diamond: chosen)", loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return fig
+
 # %% ../../nbs/studies/18_cheaper_synthesis.ipynb #11f5d199
 def run_plan(
-    figures: str | Path = "figures",  # folder for synthesis/cheaper.csv and cheaper.json
+    figures: str | Path = "figures",  # folder for synthesis/cheaper.csv, .json and .png
     jobs: int = 1,  # runs at a time, each in a process of its own; 0: in this process
     tell: Callable[[str], None] = print,  # told about each run
     **settings,  # root, out
 ) -> DataFrame:  # of `declared_rows`
-    "Run what is not finished yet, then write the table. Raises if a run failed."
+    "Run what is not finished yet, then write table and figure. Raises if a run failed."
     plan = declared_plan()
     configs = declared_configs(plan, **settings)
     raise_failures(run_all([c for runs in configs.values() for c in runs], jobs, tell)[1])
     results = {name: [RunResult.load(finished_run(c)) for c in runs] for name, runs in configs.items()}
     stem = Path(figures) / "synthesis" / "cheaper"
     write_json(f"{stem}.json", dict(plan=plan, environment=environment()))
-    return save_frame(f"{stem}.csv", declared_rows(plan, results))
+    rows = save_frame(f"{stem}.csv", declared_rows(plan, results))
+    save_figure(plot_price(rows, plan["margin"]), f"{stem}.png")
+    return rows
