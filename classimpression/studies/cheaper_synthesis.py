@@ -45,7 +45,7 @@ def declared_configs(
 def declared_rows(
     plan: dict,  # of `declared_plan`
     results: dict[str, list[RunResult]],  # variant -> its finished runs, in the order of the seeds
-) -> DataFrame:  # variant, balanced, by_seed, difference, low, high, cpu_seconds, equal, chosen
+) -> DataFrame:  # variant, balanced, by_seed, difference, low, high, repeats, cpu_seconds, equal, chosen
     "What the variants came to; the cheapest of the equal ones is chosen."
     import pandas as pd
 
@@ -55,7 +55,8 @@ def declared_rows(
         mean, low, high = paired_interval(of(name), base) if name != plan["base"] else (0.0, 0.0, 0.0)
         spent = fmean(sum(t["cpu_seconds"] for t in r.data["tasks"]) for r in runs)
         made = dict(variant=name, balanced=fmean(of(name)), by_seed=" / ".join(f"{v:.1f}" for v in of(name)))
-        rows.append(made | dict(difference=mean, low=low, high=high, cpu_seconds=spent, equal=mean >= -plan["margin"]))
+        rows.append(made | dict(difference=mean, low=low, high=high, repeats=len(runs)))
+        rows[-1] |= dict(cpu_seconds=spent, equal=mean >= -plan["margin"])
     table = pd.DataFrame(rows).round(2)
     return table.assign(chosen=table.index == table[table.equal].cpu_seconds.idxmin())
 
