@@ -456,11 +456,12 @@ def roofline_rows(
     "Floors under measured steps."
     rates, out = {}, []
     for r in rows[rows.row.isin(["training step", "inversion step", "inversion step, compiled"])].itertuples():
-        key, work = (r.dtype, r.device, r.threads), step_flops(case, r.row.removesuffix(", compiled"), r.batch)
+        batch = int(r.batch)  # a table with rows that have none holds decimal numbers
+        key, work = (r.dtype, r.device, r.threads), step_flops(case, r.row.removesuffix(", compiled"), batch)
         if key not in rates:
             rates[key] = peak_rate(*key, tries)
         floor = 1e3 * work / rates[key]
-        facts = dict(row=r.row, device=r.device, threads=r.threads, batch=r.batch, dtype=r.dtype)
+        facts = dict(row=r.row, device=r.device, threads=r.threads, batch=batch, dtype=r.dtype)
         facts |= dict(gflop=round(work / 1e9, 3), peak_gflop_per_s=round(rates[key] / 1e9, 1))
         facts |= dict(floor_ms=round(floor, 2), ours_ms=r.ours, share_of_peak=round(floor / r.ours, 3))
         most = dict(naive=r.naive, plain=r.plain).items()
