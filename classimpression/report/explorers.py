@@ -334,10 +334,10 @@ def stored_runs(
     for r in runs:
         check_reported(r, path)
     named = {}
-    for table in {path.parents[1] / e.table for e in experiments().values() if e.table}:
-        if table.parent == path.parent and table.exists():
-            frame = read_table(table)
-            named |= dict(zip(frame["run_id"], frame["variant"]))
+    tables = {path.parent / "runs.csv", *(path.parents[1] / e.table for e in experiments().values() if e.table)}
+    for table in (t for t in tables if t.parent == path.parent and t.exists()):
+        frame = read_table(table)
+        named |= dict(zip(frame["run_id"], frame["variant"])) if {"run_id", "variant"} <= set(frame) else {}
     return [with_variant(r, named[r["run_id"]]) if r["run_id"] in named else r for r in map(with_recalls, runs)]
 
 # %% ../../nbs/report/12_explorers.ipynb #9d583d16
