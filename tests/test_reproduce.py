@@ -343,9 +343,10 @@ def test_executed_notebooks_have_todays_names_or_say_which_they_have():
 
 
 @pytest.mark.skipif(not EXECUTED, reason="the measured minutes are not beside the tests")
-def test_the_estimate_of_the_first_command_is_right_within_a_third(tmp_path, monkeypatch):
+@pytest.mark.parametrize("profile", ["first", "quick"])
+def test_the_estimate_is_right_within_a_third(profile, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    todo = reproduce.jobs_of([], "first", {})
+    todo = reproduce.jobs_of([], profile, {})
     said = reproduce.expected_clock(todo, 2, experiments.measured_seconds("runs"))
     minutes = pd.read_csv(ROOT / "figures" / "first_hour" / "minutes.csv").set_index("command").minutes
-    assert 2 / 3 < said / (60 * minutes["first"]) < 4 / 3, "on a machine like that of the committed costs"
+    assert 2 / 3 < said / (60 * minutes[profile]) < 4 / 3, "on a machine like that of the committed costs"

@@ -165,7 +165,8 @@ def measured_seconds(
         shared = lambda t: t.get("cached_seconds", {}).get("cpu_seconds", 0.0)  # made once, by another run
         spent = sum(t.get("cpu_seconds", sum(t["seconds"].values())) - shared(t) for t in r["tasks"])
         settings = path.parent.name.rsplit("-", 2)[1] if path.parent.name.count("-") > 1 else ""
-        for key in (f"{path.parent.parent.name} {r['profile']} {r['method']}", settings):
+        profile = r["profile"].partition(",")[0]  # behind the budget's name stand the run's changes of it
+        for key in (f"{path.parent.parent.name} {profile} {r['method']}", settings):
             found.setdefault(key, []).append(spent)
     known = package_folder() / "assets" / "costs.json"
     earlier = read_json(known) if committed and known.exists() else {}

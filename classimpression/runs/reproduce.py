@@ -414,10 +414,11 @@ def expected_clock(
     seconds: dict[str, float],  # from `measured_seconds`
     factor: float = 1.0,  # from `machine_factor`
 ) -> float:  # seconds of the clock on an idle machine
-    "How long the runs and then the notebooks take."
+    "How long the runs and then the notebooks take; what these compute themselves stands beside the runs' costs."
     left = {run_folder(c): c for j in jobs for c in j.configs if not finished_run(c)}
     runs = [factor * (expected_seconds(c, seconds) or 0.0) for c in left.values()]
-    return clock_seconds(runs, at_once) + clock_seconds([factor * NOTEBOOK_SECONDS] * len(jobs), at_once)
+    own = [seconds.get(f"notebook {j.experiment.name} {j.parameters.get('profile')}", 0.0) for j in jobs]
+    return clock_seconds(runs, at_once) + clock_seconds([factor * (NOTEBOOK_SECONDS + s) for s in own], at_once)
 
 # %% ../../nbs/runs/09_reproduce.ipynb #6dd8728e
 NEXT = {  # what one may want to do after a command, and what for
