@@ -107,7 +107,7 @@ def test_trials_are_as_many_for_all_and_chosen_values_come_from_them():
 
 @pytest.mark.slow
 def test_a_failed_run_stops_no_other_and_runs_are_apart(tmp_path):
-    good = [profile_config("smoke", m, until=2, out=str(tmp_path)) for m in ("fine-tuning", "slda")]
+    good = [profile_config("smoke", m, out=str(tmp_path)) for m in ("fine-tuning", "slda")]
     bad = profile_config("smoke", "fine-tuning", scenario="blood", root=str(tmp_path / "nowhere"), out=str(tmp_path))
     said = []
     results, failed = run_all([good[0], bad, good[1]], jobs=2, tell=said.append)
@@ -192,7 +192,7 @@ def test_real_images_in_place_of_synthetic_ones_are_learned_from(name, tmp_path_
     from classimpression.training import evaluate
 
     scenario, m = make_scenario("blood-mini"), find_method(name)
-    cfg = TrainConfig(epochs=12, cache=str(tmp_path_factory.getbasetemp() / "gate"))
+    cfg = TrainConfig(epochs=15, cache=str(tmp_path_factory.getbasetemp() / "gate"))
     with scenario.training(0) as task:
         model, history = m.fit(None, task, None, cfg)
         carry = hand_over(model, task, None, m.means, history.extra)
@@ -201,11 +201,11 @@ def test_real_images_in_place_of_synthetic_ones_are_learned_from(name, tmp_path_
     training, hyper_parameters = sort_options(m, profile_config("quick", name).options)
     with scenario.training(1, "new-train") as task:
         model, _ = m.fit(
-            carry, task, real, replace(cfg, **training, epochs=4 if m.impressions else 8), **hyper_parameters
+            carry, task, real, replace(cfg, **training, epochs=6 if m.impressions else 12), **hyper_parameters
         )
     conf = evaluate(model, scenario.test(1), 4)
     recalls = conf.diagonal() / conf.sum(1)
-    assert recalls.mean() > 0.55 and recalls[:2].mean() > 0.5, f"at most 0.5 for who forgets old classes: {recalls}"
+    assert recalls.mean() > 0.65 and recalls[:2].mean() > 0.5, recalls
 
 
 def test_intervals_and_probabilities_equal_those_of_scipy():

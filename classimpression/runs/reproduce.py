@@ -614,7 +614,8 @@ def close(
     n_runs = len({run_folder(c) for j in todo for c in j.configs})
     what = f"{n_runs} runs, {len(todo)} notebooks, {at_once} at a time"
     state = f"Failed after {duration(seconds)} ({what})." if wrong else f"Done in {duration(seconds)}: {what}."
-    following = {} if wrong else {f"{called()} {c}": why for c, why in NEXT.items()}
+    profiles = {j.parameters.get("profile") for j in todo}
+    following = {} if wrong else {f"{called()} {c}": why for c, why in NEXT.items() if c.split()[-1] not in profiles}
     if shown:
         shown.finish(state, [p for p in done.values() if p], following, wrong)
     for line, path in wrong.items():

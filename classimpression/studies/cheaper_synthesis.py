@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Callable
 from ..core.files import read_json, write_json
-from ..core.provenance import environment, package_folder
+from ..core.provenance import package_folder
 from ..metrics import paired_interval
-from ..report.comparison import save_frame
+from ..report.comparison import LEFT_OUT, save_frame
 from ..report.plots import SPARE, new_figure, save_figure, style
 from ..runs.configs import RunConfig, profile_config, tuning_repeat
 from ..runs.engine import raise_failures, run_all
@@ -91,7 +91,8 @@ def run_plan(
     raise_failures(run_all([c for runs in configs.values() for c in runs], jobs, tell)[1])
     results = {name: [RunResult.load(finished_run(c)) for c in runs] for name, runs in configs.items()}
     stem = Path(figures) / "synthesis" / "cheaper"
-    write_json(f"{stem}.json", dict(plan=plan, environment=environment()))
+    made = [{k: v for k, v in r.data.items() if k not in LEFT_OUT} for runs in results.values() for r in runs]
+    write_json(f"{stem}.json", dict(plan=plan, runs=made))  # settings, seed, checksum, versions, duration of each
     rows = save_frame(f"{stem}.csv", declared_rows(plan, results))
     save_figure(plot_price(rows, plan["margin"]), f"{stem}.png")
     return rows
