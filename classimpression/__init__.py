@@ -1,7 +1,8 @@
 """Class-incremental learning of medical image classifiers without keeping patients' images.
 
-`import classimpression as ci` offers what a user needs; each name is loaded when it is first asked for. The method itself
-lives beside this file (data, tasks, models, synthesis, losses, training ...), everything else in rooms with a name.
+`import classimpression as ci` offers what a user needs; each name is loaded when it is first asked for. The method
+itself lives beside this file (data, tasks, models, synthesis, losses, training ...), everything else in rooms with
+a name.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _DOOR = {
     "tasks": ("from_arrays",),
     "training": ("evaluate", "fit_task"),
 }
-_NEEDS = {"scenarios": "echo.scenario", "methods.registry": "runs.configs"}  # rooms that register what the name looks up
+_NEEDS = {"scenarios": "echo.scenario", "methods.registry": "runs.configs"}  # rooms that register what a name looks up
 _HOME = {name: module for module, names in _DOOR.items() for name in names}
 __all__ = [
     "IncrementalClassifier",

@@ -184,7 +184,8 @@ h1,h2{line-height:1.2}h2{margin-top:3rem;border-top:1px solid #8888;padding-top:
 table{border-collapse:collapse;font-size:.9rem;display:block;overflow-x:auto}
 th,td{padding:.15rem .6rem;text-align:left;font-weight:normal;white-space:nowrap}
 tr+tr{border-top:1px solid #8883}
-img{max-width:100%;height:auto;background:#fff}.strip{height:48px;max-width:none;image-rendering:pixelated;vertical-align:middle}
+img{max-width:100%;height:auto;background:#fff}
+.strip{height:48px;max-width:none;image-rendering:pixelated;vertical-align:middle}
 .bar{display:inline-block;height:.7em;background:#0072b2}
 .rendered_html td{white-space:normal}.ansi-red-fg{color:#d55e00}
 pre{white-space:pre-wrap;overflow-wrap:anywhere}code,pre{font-family:ui-monospace,monospace;font-size:.9em}
