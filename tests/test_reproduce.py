@@ -115,7 +115,7 @@ def test_the_plan_is_printed_and_nothing_is_done(three, capsys):
     assert (
         out.startswith("3 notebooks")
         and "shared runs once" in out.splitlines()[-1]
-        and "   1 runs,    0 finished" in out.splitlines()[-1]
+        and "1 run,    0 finished" in out.splitlines()[-1]
     )
     assert {p.name for p in three.iterdir()} == {"notebooks"}
 

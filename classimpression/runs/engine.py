@@ -21,8 +21,8 @@ from ..scenarios import make_scenario
 # %% auto #0
 __all__ = ['OWN', 'ANSWERS_WITHIN', 'OTHER_CODE', 'fresh_environment', 'run_apart', 'ask_python', 'child', 'serve', 'forked',
            'ask_server', 'fork_server', 'at_once', 'in_processes', 'check_scheduler', 'in_workers', 'task_count',
-           'Progress', 'duration', 'spent', 'watched', 'bar', 'run_all', 'missing', 'known_data', 'seen_here',
-           'read_runs', 'raise_failures', 'outcome']
+           'Progress', 'duration', 'how_many', 'spent', 'watched', 'bar', 'run_all', 'missing', 'known_data',
+           'seen_here', 'read_runs', 'raise_failures', 'outcome']
 
 # %% ../../nbs/runs/04_engine.ipynb #9f5715fe
 OWN = "import sys; sys.path[:] = [p for p in sys.path if p]; "  # the working directory may hold other code
@@ -327,6 +327,14 @@ def duration(
         else f"{seconds / 3600:.1f} h"
     )
 
+# %% ../../nbs/runs/04_engine.ipynb #c8f32e4e
+def how_many(
+    n: int,  # of them
+    one: str,  # what one is called
+) -> str:  # "1 run", "2 runs"
+    "A number with its noun."
+    return f"{n} {one}" if n == 1 else f"{n} {one}s"
+
 # %% ../../nbs/runs/04_engine.ipynb #895011b6
 def spent(
     row: dict,  # of a finished task
@@ -522,5 +530,5 @@ def outcome(
     "How many runs are there, how many were not started, and what went wrong."
     wrong = {Path(folder).name: why for folder, why in failed.items() if why != "not finished"}
     gone, good = len(failed) - len(wrong), "" if failed else ", every one ended well"
-    more = f", {gone} are not: they come from earlier sittings, or the tables lack them" if gone else good
-    return "\n".join([f"{len(results)} runs are on this disk{more}", *(f"{k}: {why}" for k, why in wrong.items())])
+    more = f", {gone} not: they come from earlier sittings, or the tables lack them" if gone else good
+    return "\n".join([f"{how_many(len(results), 'run')} on this disk{more}", *(f"{k}: {why}" for k, why in wrong.items())])

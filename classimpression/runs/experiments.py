@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Experiment', 'experiments', 'find_experiment', 'entries', 'planned', 'plan_runs', 'TimedTask', 'TimedRun',
-           'measured_seconds', 'write_costs', 'keep_costs', 'expected_seconds', 'clock_seconds', 'machine_factor',
-           'estimate']
+           'measured_seconds', 'write_costs', 'notebook_seconds', 'keep_costs', 'expected_seconds', 'clock_seconds',
+           'machine_factor', 'estimate']
 
 # %% ../../nbs/runs/07_experiments.ipynb #c2d8585b
 @dataclass(frozen=True)
@@ -186,15 +186,31 @@ def write_costs(
     write_bytes(path, (json.dumps(all_, indent=1) + "\n").encode())
     return all_
 
+# %% ../../nbs/runs/07_experiments.ipynb #25e88938
+def notebook_seconds(
+    paths: Iterable[str | Path],  # executed notebooks whose runs were finished before, FOLDER/EXPERIMENT/SCENARIO.ipynb
+) -> dict[str, float]:  # "notebook EXPERIMENT PROFILE" -> seconds
+    "What notebooks took themselves, an experiment's longest. Raises `StateError` where papermill did not run it."
+    found: dict[str, float] = {}
+    for path in map(Path, paths):
+        facts = read_json(path, dict[str, Any])["metadata"].get("papermill")
+        check(facts, f"{path} was not executed by papermill", StateError)
+        given = facts["parameters"]
+        key = f"notebook {given.get('experiment', path.parent.name)} {given.get('profile', 'standard')}"
+        found[key] = max(found.get(key, 0.0), round(facts["duration"], 1))
+    return found
+
 # %% ../../nbs/runs/07_experiments.ipynb #0e4122b4
 def keep_costs(
     out: str | Path = "runs",  # folder of runs that this machine made, idle
     path: str | Path | None = None,  # None: the package's own file
+    notebooks: Iterable[str | Path] = (),  # that it executed after their runs, for `notebook_seconds`
 ) -> dict[str, float]:  # what the file holds now
-    "Keep what the runs in a folder took, and how fast this machine is."
+    "Keep what the runs in a folder took, what notebooks took themselves, and how fast this machine is."
     path = Path(path or package_folder() / "assets" / "costs.json")
     named = {k: s for k, s in measured_seconds(out, committed=False).items() if " " in k}
-    all_ = (read_json(path) if path.exists() else {}) | named | {"step": round(1000 * step_seconds(), 2)}
+    found = named | notebook_seconds(notebooks) | {"step": round(1000 * step_seconds(), 2)}
+    all_ = (read_json(path) if path.exists() else {}) | found
     write_bytes(path, (json.dumps(dict(sorted(all_.items())), indent=1) + "\n").encode())
     return all_
 

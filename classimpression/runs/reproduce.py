@@ -17,6 +17,7 @@ from ..core.files import read_json, write_bytes, write_json
 from .surroundings import usable_jobs
 from ..core.provenance import package_folder
 from .engine import OTHER_CODE, Progress, at_once, check_scheduler, duration, fork_server
+from .engine import how_many
 from .engine import fresh_environment, missing, run_all, serve
 from .experiments import Experiment, clock_seconds, entries, estimate, expected_seconds, experiments
 from .experiments import find_experiment, machine_factor, measured_seconds, plan_runs, planned
@@ -27,9 +28,10 @@ from .tables import figures_folder
 __all__ = ['REPOSITORY', 'RENAMED', 'NOTE', 'READY', 'ASKS', 'NOTEBOOK_SECONDS', 'NEXT', 'OPENERS', 'notebook_folder',
            'find_notebook', 'parse_value', 'parameters_of', 'with_parameters', 'check_writable', 'moved_links',
            'tidy_notebook', 'text_shown', 'in_one_go', 'note_of', 'add_notes', 'execute', 'become_kernel',
-           'serve_kernels', 'own_kernel', 'execute_alone', 'Job', 'jobs_of', 'job_of', 'plan_text', 'expected_clock',
-           'shorter', 'called', 'closing_text', 'stopped_text', 'check_papermill', 'make_runs', 'execute_all',
-           'made_since', 'reproduce', 'stopped_at', 'reason', 'failures', 'close']
+           'serve_kernels', 'own_kernel', 'execute_alone', 'Job', 'jobs_of', 'job_of', 'notebook_cost',
+           'expected_clock', 'cost_text', 'plan_text', 'shorter', 'called', 'closing_text', 'stopped_text',
+           'check_papermill', 'make_runs', 'execute_all', 'made_since', 'reproduce', 'stopped_at', 'reason', 'failures',
+           'close']
 
 # %% ../../nbs/runs/09_reproduce.ipynb #3614bedd
 def notebook_folder() -> Path:
@@ -381,31 +383,15 @@ def job_of(
     return Job(e, p, configs, figures_folder(p["figures"], p.get("profile", entry["budget"])), variants)
 
 # %% ../../nbs/runs/09_reproduce.ipynb #046b2441
-NOTEBOOK_SECONDS = 8.0  # processor seconds that a kernel takes to start, import and draw, on the machine of the costs
+NOTEBOOK_SECONDS = 8.0  # a notebook that only reads: its kernel starts, imports and draws
 
 
-def plan_text(
-    jobs: list[Job],  # from `jobs_of`
-    at_once: int = 1,  # runs at a time
-    seconds: dict[str, float] | None = None,  # from `measured_seconds`; None: read
-    factor: float = 1.0,  # from `machine_factor`
-) -> str:  # a table and the sum
-    "The plan for people."
-    seconds = measured_seconds(jobs[0].parameters.get("out", "runs")) if seconds is None else seconds
-    unknown = lambda d: f" + {d['unknown']} runs that nobody has measured" if d["unknown"] else ""
-    rows = []
-    for j in jobs:
-        e = estimate(j.configs, seconds)
-        other = sum(missing(c) == OTHER_CODE for c in j.configs)
-        made = f" ({other} made by other code)" if other else ""
-        cost = f"{duration(factor * e['seconds'])}{unknown(e)}"
-        rows.append(f"  {j.stem:28s} {e['runs']:4d} runs, {e['finished']:4d} finished{made}; left: {cost}")
-    configs = [c for j in jobs for c in j.configs]
-    total = estimate(configs, seconds)
-    clock = duration(expected_clock(jobs, at_once, seconds, factor))
-    counts = f"{total['runs']:4d} runs, {total['finished']:4d} finished"
-    last = f"  {'together, shared runs once':28s} {counts}; left: about {clock}{unknown(total)}, {at_once} at a time"
-    return "\n".join([*rows, last])
+def notebook_cost(
+    job: Job,  # one of `jobs_of`
+    seconds: dict[str, float],  # from `measured_seconds`
+) -> float:  # processor seconds, on the machine of the costs
+    "What a notebook takes itself, after its runs."
+    return seconds.get(f"notebook {job.experiment.name} {job.parameters.get('profile')}", NOTEBOOK_SECONDS)
 
 # %% ../../nbs/runs/09_reproduce.ipynb #66c27582
 def expected_clock(
@@ -417,8 +403,40 @@ def expected_clock(
     "How long the runs and then the notebooks take; what these compute themselves stands beside the runs' costs."
     left = {run_folder(c): c for j in jobs for c in j.configs if not finished_run(c)}
     runs = [factor * (expected_seconds(c, seconds) or 0.0) for c in left.values()]
-    own = [seconds.get(f"notebook {j.experiment.name} {j.parameters.get('profile')}", 0.0) for j in jobs]
-    return clock_seconds(runs, at_once) + clock_seconds([factor * (NOTEBOOK_SECONDS + s) for s in own], at_once)
+    own = [factor * notebook_cost(j, seconds) for j in jobs]
+    return clock_seconds(runs, at_once) + clock_seconds(own, at_once)
+
+# %% ../../nbs/runs/09_reproduce.ipynb #8e16eab2
+def cost_text(
+    seconds: float,  # of what somebody has measured
+    unknown: int,  # runs that nobody has
+) -> str:
+    "What is left, for people."
+    parts = [duration(seconds)] if seconds or not unknown else []
+    return " + ".join(parts + [f"{how_many(unknown, 'run')} that nobody has measured"] * bool(unknown))
+
+# %% ../../nbs/runs/09_reproduce.ipynb #08b65d4b
+def plan_text(
+    jobs: list[Job],  # from `jobs_of`
+    at_once: int = 1,  # runs at a time
+    seconds: dict[str, float] | None = None,  # from `measured_seconds`; None: read
+    factor: float = 1.0,  # from `machine_factor`
+) -> str:  # a table and the sum
+    "The plan for people."
+    seconds = measured_seconds(jobs[0].parameters.get("out", "runs")) if seconds is None else seconds
+    rows = []
+    for j in jobs:
+        e = estimate(j.configs, seconds)
+        own = 0.0 if e["unknown"] and not e["seconds"] else notebook_cost(j, seconds)
+        other = sum(missing(c) == OTHER_CODE for c in j.configs)
+        made = f" ({other} made by other code)" if other else ""
+        cost = cost_text(factor * (e["seconds"] + own), e["unknown"])
+        rows.append(f"  {j.stem:28s} {how_many(e['runs'], 'run'):>8s}, {e['finished']:4d} finished{made}; left: {cost}")
+    total = estimate([c for j in jobs for c in j.configs], seconds)
+    cost = cost_text(expected_clock(jobs, at_once, seconds, factor), total["unknown"])
+    counts = f"{how_many(total['runs'], 'run'):>8s}, {total['finished']:4d} finished"
+    last = f"  {'together, shared runs once':28s} {counts}; left: about {cost}, {at_once} at a time"
+    return "\n".join([*rows, last])
 
 # %% ../../nbs/runs/09_reproduce.ipynb #6dd8728e
 NEXT = {  # what one may want to do after a command, and what for
@@ -459,7 +477,7 @@ def closing_text(
     can = page and (shutil.which(opener) or sys.platform == "win32")
     lines = [f"Page:   {page.resolve().as_uri()}"] if page else []
     lines += [f"        {opener} {page}"] if can else []
-    lines += [f"Folder: {folder} ({n_files} files written: tables, figures, executed notebooks)"]
+    lines += [f"Folder: {folder} ({how_many(n_files, 'file')} written: tables, figures, executed notebooks)"]
     return "\n".join(
         [*lines, *(["Next:"] if following else []), *(f"  {c}  # {w}" for c, w in (following or {}).items())]
     )
@@ -549,7 +567,7 @@ def reproduce(
     configs = [c for j in todo for c in j.configs]
     seconds = measured_seconds(todo[0].parameters.get("out", "runs"))
     factor = machine_factor(seconds)
-    print(f"{len(todo)} notebooks, profile {profile}\n{plan_text(todo, max(jobs, 1), seconds, factor)}", flush=True)
+    print(f"{how_many(len(todo), 'notebook')}, profile {profile}\n{plan_text(todo, max(jobs, 1), seconds, factor)}", flush=True)
     if only_plan:
         return 0
     check_writable(*{j.figures for j in todo}, *{j.parameters["out"] for j in todo if "out" in j.parameters})
@@ -612,7 +630,7 @@ def close(
     "Say what failed, or that nothing did, and where everything is."
     wrong = failures([j for j, path in done.items() if path is None], failed, todo)
     n_runs = len({run_folder(c) for j in todo for c in j.configs})
-    what = f"{n_runs} runs, {len(todo)} notebooks, {at_once} at a time"
+    what = f"{how_many(n_runs, 'run')}, {how_many(len(todo), 'notebook')}, {at_once} at a time"
     state = f"Failed after {duration(seconds)} ({what})." if wrong else f"Done in {duration(seconds)}: {what}."
     profiles = {j.parameters.get("profile") for j in todo}
     following = {} if wrong else {f"{called()} {c}": why for c, why in NEXT.items() if c.split()[-1] not in profiles}
