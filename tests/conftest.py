@@ -1,8 +1,10 @@
 "Small data of real shape for tests; nothing here is a result."
 
+import contextlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -49,6 +51,7 @@ def pytest_runtest_protocol(item):
     return done
 
 
+SKIPPED = re.compile(r"^#\| *(notest|slow|eval: *false)", re.M)  # cells that tests do not run
 LONGEST = ("test_tutorials", "test_packaging", "test_reproduce", "test_runs", "test_engine", "test_comparison")
 
 
@@ -71,6 +74,37 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+def shows(cell) -> bool:
+    "Has a cell something for its reader? Warnings are not."
+    return any(o.get("name") != "stderr" for o in cell.get("outputs", []))
+
+
+@contextlib.contextmanager
+def same_outputs(notebook: Path):
+    """Cells that show something where the file shows nothing, or the other way round, are an error: a cell was edited,
+    and its output is gone or belongs to another.
+    """
+    from execnb.shell import CaptureShell
+
+    run_all, cells = CaptureShell.run_all, []
+
+    def kept(shell, nb, **how):
+        cells.extend(c for c in nb.cells if c.cell_type == "code" and not SKIPPED.search(c.source))
+        shown = [shows(c) for c in cells]
+        for c in cells:
+            c.outputs = []
+        run_all(shell, nb, **how)
+        wrong = [c.source for c, before in zip(cells, shown, strict=True) if shows(c) != before]
+        again = f"jupyter execute --inplace {notebook.name}, then nbdev_clean"
+        assert not wrong, f"the file has lost outputs, or has some of other cells: {again}\n\n" + "\n\n".join(wrong)
+
+    CaptureShell.run_all = kept
+    try:
+        yield
+    finally:
+        CaptureShell.run_all = run_all
+
+
 def run_notebook(notebook: Path, log: Path, variables: dict) -> None:
     "Run all cells of a notebook in this process, and end it."
     with log.open("w") as out:
@@ -81,7 +115,8 @@ def run_notebook(notebook: Path, log: Path, variables: dict) -> None:
     multiprocessing.set_start_method(None, force=True)  # as in a kernel: else a loader's workers import all anew
     from nbdev.test import test_nb
 
-    passed = test_nb(notebook, skip_flags=["notest", "slow"])[0]
+    with same_outputs(notebook):
+        passed = test_nb(notebook, skip_flags=["notest", "slow"])[0]
     log.with_suffix(".seconds").write_text(str(processor_seconds()))
     sys.exit(not passed)
 

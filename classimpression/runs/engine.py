@@ -531,4 +531,6 @@ def outcome(
     wrong = {Path(folder).name: why for folder, why in failed.items() if why != "not finished"}
     gone, good = len(failed) - len(wrong), "" if failed else ", every one ended well"
     more = f", {gone} not: they come from earlier sittings, or the tables lack them" if gone else good
-    return "\n".join([f"{how_many(len(results), 'run')} on this disk{more}", *(f"{k}: {why}" for k, why in wrong.items())])
+    return "\n".join(
+        [f"{how_many(len(results), 'run')} on this disk{more}", *(f"{k}: {why}" for k, why in wrong.items())]
+    )

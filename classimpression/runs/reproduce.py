@@ -567,7 +567,10 @@ def reproduce(
     configs = [c for j in todo for c in j.configs]
     seconds = measured_seconds(todo[0].parameters.get("out", "runs"))
     factor = machine_factor(seconds)
-    print(f"{how_many(len(todo), 'notebook')}, profile {profile}\n{plan_text(todo, max(jobs, 1), seconds, factor)}", flush=True)
+    print(
+        f"{how_many(len(todo), 'notebook')}, profile {profile}\n{plan_text(todo, max(jobs, 1), seconds, factor)}",
+        flush=True,
+    )
     if only_plan:
         return 0
     check_writable(*{j.figures for j in todo}, *{j.parameters["out"] for j in todo if "out" in j.parameters})

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 __all__ = ['WEIGHTS', 'CONTENDERS', 'KINDS', 'OPERATIONS', 'AVX2', 'make_case', 'convolutions', 'training_contenders',
            'inversion_contenders', 'evaluation_contenders', 'threads', 'spent', 'take_turns', 'ratio', 'bench_row',
            'speed_rows', 'disk_task', 'peak_memory', 'peak_here', 'memory_rows', 'step_counts', 'composed_rows',
-           'step_flops', 'peak_rate', 'roofline_rows', 'kind_of', 'profile_rows', 'number_types', 'number_type_rows']
+           'step_flops', 'peak_rate', 'roofline_rows', 'kind_of', 'without_log', 'profile_rows', 'number_types',
+           'number_type_rows']
 
 # %% ../../nbs/studies/11_benchmark.ipynb #f1fe393d
 def make_case(
@@ -485,6 +486,19 @@ def kind_of(
     "What kind of work an operation is."
     return next((k for k, parts in OPERATIONS.items() if any(p in name.lower() for p in parts)), "the rest")
 
+# %% ../../nbs/studies/11_benchmark.ipynb #d2ced73e
+@contextmanager
+def without_log() -> Iterator[None]:
+    "What C code writes into the error stream meanwhile, as PyTorch's profiler does, is not shown; exceptions are."
+    kept, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(sink)
+
 # %% ../../nbs/studies/11_benchmark.ipynb #47113548
 def profile_rows(
     case: SimpleNamespace,  # of `make_case`
@@ -499,7 +513,7 @@ def profile_rows(
     for row, run in ours.items():
         with threads(cpu_threads):
             run(2)
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as watched:
+            with without_log(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as watched:
                 run(steps)
         spent = {k: 0.0 for k in (*OPERATIONS, "the rest")}
         for e in watched.key_averages():
