@@ -356,8 +356,12 @@ def run_one(
     use_loggers(args.log)
     typed = {k: v for k, v in vars(args).items() if k in run_fields()}
     cfg = settings_of(typed, args.config)
-    make_scenario(cfg.scenario, class_order=cfg.class_order, sizes=cfg.sizes, root=cfg.root)
+    data = make_scenario(cfg.scenario, class_order=cfg.class_order, sizes=cfg.sizes, root=cfg.root)
     check_writable(cfg.out)
+    tasks = " + ".join(map(str, data.sizes))
+    print(
+        f"{cfg.method}, profile {cfg.profile}, on {data.name}: {tasks} classes, in order of arrival {data.class_names}"
+    )
     done = run(cfg, alone=True)
     print(json.dumps(done.metrics, indent=1))
     print("recall of every class, per cent", done.recalls.round(1).to_string(na_rep=""), sep="\n")

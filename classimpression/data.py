@@ -17,8 +17,8 @@ from .core.errors import ClassImpressionError, DataError, check, check_number
 # %% auto #0
 __all__ = ['LAYOUTS', 'ROUNDING', 'HEADERS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS', 'to_unit', 'tensor_digest', 'Labelled',
            'Split', 'as_numpy', 'pieces', 'extremes', 'column_sums', 'mean_of', 'depth_of', 'as_bytes', 'as_labels',
-           'check_shape', 'as_split', 'pad', 'augment', 'batches', 'file_md5', 'npz_header', 'checked_keys', 'read_npz',
-           'data_root', 'load_medmnist']
+           'layout_hint', 'check_shape', 'as_split', 'pad', 'augment', 'batches', 'file_md5', 'npz_header',
+           'checked_keys', 'read_npz', 'data_root', 'load_medmnist']
 
 # %% ../nbs/01_data.ipynb #7902055f
 def to_unit(
@@ -137,7 +137,8 @@ def as_numpy(
     except ValueError as e:
         raise DataError(f"{what} are not one rectangular array: {e}") from e
     check(a.dtype.kind != "c", f"{what} are complex. Complex data not supported; pass numpy.abs({what})", DataError)
-    numbers = f"{what} must be numbers, not dtype {a.dtype}; object arrays are never read"
+    names = "; names become numbers by numpy.unique(names, return_inverse=True)" if a.dtype.kind in "US" else ""
+    numbers = f"{what} must be numbers, not dtype {a.dtype}{names or '; object arrays are never read'}"
     check(a.dtype.kind in "biuf", numbers, DataError)
     return a
 
@@ -247,6 +248,15 @@ def as_labels(
     check(not len(bad), outside, DataError)
     return y
 
+# %% ../nbs/01_data.ipynb #e315772a
+def layout_hint(
+    shape: tuple[int, ...],  # of an array of images
+    layout: str,  # that does not fit
+) -> str:  # "" if no other one fits
+    "The layout that would fit."
+    fitting = [k for k in LAYOUTS if len(k) == len(shape) and ("C" not in k or shape[k.index("C")] in (1, 3))]
+    return f"; did you mean layout={fitting[0]!r}?" if fitting and layout not in fitting else ""
+
 # %% ../nbs/01_data.ipynb #b50fa11c
 def check_shape(
     shape: tuple[int, ...],  # of an array of images
@@ -255,13 +265,14 @@ def check_shape(
 ) -> None:
     "Raises `DataError` unless the array holds as many images as there are labels, grey or in colour."
     check(layout in LAYOUTS, f"unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
-    axes = f"layout {layout} needs {len(layout)} axes, the images have shape {list(shape)}"
+    hint = layout_hint(shape, layout)
+    axes = f"layout {layout} needs {len(layout)} axes, the images have shape {list(shape)}{hint}"
     check(len(shape) == len(layout), axes, DataError)
     none = f"no images: shape {list(shape)}, {n_labels} labels; a split needs at least one"
     check(math.prod(shape) and n_labels, none, DataError)
     check(shape[0] == n_labels, f"{shape[0]} images but {n_labels} labels; give one label per image", DataError)
     channels = shape[layout.index("C")] if "C" in layout else 1
-    said = f"images need 1 or 3 channels; layout {layout} finds {channels} in shape {list(shape)}"
+    said = f"images need 1 or 3 channels; layout {layout} finds {channels} in shape {list(shape)}{hint}"
     check(channels in (1, 3), said, DataError)
 
 # %% ../nbs/01_data.ipynb #71cf69ca

@@ -608,6 +608,7 @@ def placed(
     root: str | Path | None = None,  # data folder
 ) -> tuple[str, str | Path | None]:  # name without a place in it, and the place
     "`folder:/here/cells` is `folder-cells` in `/here`; other names stay as they are."
+    check("/" not in name or FOLDER in name, f"a folder of images is named by {FOLDER}{name}, not {name!r}")
     if not name.startswith(FOLDER) or not (path := Path(name.removeprefix(FOLDER)).expanduser()).name:
         return name, root
     there = path if path.is_absolute() or not root else Path(root).expanduser() / path

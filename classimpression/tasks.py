@@ -18,7 +18,7 @@ from torch import Tensor
 from .core.errors import DataError, LeakError, check, check_apart, check_name, check_number, check_text
 from .core.provenance import digest
 from .core.seeding import generator
-from .data import PARTS, Split, as_split
+from .data import PARTS, Split, as_labels, as_split
 
 # %% auto #0
 __all__ = ['IN_TRAINING', 'POOLS', 'SELECTIONS', 'MOST_SHARED', 'total', 'plan', 'Gate', 'training', 'what_is_seen', 'Task',
@@ -433,5 +433,9 @@ def from_arrays(
     for name, pair in zip(PARTS, (train, val, test)):
         fits = isinstance(pair, (tuple, list)) and len(pair) == 2
         check(fits, f"{name} must be a pair of images and labels, not {type(pair).__name__}", DataError)
-    splits = [as_split(*pair, layout=layout, n_classes=total(sizes)) for pair in (train, val, test)]
+    splits = [as_split(*pair, layout=layout) for pair in (train, val, test)]
+    n, n_sizes = len(torch.cat([s.y for s in splits]).unique()), total(sizes)
+    check(n == n_sizes, f"sizes {list(sizes)} add up to {n_sizes}, but the labels name {n} classes")
+    for s in splits:
+        as_labels(s.y.numpy(), n_sizes)
     return from_splits(*splits, sizes=sizes, **more)

@@ -130,6 +130,16 @@ def test_no_result_is_typed_into_a_notebook():
     assert not typed, "let a cell compute it, or say it without the number"
 
 
+def test_rows_show_the_figure_of_their_own_data_set():
+    lines = [line for line in text_of(ROOT / "figures" / "README.md").splitlines() if "[figure](" in line]
+    for line in lines:
+        figure = re.search(r"\[figure\]\(([^)]*)\)", line)[1]
+        for named, own, other in (("BloodMNIST", "blood", "organa"), ("OrganAMNIST", "organa", "blood")):
+            better = figure.replace(f"/{other}", f"/{own}")
+            assert named not in line or better == figure or not (ROOT / "figures" / better).exists(), line
+    assert len(lines) > 50
+
+
 def test_readings_are_short():
     from classimpression.report.readme import page_texts
 

@@ -146,6 +146,8 @@ def claim_verdicts(
             rows.append(dict(claim=c["claim"], experiment=c["experiment"]) | found | said)
     table = pd.DataFrame(rows).reindex(columns=CLAIM_COLUMNS)
     table["p (Holm)"] = [f"{p:.3f}" if np.isfinite(p) else "" for p in holm(table.pop("p").to_numpy(dtype=float))]
+    alone = (table.verdict == "supported here") & (pd.to_numeric(table["p (Holm)"]) >= 0.05)
+    table.loc[alone, "verdict"] = "supported alone, not among all claims"
     return table.fillna("")
 
 # %% ../../nbs/report/07_claims.ipynb #b4e2d1ef

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['SHARED', 'NOTHING', 'UNITS', 'VALUE', 'ALWAYS', 'HOLDS', 'REPORTED', 'BLOCK', 'START', 'END', 'page_texts',
            'questions', 'chosen', 'per_repeat', 'Measured', 'subtracted', 'measured', 'of_line', 'as_text', 'side',
-           'answer', 'experiment_list', 'answers_text', 'told_by', 'campaign_values', 'command_minutes',
+           'figure_of', 'answer', 'experiment_list', 'answers_text', 'told_by', 'campaign_values', 'command_minutes',
            'pretrained_values', 'fill_values', 'first_look', 'short_table', 'short_text', 'comparison_tables',
            'foundation_tables', 'pretrained_table', 'tables_text', 'fill_block', 'filled_pages', 'fill_readme',
            'fill_beside']
@@ -146,6 +146,17 @@ def side(
         return "one repeat only"
     return "above" if m.low > NOTHING[kind] else "below" if m.high < NOTHING[kind] else "not shown"
 
+# %% ../../nbs/report/11_readme.ipynb #db71f877
+def figure_of(
+    figures: str | Path,  # folder of figures
+    row: dict,  # of a question
+) -> str:  # path in that folder; "": none
+    "A row's figure, of the row's own data set where there is one."
+    figure, own = row.get("figure", ""), "organa" if "OrganAMNIST" in row["what"] else "blood"
+    other = re.sub(r"/(blood|organa)(?=[_.])", f"/{own}", figure)
+    named = "MNIST" in row["what"] and (Path(figures) / other).exists()
+    return other if named else figure
+
 # %% ../../nbs/report/11_readme.ipynb #5b1e0a16
 UNITS = {"difference": "difference, points", "share": "per cent", "area": "area"}  # heads of columns
 
@@ -159,7 +170,7 @@ def answer(
     lines = [f"| | {head} [95 %] | repeats | verdict | figure |", "| --- | --- | --- | --- | --- |"]
     for row in q["rows"]:
         kind, m = row.get("kind", "difference"), measured(figures, row)
-        shown = f"[figure]({row['figure']})" if "figure" in row else ""
+        shown = f"[figure]({figure})" if (figure := figure_of(figures, row)) else ""
         lines.append(f"| {row['what']} | {as_text(m, kind)} | {m.repeats if m else 0} | {side(m, kind)} | {shown} |")
     return "\n\n".join(
         [f"## {q['question']}", "\n".join(lines), f"{q['reading']} [Executed notebook]({q['notebook']})."]

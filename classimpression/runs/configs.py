@@ -53,7 +53,7 @@ class RunConfig(TrainConfig):
     exemplars: int | None = None  # real images per old class; None: what the method asks for, 0 for most
     scenario: str = "blood-mini"  # named scenario
     class_order: list[int] | None = None  # original classes in order of arrival; None: the published order
-    sizes: list[int] | None = None  # classes per task; None: the published sizes
+    sizes: list[int] | None = None  # classes per task; None: as published, of a folder two at a time
     until: int | None = None  # last task that is learned, from 1; None: all of them
     eval_split: str = "test"  # images that results are measured on: "test", or "val" while hyper-parameters are chosen
     profile: str = "custom"  # name of the budget, a label in results
