@@ -4,7 +4,6 @@ import contextlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -51,7 +50,6 @@ def pytest_runtest_protocol(item):
     return done
 
 
-SKIPPED = re.compile(r"^#\| *(notest|slow|eval: *false)", re.M)  # cells that tests do not run
 LONGEST = ("test_tutorials", "test_packaging", "test_reproduce", "test_runs", "test_engine", "test_comparison")
 
 
@@ -79,6 +77,12 @@ def shows(cell) -> bool:
     return any(o.get("name") != "stderr" for o in cell.get("outputs", []))
 
 
+def left_out(cell) -> bool:
+    "Is it a cell that tests do not run?"
+    directives = getattr(cell, "directives_", {})
+    return bool({"notest", "slow"} & directives.keys()) or directives.get("eval:", [""])[0].lower() == "false"
+
+
 @contextlib.contextmanager
 def same_outputs(notebook: Path):
     """Cells that show something where the file shows nothing, or the other way round, are an error: a cell was edited,
@@ -89,7 +93,7 @@ def same_outputs(notebook: Path):
     run_all, cells = CaptureShell.run_all, []
 
     def kept(shell, nb, **how):
-        cells.extend(c for c in nb.cells if c.cell_type == "code" and not SKIPPED.search(c.source))
+        cells.extend(c for c in nb.cells if c.cell_type == "code" and not left_out(c))
         shown = [shows(c) for c in cells]
         for c in cells:
             c.outputs = []
