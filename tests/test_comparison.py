@@ -200,9 +200,8 @@ def test_real_images_in_place_of_synthetic_ones_are_learned_from(name, tmp_path_
     real = Impressions(to_unit(old.x), old.y, {}, {})
     training, hyper_parameters = sort_options(m, profile_config("quick", name).options)
     with scenario.training(1, "new-train") as task:
-        model, _ = m.fit(
-            carry, task, real, replace(cfg, **training, epochs=6 if m.impressions else 12), **hyper_parameters
-        )
+        settings = replace(cfg, **training | dict(epochs=6 if m.impressions else 12))
+        model, _ = m.fit(carry, task, real, settings, **hyper_parameters)
     conf = evaluate(model, scenario.test(1), 4)
     recalls = conf.diagonal() / conf.sum(1)
     assert recalls.mean() > 0.65 and recalls[:2].mean() > 0.5, recalls
