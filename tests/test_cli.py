@@ -33,6 +33,7 @@ def call(capsys, *argv: str) -> tuple[int, str, str]:
         (["reproduce", "--profile", "slow"], "slow"),
         (["reproduce", "--scenario", "blood", "--root", "/nonexistent"], "/nonexistent"),
         (["run", "--method", "magic"], "magic"),
+        (["run", "--method", "slda", "--scenario", "my/images"], "a folder of images is named by folder:my/images"),
         (["run", "--method", "joint", "--epochs", "-3"], "epochs"),
         (["run", "--method", "joint", "--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
         (["data", "download", "bloot"], "bloot"),
@@ -169,6 +170,7 @@ def test_a_folder_of_images_is_a_scenario(tmp_path, monkeypatch, capsys):
         capsys, "run", "--scenario", f"folder:{tmp_path}/cells", "--profile", "smoke", "--method", "slda"
     )
     assert code == 0, err
+    assert out.startswith("slda, profile smoke, on folder-cells: 2 + 2 classes, in order of arrival ['kind0', 'kind1'")
     result = json.loads(Path(out.splitlines()[-1], "result.json").read_text())
     assert result["scenario"]["sizes"] == [2, 2] and str(tmp_path) not in json.dumps(result)
     assert result["metrics"]["final_accuracy"] == 100.0

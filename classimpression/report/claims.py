@@ -24,9 +24,9 @@ MAIN_RUNS = "main_table/runs.csv"  # in the folder of reported results
 
 # %% auto #0
 __all__ = ['MAIN_RUNS', 'CLAIM_COLUMNS', 'RULES', 'verdict', 'in_points', 'table_at', 'numbers_of', 'part_verdict', 'rivals_of',
-           'whole_verdict', 'claim_verdicts', 'target_name', 'mean_reached', 'share_reached', 'times_reached',
-           'difference_reached', 'target_verdict', 'tier_verdict', 'target_verdicts', 'wanted', 'found_runs',
-           'planned_runs', 'is_struck', 'inventory', 'struck_reasons']
+           'whole_verdict', 'corrected', 'claim_verdicts', 'target_name', 'mean_reached', 'share_reached',
+           'times_reached', 'difference_reached', 'target_verdict', 'tier_verdict', 'target_verdicts', 'wanted',
+           'found_runs', 'planned_runs', 'is_struck', 'inventory', 'struck_reasons']
 
 # %% ../../nbs/report/07_claims.ipynb #6ce926cd
 def verdict(
@@ -131,6 +131,15 @@ CLAIM_COLUMNS = [
     "figure",
 ]
 
+# %% ../../nbs/report/07_claims.ipynb #af61cb38
+def corrected(
+    verdict: str,  # of `verdict`
+    p: str,  # after Holm's correction; "": none
+) -> str:
+    "A verdict that holds among all claims, or that it holds alone."
+    alone = verdict.endswith(" here") and p and float(p) >= 0.05
+    return verdict.replace(" here", " alone, not among all claims") if alone else verdict
+
 # %% ../../nbs/report/07_claims.ipynb #815e7d6d
 def claim_verdicts(
     figures: str | Path = "figures",  # folder of reported results
@@ -146,8 +155,7 @@ def claim_verdicts(
             rows.append(dict(claim=c["claim"], experiment=c["experiment"]) | found | said)
     table = pd.DataFrame(rows).reindex(columns=CLAIM_COLUMNS)
     table["p (Holm)"] = [f"{p:.3f}" if np.isfinite(p) else "" for p in holm(table.pop("p").to_numpy(dtype=float))]
-    alone = (table.verdict == "supported here") & (pd.to_numeric(table["p (Holm)"]) >= 0.05)
-    table.loc[alone, "verdict"] = "supported alone, not among all claims"
+    table["verdict"] = [corrected(v, p) for v, p in zip(table.verdict, table["p (Holm)"])]
     return table.fillna("")
 
 # %% ../../nbs/report/07_claims.ipynb #b4e2d1ef
