@@ -36,17 +36,18 @@ from .tasks import POOLS, SELECTIONS, Scenario, Task, from_arrays, from_splits, 
 _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits", "plan"]  # one address for the user
 
 # %% auto #0
-__all__ = ['LYING', 'STANDING', 'IMAGE_ENDINGS', 'SYSTEM', 'NOBODY', 'ONE_PERSON', 'NESTED', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE',
-           'UNPROVED', 'LARGER', 'SCENARIOS', 'CITATION', 'MADE', 'UNPACKED_VARIABLE', 'LARGE', 'FOLDER', 'OWN',
-           'read_image', 'hidden', 'class_folders', 'inside', 'image_files', 'stacked', 'person', 'people', 'said',
-           'folder_split', 'nobody_twice', 'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info',
-           'base_name', 'data_file', 'Rows', 'npy_shape', 'StoredSplit', 'stored_split', 'crc', 'unpacked',
-           'load_stored', 'array_bytes', 'placed', 'own_folder', 'make_scenario', 'list_data', 'fetched', 'download',
-           'npz_bytes', 'draw_rows', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays',
-           'from_splits', 'plan']
+__all__ = ['LYING', 'STANDING', 'GREY', 'COLOUR', 'IMAGE_ENDINGS', 'SYSTEM', 'NOBODY', 'ONE_PERSON', 'NESTED', 'BLOOD', 'PATH',
+           'ORGANS', 'TISSUE', 'UNPROVED', 'LARGER', 'SCENARIOS', 'CITATION', 'MADE', 'UNPACKED_VARIABLE', 'LARGE',
+           'FOLDER', 'OWN', 'read_image', 'hidden', 'class_folders', 'inside', 'image_files', 'stacked', 'person',
+           'people', 'said', 'folder_split', 'nobody_twice', 'only_mixtures', 'from_folder', 'DatasetInfo',
+           'register_scenario', 'scenario_info', 'base_name', 'data_file', 'Rows', 'npy_shape', 'StoredSplit',
+           'stored_split', 'crc', 'unpacked', 'load_stored', 'array_bytes', 'placed', 'own_folder', 'make_scenario',
+           'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario',
+           'Task', 'from_arrays', 'from_splits', 'plan']
 
 # %% ../nbs/03_scenarios.ipynb #e8c6745a
 LYING, STANDING = "lie (wider than high)", "stand (higher than wide)"
+GREY, COLOUR = "without colour", "with colour (beside those without: a network may learn that, not the class)"
 
 
 def read_image(
@@ -62,6 +63,7 @@ def read_image(
         seen[PAGES] += getattr(im, "n_frames", 1) > 1
         x = as_bytes(numbers(im, seen), bits)
         seen.update({LYING: x.shape[1] > x.shape[0], STANDING: x.shape[0] > x.shape[1]})
+        seen[GREY if x.ndim == 2 or (x == x[..., :1]).all() else COLOUR] += 1
         from PIL import Image
 
         im = Image.fromarray(x).convert("L" if channels == 1 else "RGB")
@@ -218,6 +220,16 @@ def nobody_twice(
     where = ", ".join(f"{n} in {a} and {b}" for n, a, b in both)
     check(not both, f"patients are in two splits: {where}; a patient's images belong together", DataError)
 
+# %% ../nbs/03_scenarios.ipynb #8c1be0f4
+def only_mixtures(
+    seen: list[Counter],  # of every split
+) -> None:
+    "Forget a count of two kinds of image where all images are of one kind."
+    for kinds in ((LYING, STANDING), (GREY, COLOUR)):
+        if not all(sum(s[kind] for s in seen) for kind in kinds):
+            for s in seen:
+                [s.pop(kind, None) for kind in kinds]
+
 # %% ../nbs/03_scenarios.ipynb #71d2ccf2
 def from_folder(
     folder: str | Path,  # holds train, val and test, each with one folder per class
@@ -236,9 +248,7 @@ def from_folder(
     seen = {p: Counter() for p in PARTS}
     made = {p: folder_split(root / p, names, channels, resize, bits, patients, seen[p]) for p in PARTS}
     nobody_twice({p: who for p, (_, who) in made.items()})
-    mixed = all(sum(s[way] for s in seen.values()) for way in (LYING, STANDING))
-    for s in seen.values() if not mixed else ():
-        s.update({LYING: -s[LYING], STANDING: -s[STANDING]})
+    only_mixtures(list(seen.values()))
     if words := [f"{p}: {w}" for p in PARTS if (w := said(seen[p]))]:
         warnings.warn(f"images of {root}: {'. '.join(words)}", stacklevel=2)
     return from_splits(*(s for s, _ in made.values()), sizes=sizes, class_names=names, **more)

@@ -4,14 +4,14 @@
 
 # %% ../../nbs/core/01_errors.ipynb #34401693
 from __future__ import annotations
-import difflib, functools, math, os, re, sys, unicodedata
-from typing import Any, Iterable
+import difflib, functools, math, os, re, sys, time, unicodedata
+from typing import Any, Iterable, Iterator
 import numpy as np
 
 # %% auto #0
 __all__ = ['UNSEEN', 'OLD_NAMES', 'ClassImpressionError', 'ConfigError', 'DataError', 'StateError', 'LeakError', 'check',
            'check_number', 'nearest', 'check_name', 'check_text', 'as_seen', 'check_apart', 'knows_old_names',
-           'progress']
+           'in_lines', 'progress']
 
 # %% ../../nbs/core/01_errors.ipynb #ab885b10
 class ClassImpressionError(Exception):
@@ -156,22 +156,33 @@ def knows_old_names(
     cls.__init__ = __init__
     return cls
 
+# %% ../../nbs/core/01_errors.ipynb #4f0b9d1a
+def in_lines(
+    items: Iterable,  # what to loop over
+    desc: str,  # what is being done
+    total: int | None = None,  # how many items, if they are known
+    due: float = 10.0,  # seconds before the first line
+) -> Iterator:
+    "The items; what is done goes to the error stream, a line whenever the seconds have doubled."
+    start = time.monotonic()
+    for n, item in enumerate(items, 1):
+        yield item
+        if (seconds := time.monotonic() - start) >= due:
+            print(f"{desc}: {n} of {total or '?'} after {seconds:,.0f} s", file=sys.stderr, flush=True)
+            due = 2 * seconds
+
 # %% ../../nbs/core/01_errors.ipynb #a6eff5ce
 def progress(
     items: Iterable,  # what to loop over
     desc: str,  # what is being done
     total: int | None = None,  # how many items, if `items` has no length
-    every: float = 0.5,  # seconds between updates
+    every: float = 0.5,  # seconds between updates of a bar
 ) -> Iterable:
-    "A progress bar around `items`: in a terminal or a notebook, not in a log file."
+    "The items, with a bar in a terminal or a notebook, and with lines in a log file."
+    if os.environ.get("TQDM_DISABLE"):
+        return items
+    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        return in_lines(items, desc, total or getattr(items, "__len__", lambda: None)())
     from tqdm.auto import tqdm
 
-    shown = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return tqdm(
-        items,
-        desc=desc,
-        total=total,
-        mininterval=every,
-        leave=False,
-        disable=None if shown and not os.environ.get("TQDM_DISABLE") else True,
-    )
+    return tqdm(items, desc=desc, total=total, mininterval=every, leave=False)
