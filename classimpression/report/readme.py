@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 __all__ = ['SHARED', 'NOTHING', 'UNITS', 'VALUE', 'ALWAYS', 'HOLDS', 'REPORTED', 'BLOCK', 'START', 'END', 'page_texts',
            'questions', 'chosen', 'per_repeat', 'Measured', 'subtracted', 'measured', 'of_line', 'as_text', 'side',
            'figure_of', 'answer', 'experiment_list', 'answers_text', 'told_by', 'campaign_values', 'command_minutes',
-           'pretrained_values', 'fill_values', 'first_look', 'short_table', 'short_text', 'comparison_tables',
-           'foundation_tables', 'pretrained_table', 'tables_text', 'fill_block', 'filled_pages', 'fill_readme',
-           'fill_beside']
+           'pretrained_values', 'tour_values', 'fill_values', 'first_look', 'short_table', 'short_text',
+           'comparison_tables', 'foundation_tables', 'pretrained_table', 'tables_text', 'fill_block', 'filled_pages',
+           'fill_readme', 'fill_beside']
 
 # %% ../../nbs/report/11_readme.ipynb #5b1e0a02
 SHARED = ("table", "measure", "kind", "value", "figure", "notebook")  # what rows take from their question
@@ -245,6 +245,20 @@ def pretrained_values(
 
     return told_by(Path(figures) / "pretrained" / "summary.csv", ("pretrained-reached",), reached)
 
+# %% ../../nbs/report/11_readme.ipynb #a70c11d5
+def tour_values(
+    figures: str | Path,  # folder with regimes/tour.csv
+) -> dict[str, str]:  # name -> text
+    "Between what per cent old and new classes of the tour end over seeds and instructions, balanced once and twice."
+    between = lambda v: f"{v.min():.0f} and {v.max():.0f} %"
+
+    def ends(t: DataFrame) -> list[str]:
+        once, twice = t[~t.class_weights], t[t.class_weights]
+        return [between(v) for v in (once.old, once.new, twice.old, twice.new)]
+
+    names = ("tour-old", "tour-new", "tour-twice-old", "tour-twice-new")
+    return told_by(Path(figures) / "regimes" / "tour.csv", names, ends)
+
 # %% ../../nbs/report/11_readme.ipynb #7d0e0024
 def fill_values(
     text: str,  # Markdown, or a notebook's JSON
@@ -252,7 +266,7 @@ def fill_values(
 ) -> str:
     "The text with its values renewed. Raises `StateError` for a name that no question has."
     rows = {row["name"]: row for q in questions() for row in q["rows"]}
-    counted = campaign_values(figures) | command_minutes(figures) | pretrained_values(figures)
+    counted = campaign_values(figures) | command_minutes(figures) | pretrained_values(figures) | tour_values(figures)
 
     def renewed(found):
         if found[2] in counted:

@@ -10,7 +10,6 @@ import numpy as np
 from ..core.files import read_json
 from ..runs.tables import mean_and_spread, update_file
 from ..core.provenance import package_folder
-from ..methods.registry import METHODS
 from ..metrics import bootstrap_interval, paired_interval
 from .comparison import read_filled, save_frame, title_of
 from ..scenarios import make_scenario
@@ -131,11 +130,12 @@ def stand_elsewhere() -> set[str]:  # registered methods
 def expected_but_missing(
     frame: DataFrame,  # rows of the table
     repeats: list[int],  # asked for
-) -> DataFrame:  # one row per registered method with fewer runs
-    "Registered methods with fewer runs than repeats, but for those with a table of their own."
+    methods: Iterable[str],  # asked for
+) -> DataFrame:  # one row per method with fewer runs
+    "Methods with fewer runs than repeats, but for those with a table of their own."
     import pandas as pd
 
-    n, wanted = frame.groupby("method").size(), [m for m in METHODS if m not in stand_elsewhere()]
+    n, wanted = frame.groupby("method").size(), [m for m in methods if m not in stand_elsewhere()]
     rows = [dict(method=m, runs=int(n.get(m, 0)), wanted=len(repeats)) for m in wanted if n.get(m, 0) < len(repeats)]
     return pd.DataFrame(rows, columns=["method", "runs", "wanted"])
 

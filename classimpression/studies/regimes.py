@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['KINDS', 'impression_share', 'share_rows', 'watched_task', 'standing', 'recognised', 'regime_rows', 'draw_panel',
-           'plot_regimes', 'at_epochs', 'regimes_reading', 'recipes_reading']
+           'plot_regimes', 'at_epochs', 'regimes_reading', 'tour_rows', 'recipes_reading']
 
 # %% ../../nbs/studies/13_regimes.ipynb #35c00006
 def impression_share(
@@ -229,6 +229,28 @@ def regimes_reading(
         ]
         lines.append(f"* {name}, the last epoch leaves real images recognised {', '.join(stands)}.")
     return "\n".join(lines)
+
+# %% ../../nbs/studies/13_regimes.ipynb #a70c11d1
+def tour_rows(
+    data: Scenario,  # blood-mini, unopened
+    seed: int,  # of all draws
+    first_epochs: int = 12,  # of the first task
+    epochs: int = 5,  # of the second
+    steps: int = 150,  # of the synthesis
+) -> list[dict]:  # balanced twice, then once
+    "Mean recall (per cent of test images) of the two old and the two new classes after the tour's second task."
+    rows, instructions = [], torch.backends.cpu.get_cpu_capability()
+    with data.training(0) as task:
+        carry = hand_over(fit_task(None, task, None, TrainConfig(seed=seed, epochs=first_epochs))[0], task, None)
+    impressions = synthesize(carry, SynthesisConfig(groups=2, steps=steps, warmup=20), seed, task=1)
+    for weighted in (True, False):
+        cfg = TrainConfig(seed=seed, epochs=epochs, classes_per_task=2, class_weighting=weighted)
+        again = data.again()
+        with again.training(1, pool=cfg.pool) as task:
+            model, _ = fit_task(carry, task, impressions, cfg)
+        old, new = class_recalls(evaluate(model, again.test(1), 4)).reshape(2, 2).mean(1).tolist()
+        rows.append(dict(seed=seed, class_weights=weighted, instructions=instructions, old=old, new=new))
+    return rows
 
 # %% ../../nbs/studies/13_regimes.ipynb #35c00034
 def recipes_reading(
