@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['N_TRIALS', 'SHOWN', 'trial_configs', 'choose', 'chosen_before', 'tune', 'with_choice', 'stage_plan', 'staged_configs',
            'trial_row', 'repeat_spread', 'nearest_of_best', 'stage_trials', 'search_file', 'one_trial',
-           'tune_in_stages', 'searched']
+           'tune_in_stages', 'rival_plan', 'searched']
 
 # %% ../../nbs/runs/05_tuning.ipynb #3c0b6def
 N_TRIALS = 8
@@ -252,7 +252,7 @@ def tune_in_stages(
 ) -> dict:  # the choice, as the file holds it
     "Run the stages one after the other and write down what was chosen. Raises if a run failed."
     path, plan = Path(path or package_folder() / "assets" / "tuned.json"), plan or stage_plan()
-    so_far, rows, chosen = search_file(path, method), [], {}
+    so_far, rows, chosen = search_file(path, method), [], dict(plan.get("start", {}))
     for stage in plan["stages"]:
         while todo := stage_trials(stage, plan, chosen, rows):
             for options in todo:
@@ -264,6 +264,19 @@ def tune_in_stages(
     write_json(path, with_choice(chosen_before(path), method, choice))
     so_far.unlink()
     return choice
+
+# %% ../../nbs/runs/05_tuning.ipynb #b52e1a01
+def rival_plan(
+    method: str,  # registered method
+) -> dict:  # as `stage_plan`, with a start
+    "The committed plan of a rival's second search. Raises `ConfigError` for a method without."
+    plan = read_json(package_folder() / "assets" / "rivals.json")
+    known = ", ".join(plan["methods"])
+    check(method in plan["methods"], f"{method!r} has no second search, only {known}; see `tune` for the first")
+    own = plan["methods"][method]
+    epochs = [dict(name="epochs", ladder=own["ladder"])] if "ladder" in own else []
+    edges = dict(name="edges", changes=([] if epochs else [{}]) + own["edges"])
+    return plan | dict(start=own["start"], stages=[*epochs, edges])
 
 # %% ../../nbs/runs/05_tuning.ipynb #24b00011
 def searched(
