@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 import torch
-from torch import nn
+from torch import Tensor, nn
 from ..carryover import Carryover, hand_over
 from ..core.errors import check_number
 from ..losses import class_weights, distillation_weight
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['KINDS', 'impression_share', 'share_rows', 'watched_task', 'standing', 'recognised', 'regime_rows', 'draw_panel',
-           'plot_regimes', 'at_epochs', 'regimes_reading', 'tour_rows', 'recipes_reading']
+           'plot_regimes', 'at_epochs', 'regimes_reading', 'tour_rows', 'tour_states', 'parting', 'recipes_reading']
 
 # %% ../../nbs/studies/13_regimes.ipynb #35c00006
 def impression_share(
@@ -251,6 +251,42 @@ def tour_rows(
         old, new = class_recalls(evaluate(model, again.test(1), 4)).reshape(2, 2).mean(1).tolist()
         rows.append(dict(seed=seed, class_weights=weighted, instructions=instructions, old=old, new=new))
     return rows
+
+# %% ../../nbs/studies/13_regimes.ipynb #a70c11e1
+def tour_states(
+    data: Scenario,  # blood-mini, unopened
+    seed: int,  # of all draws
+    first_epochs: tuple[int, ...] = (1, 2, 4, 8, 12),  # of the first task
+    steps: tuple[int, ...] = (1, 10, 50, 150),  # of the synthesis
+    epochs: tuple[int, ...] = (1, 2, 5),  # of the second task
+) -> dict[str, Tensor]:  # place -> all weights, or all pixels
+    "What the tour holds after so many epochs and steps."
+    states, flat = {}, lambda model: torch.cat([p.detach().flatten() for p in model.parameters()])
+    same = dict(seed=seed, schedule="constant")
+    for n in first_epochs:
+        with data.again().training(0) as task:
+            model, _ = fit_task(None, task, None, TrainConfig(epochs=n, **same))
+            carry = hand_over(model, task, None)
+        states[f"first task, {n} epochs"] = flat(model)
+    for n in steps:
+        made = synthesize(carry, SynthesisConfig(groups=1, steps=n, warmup=20), seed, task=1)
+        states[f"impressions, {n} steps"] = made.x.flatten()
+    for n in epochs:
+        cfg = TrainConfig(epochs=n, classes_per_task=2, class_weighting=False, **same)
+        with data.again().training(1, pool=cfg.pool) as task:
+            states[f"second task, {n} epochs"] = flat(fit_task(carry, task, made, cfg)[0])
+    return states
+
+# %% ../../nbs/studies/13_regimes.ipynb #a70c11e3
+def parting(
+    one: dict[str, Tensor],  # of `tour_states`
+    other: dict[str, Tensor],  # the same, made elsewhere
+) -> DataFrame:  # place, per_cent
+    "How far two makings of the tour are apart, place by place."
+    import pandas as pd
+
+    apart = {k: 100 * ((a - other[k]).abs().sum() / a.abs().sum()).item() for k, a in one.items()}
+    return pd.DataFrame(dict(place=apart.keys(), per_cent=[float(f"{v:.2g}") for v in apart.values()]))
 
 # %% ../../nbs/studies/13_regimes.ipynb #35c00034
 def recipes_reading(
