@@ -23,7 +23,9 @@ from ..core.seeding import generator
 from ..data import Split, to_unit
 from ..models import build_classifier, frozen_copy
 from .naive import naive_evaluation, naive_inversion, naive_training
+from ..runs.configs import profile_config
 from ..runs.runner import memory_mb, reset_peak
+from ..runs.runner import run as run_method
 from ..scenarios import stored_split
 from ..settings import TrainConfig
 from ..tasks import from_splits
@@ -37,7 +39,7 @@ __all__ = ['WEIGHTS', 'CONTENDERS', 'KINDS', 'OPERATIONS', 'AVX2', 'make_case', 
            'inversion_contenders', 'evaluation_contenders', 'threads', 'spent', 'take_turns', 'ratio', 'bench_row',
            'speed_rows', 'disk_task', 'peak_memory', 'peak_here', 'memory_rows', 'step_counts', 'composed_rows',
            'step_flops', 'peak_rate', 'roofline_rows', 'kind_of', 'without_log', 'profile_rows', 'number_types',
-           'number_type_rows']
+           'number_type_rows', 'short_run']
 
 # %% ../../nbs/studies/11_benchmark.ipynb #f1fe393d
 def make_case(
@@ -559,3 +561,18 @@ def number_type_rows(
         check(done.returncode == 0, f"the measurement of number types failed: {done.stderr[-500:]}", RuntimeError)
         rows += json.loads(done.stdout.splitlines()[-1])
     return rows
+
+# %% ../../nbs/studies/11_benchmark.ipynb #e81f0a01
+def short_run(
+    dtype: str,  # "float32" or "bfloat16"
+    scenario: str = "blood",  # named scenario
+    **settings,  # root, and what overrides the short budget
+) -> dict:  # instructions, dtype, cpu_seconds and balanced accuracy of both tasks
+    "Two tasks of Class Impression: one epoch each, two groups of impressions, thirty steps; on one thread."
+    brief = dict(until=2, first_epochs=1, groups=2, synthesis_steps=30, synthesis_warmup=10, snapshots=[])
+    how = brief | dict(options=dict(epochs=1), dtype=dtype) | settings
+    with tempfile.TemporaryDirectory() as out:
+        found = run_method(profile_config("standard", "class-impression", scenario=scenario, out=out, **how))
+    seconds = round(sum(t["cpu_seconds"] for t in found.data["tasks"]), 1)
+    made = dict(instructions=torch.backends.cpu.get_cpu_capability(), dtype=dtype, cpu_seconds=seconds)
+    return made | dict(balanced_accuracy=round(found.metrics["balanced_accuracy"], 2))
