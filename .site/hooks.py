@@ -46,10 +46,16 @@ def title_of(path: Path) -> str:
     return next(line[2:].strip() for c in cells for line in "".join(c["source"]).splitlines() if line.startswith("# "))
 
 
+def reported(pattern: str) -> list[Path]:
+    "Files of figures/; not those that somebody's run of a small profile left there."
+    own = {"first", "smoke", "quick", "paper", ".executing"}
+    return [p for p in FIGURES.rglob(pattern) if not own & set(p.relative_to(FIGURES).parts)]
+
+
 @cache
 def notebooks() -> list[Path]:
     "All that become pages: nbs/ without the experiments, which are shown as executed in figures/."
-    found = [*NBS.rglob("*.ipynb"), *FIGURES.rglob("*.ipynb")]
+    found = [*NBS.rglob("*.ipynb"), *reported("*.ipynb")]
     return sorted(p for p in found if not {"experiments", ".ipynb_checkpoints", ".executing"} & set(p.parts))
 
 
@@ -254,7 +260,7 @@ def on_files(files, config):
         where.parent.mkdir(parents=True, exist_ok=True)
         where.write_text(json.dumps(prepared(path, config)))
         files.append(File(page_of(path), str(STAGE), config.site_dir, config.use_directory_urls))
-    for path in sorted([*FIGURES.rglob("*.*"), ROOT / "LICENSE"]):
+    for path in sorted([*reported("*.*"), ROOT / "LICENSE"]):
         if path.suffix not in (".ipynb", ".md", ".svg") and path.is_file():
             files.append(File(path.relative_to(ROOT).as_posix(), str(ROOT), config.site_dir, config.use_directory_urls))
     for name, page in MARKDOWN.items():
@@ -272,7 +278,7 @@ def on_files(files, config):
 
 def experiment_pages() -> list[dict]:
     "Executed notebooks, the main table first."
-    found = sorted(FIGURES.rglob("*.ipynb"), key=lambda p: (p.parent.name != "main_table", p.as_posix()))
+    found = sorted(reported("*.ipynb"), key=lambda p: (p.parent.name != "main_table", p.as_posix()))
     titles = [title_of(p) for p in found]
     several = [titles.count(t) > 1 for t in titles]
     return [{t + (f", {p.stem}" if s else ""): page_of(p)} for p, t, s in zip(found, titles, several, strict=True)]

@@ -359,9 +359,9 @@ def run_one(
     data = make_scenario(cfg.scenario, class_order=cfg.class_order, sizes=cfg.sizes, root=cfg.root)
     check_writable(cfg.out)
     tasks = " + ".join(map(str, data.sizes))
-    print(
-        f"{cfg.method}, profile {cfg.profile}, on {data.name}: {tasks} classes, in order of arrival {data.class_names}"
-    )
+    about = profiles().get(cfg.profile, "settings of your own")
+    print(f"{cfg.method}, profile {cfg.profile} ({about})", flush=True)
+    print(f"on {data.name}: {tasks} classes, in order of arrival {data.class_names}", flush=True)
     done = run(cfg, alone=True)
     print(json.dumps(done.metrics, indent=1))
     print("recall of every class, per cent", done.recalls.round(1).to_string(na_rep=""), sep="\n")

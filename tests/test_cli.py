@@ -170,7 +170,10 @@ def test_a_folder_of_images_is_a_scenario(tmp_path, monkeypatch, capsys):
         capsys, "run", "--scenario", f"folder:{tmp_path}/cells", "--profile", "smoke", "--method", "slda"
     )
     assert code == 0, err
-    assert out.startswith("slda, profile smoke, on folder-cells: 2 + 2 classes, in order of arrival ['kind0', 'kind1'")
+    assert out.startswith(
+        "slda, profile smoke (a few steps of everything, to see that it works; the numbers mean nothing)\n"
+    )
+    assert "\non folder-cells: 2 + 2 classes, in order of arrival ['kind0', 'kind1'" in out
     result = json.loads(Path(out.splitlines()[-1], "result.json").read_text())
     assert result["scenario"]["sizes"] == [2, 2] and str(tmp_path) not in json.dumps(result)
     assert result["metrics"]["final_accuracy"] == 100.0

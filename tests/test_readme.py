@@ -7,13 +7,14 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from classimpression.runs.tables import reported_files
 
 ROOT = Path(__file__).parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "figures" / "README.md"
 pytestmark = pytest.mark.skipif(not README.exists(), reason="the README is not beside the tests")
 PAGES = [README, RESULTS, *(ROOT / n for n in ("figures/tables.md", "CHANGELOG.md", "CONTRIBUTING.md"))]
-NOTEBOOKS = [p for folder in ("nbs", "figures") for p in sorted((ROOT / folder).rglob("*.ipynb"))]
-NOTEBOOKS = [p for p in NOTEBOOKS if not {".ipynb_checkpoints", ".executing"} & set(p.parts)]
+NOTEBOOKS = [*sorted((ROOT / "nbs").rglob("*.ipynb")), *reported_files(ROOT / "figures", "*.ipynb")]
+NOTEBOOKS = [p for p in NOTEBOOKS if ".ipynb_checkpoints" not in p.parts]
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)\s]+)\)")
 # Numbers that are no results: years, versions, licences, DOIs, tiers, and the level of intervals.
 NO_RESULT = r"\b20\d\d\b|Python 3\.\d+|\(3\.\d+ or newer\)|License 2\.0|CC BY 4\.0|10\.\d{4}/\S+|\bM[012]\b|95 %"

@@ -15,7 +15,7 @@ from classimpression.core.provenance import digest, package_folder
 from classimpression.metrics import summarise, task_summary
 from classimpression.runs.configs import OLD_NAMES
 from classimpression.runs.run_store import identity
-from classimpression.runs.tables import broken_tables, read_ledger
+from classimpression.runs.tables import broken_tables, read_ledger, reported_files
 from classimpression.runs.runner import RunConfig, profile_config, run
 from classimpression.report.verify import drawn, reported_runs, spread_of, verify
 
@@ -27,7 +27,7 @@ def test_every_committed_run_is_drawn_from_once_and_can_be_made_again():
     runs = reported_runs(FIGURES)
     lines = {
         p.relative_to(FIGURES).as_posix().removesuffix("_runs.json"): len(read_json(p))
-        for p in FIGURES.rglob("*_runs.json")
+        for p in reported_files(FIGURES, "*_runs.json")
     }
     told = [t for r in runs for t in r["tables"]]
     assert {t: told.count(t) for t in lines} == lines and len(lines) > 10
@@ -178,7 +178,7 @@ def test_the_draw_is_the_same_for_the_same_seed_only():
 
 @pytest.mark.skipif(not FIGURES.is_dir(), reason="only in a checkout")
 def test_every_committed_table_is_sealed_and_whole():
-    tables = [p for p in FIGURES.rglob("*.csv") if "smoke" not in p.parts and ".executing" not in p.parts]
+    tables = reported_files(FIGURES, "*.csv")
     assert len(tables) > 100
     unsealed = [p.as_posix() for p in tables if p.name not in read_ledger(p.parent)]
     assert not unsealed, "written past `write_table`, or never entered by `seal_tables`"

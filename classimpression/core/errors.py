@@ -11,7 +11,7 @@ import numpy as np
 # %% auto #0
 __all__ = ['UNSEEN', 'OLD_NAMES', 'ClassImpressionError', 'ConfigError', 'DataError', 'StateError', 'LeakError', 'check',
            'check_number', 'nearest', 'check_name', 'check_text', 'as_seen', 'check_apart', 'knows_old_names',
-           'in_lines', 'progress']
+           'in_lines', 'progress', 'say']
 
 # %% ../../nbs/core/01_errors.ipynb #ab885b10
 class ClassImpressionError(Exception):
@@ -186,3 +186,11 @@ def progress(
     from tqdm.auto import tqdm
 
     return tqdm(items, desc=desc, total=total, mininterval=every, leave=False)
+
+# %% ../../nbs/core/01_errors.ipynb #9d3c5f01
+def say(
+    text: str,  # one line
+) -> None:
+    "A line on the error stream; none in a notebook, and none with `TQDM_DISABLE=1`."
+    if not os.environ.get("TQDM_DISABLE") and "ipykernel" not in sys.modules:
+        print(text, file=sys.stderr, flush=True)

@@ -242,6 +242,8 @@ def plot_carried(
     """Accuracy after the last task against bytes carried, one dot per method; a ring marks methods that hold real
     images.
     """
+    from matplotlib.ticker import MaxNLocator
+
     dots = carried_dots(frame, measure)
     check(dots, "there is no run to draw", DataError)
     with style():
@@ -253,6 +255,8 @@ def plot_carried(
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter("")
+        if np.divide(*ax.get_xlim()[::-1]) < 10:  # within a decade no power of ten need lie
+            ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.set_ylim(0, 100)
         ax.grid(axis="y", lw=0.4, alpha=0.6)
         ax.set(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Iterable, Sequence
 import numpy as np
 from torch import Tensor
+from ..carryover import TIERS
 from ..core.files import read_json, write_bytes
 from ..core.provenance import environment
 from ..methods.registry import find_method
@@ -19,7 +20,8 @@ from ..synthesis import Impressions
 
 # %% auto #0
 __all__ = ['SCALE', 'WIDE', 'STYLE', 'ABOUT', 'ONE_SEED', 'data_uri', 'strips', 'finished_rows', 'bars', 'arrivals',
-           'first_impressions', 'plain_words', 'linked', 'larger', 'chapter', 'as_html', 'page_text', 'banner', 'Page']
+           'first_impressions', 'plain_words', 'linked', 'larger', 'chapter', 'as_html', 'page_text', 'banner',
+           'run_title', 'Page']
 
 # %% ../../nbs/report/13_page.ipynb #e2b234e9
 def data_uri(
@@ -237,6 +239,16 @@ def banner(
     items = "".join(f"<li>{html.escape(text)}{link(path)}</li>" for text, path in wrong.items())
     return f'<div class="bad" role="alert"><strong>Something failed.</strong><ul>{items}</ul></div>' if wrong else ""
 
+# %% ../../nbs/report/13_page.ipynb #7e1a55e0
+def run_title(
+    cfg: RunConfig,  # of a run
+    rows: list[dict],  # of its finished tasks
+) -> str:  # method, tier as far as it is known, and a seed that is not 0
+    "What the page calls a run. On few images second moments are more than a tenth of their bytes: a reference."
+    m = find_method(cfg.method)
+    tier = max([m.tier, *(r.get("tier", "M0") for r in rows)], key=TIERS.index)
+    return f"{m.title} ({tier}{f', seed {cfg.seed}' if cfg.seed else ''})"
+
 # %% ../../nbs/report/13_page.ipynb #6744aadc
 class Page:
     "The page of one command: it shows the first scenario of its runs, and at the end all notebooks."
@@ -247,7 +259,7 @@ class Page:
         configs: list[RunConfig],  # all runs; those of whole sequences are in the table
     ):
         first = next(iter(configs), None)
-        self.path, self.parts = Path(path), []
+        self.path, self.parts, self.asked = Path(path), [], list({run_folder(c): c for c in configs}.values())
         self.configs = [c for c in configs if first and c.scenario == first.scenario and not c.until]
         if first:
             self.scenario = make_scenario(first.scenario, first.class_order, first.sizes, first.root)
@@ -259,9 +271,9 @@ class Page:
         "What the disk says about the runs."
         if not self.parts:
             return []
-        methods = [find_method(c.method) for c in self.configs]
-        titles = [f"{m.title} ({m.tier}{f', seed {c.seed}' if c.seed else ''})" for c, m in zip(self.configs, methods)]
-        table = bars(titles, finished_rows(self.configs), len(self.scenario.tasks), len(self.names))
+        rows = finished_rows(self.configs)
+        titles = [run_title(c, found) for c, found in zip(self.configs, rows)]
+        table = bars(titles, rows, len(self.scenario.tasks), len(self.names))
         makers = [c for c in self.configs if find_method(c.method).impressions]
         made = next((s for c in makers if (s := first_impressions(c, self.names))), "")
         said = (
@@ -283,7 +295,7 @@ class Page:
     ) -> None:
         "Write the page when everything is done."
         facts = ", ".join(f"{k} {v}" for k, v in environment().items() if k in ("python", "torch", "cpu", "cores"))
-        runs = "".join(f"<li><code>{html.escape(str(run_folder(c)))}</code></li>" for c in self.configs)
+        runs = "".join(f"<li><code>{html.escape(str(run_folder(c)))}</code></li>" for c in self.asked)
         steps = ((html.escape(c), html.escape(w)) for c, w in (after or {}).items())
         following = "".join(f"<p>For {w}:</p><pre>{c}</pre>" for c, w in steps)
         now = time.strftime("%Y-%m-%d %H:%M")

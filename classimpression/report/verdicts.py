@@ -94,6 +94,7 @@ def trials_of(
 # %% ../../nbs/report/03_verdicts.ipynb #7800a3b1
 def reproduced(
     frame: DataFrame,  # rows of one scenario, profile and protocol
+    methods: Iterable[str] = ("all",),  # asked for; others are left out where they have no run
     margin: float = 10.0,  # points within which two methods count as near each other
     measure: str = "balanced_accuracy",  # column
 ) -> DataFrame:  # one row per method with a published relation
@@ -105,6 +106,8 @@ def reproduced(
     for m, e in expected.items():
         row = dict(method=title_of(m), published=e["published"])
         if m not in wide:
+            if not {"all", m} & set(methods):
+                continue
             rows.append(row | dict(verdict="missing", significant_against="", ours="no run", why="", tried=""))
             continue
         both, lost, absent = beaten_by(wide, m, e, margin)

@@ -12,7 +12,7 @@ import numpy as np
 from .comparison import MAIN, MAIN_KEYS, main_rows, merge_table
 from ..core.errors import ClassImpressionError, StateError, check
 from ..core.files import read_json, write_json
-from ..runs.tables import broken_tables, read_table, update_file
+from ..runs.tables import broken_tables, read_table, reported_files, update_file
 from ..runs.engine import run_all
 from ..metrics import TOLERANCE
 from ..runs.run_store import RunResult, check_result, current_result, finished_run, identity, run_folder
@@ -60,7 +60,7 @@ def reported_runs(
 ) -> list[dict]:  # results, in the form of result.json, each with the `tables` that it is in
     "Runs whose numbers are reported. Raises `StateError` if there are none, or if two files contradict each other."
     found = {}
-    for p in sorted(Path(figures).rglob("*_runs.json")):
+    for p in reported_files(figures, "*_runs.json"):
         for r in results_in(p):
             plain = {k: v for k, v in r.items() if k != "digest"}  # two more facts would not fit it
             first = found.setdefault(r["run_id"], plain | dict(tables=[], wrong=""))
@@ -246,7 +246,7 @@ def changed_rows(
     told = []
     made = main_rows([r for r in runs if not r["wrong"]]).set_index(MAIN_KEYS)
     numbers = [c for c in MAIN if c not in MAIN_KEYS and made[c].dtype.kind in "fi"]
-    for p in sorted(Path(figures).rglob("*.csv")):
+    for p in reported_files(figures, "*.csv"):
         table = read_table(p) if p.read_text(encoding="utf-8").startswith(",".join(MAIN)) else None
         for row in table.to_dict("records") if table is not None else []:
             key = tuple(row[k] for k in MAIN_KEYS)

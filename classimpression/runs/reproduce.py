@@ -583,7 +583,10 @@ def reproduce(
         failed = make_runs(configs, jobs, scheduler, expected, shown, insecure, names)
         done = execute_all(todo, max(jobs, 1))
     except KeyboardInterrupt as e:
-        raise type(e)(stopped_text(configs)) from None
+        said = stopped_text(configs)
+        if shown:
+            shown.finish(said)
+        raise type(e)(said) from None
     return close(todo, failed, done, shown, time.time() - start, max(jobs, 1))
 
 # %% ../../nbs/runs/09_reproduce.ipynb #e6e6121c

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['PLACES', 'EVERY_RUN', 'K_MIN', 'BEFORE', 'Count', 'Tier', 'protocol_name', 'identity', 'imported_modules',
+__all__ = ['PLACES', 'EVERY_RUN', 'K_MIN', 'BEFORE', 'Count', 'Tier', 'SPOKEN', 'protocol_name', 'identity', 'imported_modules',
            'used_modules', 'code_of', 'first_names', 'run_folder', 'sealed', 'check_seal', 'RowFacts', 'ShownRow',
            'ScenarioFacts', 'ResultFacts', 'current_result', 'wrong_labels', 'wrong_tasks', 'check_result',
            'file_digest', 'stored_bytes', 'RunResult', 'finished_run', 'run_lock', 'check_settings', 'read_row',
@@ -432,21 +432,21 @@ def run_lock(
         yield
 
 # %% ../../nbs/runs/02_run_store.ipynb #0a3d6e08
+SPOKEN = {"checksum": "images", "class_order": "class order", "sizes": "task sizes", "image_size": "image size"}
+
+
 def check_settings(
     folder: Path,  # a run's folder
     settings: dict,  # of the run, with what is known of its data
 ) -> None:
-    "Write the settings into a new folder, or check that the folder belongs to them."
+    "Write the settings into a new folder. Raises `StateError` for a folder that belongs to others, and says which."
     path = folder / "settings.json"
-    if path.exists():
-        check(
-            identity(read_json(path, dict[str, Any])) == identity(json.loads(json.dumps(settings))),
-            f"{folder} belongs to other settings, data, class order, task sizes or image size; name these in the "
-            f"settings, delete the folder or choose another out",
-            StateError,
-        )
-    else:
-        write_json(path, settings)
+    if not path.exists():
+        return write_json(path, settings)
+    there, mine = identity(read_json(path, dict[str, Any])), identity(json.loads(json.dumps(settings)))
+    other = ", ".join(SPOKEN.get(k, k) for k in sorted(there | mine) if there.get(k) != mine.get(k))
+    way = "choose another out, give your images another name=..., or delete the folder if its run may go"
+    check(not other, f"{folder} belongs to a run with other {other}; {way}", StateError)
 
 # %% ../../nbs/runs/02_run_store.ipynb #b6f82e1a
 def read_row(

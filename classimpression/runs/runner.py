@@ -18,7 +18,7 @@ from .configs import RunConfig, profile, profile_config, setting_types, synthesi
 from .configs import profile_label, training_settings
 from ..training import Callback, History, evaluate, listening, teacher_features, tell
 from .surroundings import loggers, usable_device
-from ..core.errors import StateError, check, progress
+from ..core.errors import StateError, check, progress, say
 from ..core.files import read_json, write_json
 from ..methods.registry import Method, cached, find_method, price_of_cached, sort_options
 from ..core.provenance import digest, environment, modules_digest
@@ -431,6 +431,7 @@ def run(
     base = reset_peak() if alone else None
     scenario, method, folder = prepare(cfg, data, fresh)
     if not fresh and (done := finished_run(cfg, scenario.checksum)):
+        say(f"finished before, and read from {done}")
         return RunResult.load(done)
     with run_lock(folder), listening(*callbacks, *loggers()):
         if fresh:
@@ -474,6 +475,7 @@ def all_tasks(
         for t in range(len(rows), n):
             carry = run_task(cfg, scenario, method, carry, t, folder, base)
             rows.append(read_row(folder, t, plan_of(scenario), rows))
+            say(f"{cfg.method}: task {t + 1} of {n}, {rows[-1]['accuracy']:.1f} %")
             tell("on_task_end", rows[-1])
         result = sealed(collect(cfg, scenario, method, rows, started, folder.name))
         write_json(folder / "result.json", result)

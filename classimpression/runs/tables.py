@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 # %% auto #0
-__all__ = ['OF_RUN', 'OF_TASK', 'OF_SEQUENCE', 'COLUMNS', 'KEYS', 'TEXT', 'LEDGER', 'SHOWN', 'SHORT', 'ShownScenario',
-           'ShownTask', 'ShownResult', 'as_dict', 'check_reported', 'read_results', 'example_result', 'tidy',
-           'TableFacts', 'csv_digest', 'read_ledger', 'table_bytes', 'read_table', 'write_table', 'seal_tables',
+__all__ = ['OF_RUN', 'OF_TASK', 'OF_SEQUENCE', 'COLUMNS', 'KEYS', 'TEXT', 'LEDGER', 'SHOWN', 'SHORT', 'OWN_FOLDERS',
+           'ShownScenario', 'ShownTask', 'ShownResult', 'as_dict', 'check_reported', 'read_results', 'example_result',
+           'tidy', 'TableFacts', 'csv_digest', 'read_ledger', 'table_bytes', 'read_table', 'write_table', 'seal_tables',
            'broken_tables', 'update_file', 'read_rows', 'renewed', 'merge_rows', 'rounded', 'add_measurement',
            'shortened', 'write_results', 'merge_results', 'mean_and_spread', 'summary', 'learned', 'unlearned',
            'reading', 'gaps', 'cell_text', 'to_markdown', 'Markdown', 'short_summary', 'scenario_text',
-           'reported_tables', 'figures_folder']
+           'reported_tables', 'figures_folder', 'reported_files']
 
 # %% ../../nbs/runs/06_tables.ipynb #1ed14770
 class ShownScenario(msgspec.Struct):
@@ -595,3 +595,15 @@ def figures_folder(
     "Folder for the tables and figures of a profile."
     kind = {"ablation": "standard", "faithful": "standard"}.get(profile, profile.removeprefix("ablation-"))
     return Path(figures) if kind == "standard" else Path(figures) / kind
+
+# %% ../../nbs/runs/06_tables.ipynb #f00d1a01
+OWN_FOLDERS = ("first", "smoke", "quick", "paper")  # of profiles that are not reported
+
+
+def reported_files(
+    figures: str | Path,  # folder of reported results
+    pattern: str,  # of names, e.g. *.csv
+) -> list[Path]:  # sorted
+    "Files of the reported results: none of a small profile's folder, none that is being written."
+    own = lambda p: p.relative_to(figures).parts[0] in OWN_FOLDERS or ".executing" in p.parts
+    return sorted(p for p in Path(figures).rglob(pattern) if not own(p))
