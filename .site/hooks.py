@@ -49,7 +49,8 @@ def title_of(path: Path) -> str:
 def reported(pattern: str) -> list[Path]:
     "Files of figures/; not those that somebody's run of a small profile left there."
     own = {"first", "smoke", "quick", "paper", ".executing"}
-    return [p for p in FIGURES.rglob(pattern) if not own & set(p.relative_to(FIGURES).parts)]
+    found = FIGURES.rglob(pattern)
+    return [p for p in found if not own & set(p.relative_to(FIGURES).parts) and p.name != "report.html"]
 
 
 @cache

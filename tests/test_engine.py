@@ -319,5 +319,5 @@ def test_what_a_run_apart_raises_comes_back(tmp_path, monkeypatch):
 def test_a_folder_of_other_settings_is_refused_under_the_lock(tmp_path):
     cfg = config(tmp_path, method="fine-tuning")
     write_json(run_folder(cfg) / "settings.json", dict(method="joint"))
-    with pytest.raises(StateError, match="other settings, data"):
+    with pytest.raises(StateError, match="belongs to a run with other .*images"):
         run(cfg)

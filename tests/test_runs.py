@@ -542,7 +542,7 @@ def test_results_of_others_and_changed_results_are_refused(toy, tmp_path):
     settings = r.folder / "settings.json"
     path.unlink()
     write_json(settings, dict(read_json(settings), checksum="other data"))
-    with pytest.raises(StateError, match="other settings, data"):
+    with pytest.raises(StateError, match="belongs to a run with other images; choose another out"):
         run(tiny(tmp_path), toy())
 
 

@@ -249,7 +249,9 @@ def _(folder, what):
     load_carryover(path, rebuild)
 
 
-@fault("identity", "settings.json of {whose}", says="other settings, data", whose=("another seed", "other images"))
+@fault(
+    "identity", "settings.json of {whose}", says="belongs to a run with other", whose=("another seed", "other images")
+)
 def _(folder, whose):
     cfg, place, _whole = interrupted(folder)
     path = place / "settings.json"
