@@ -6,7 +6,7 @@
 from __future__ import annotations
 import ast, importlib.util, json, os, posixpath, re, shlex, shutil, socket, sys, tempfile, threading, time
 from collections import Counter
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -584,8 +584,9 @@ def reproduce(
         done = execute_all(todo, max(jobs, 1))
     except KeyboardInterrupt as e:
         said = stopped_text(configs)
-        if shown:
-            shown.finish(said)
+        with suppress(OSError):  # the page is a courtesy, the stop is not
+            if shown:
+                shown.finish(said)
         raise type(e)(said) from None
     return close(todo, failed, done, shown, time.time() - start, max(jobs, 1))
 
