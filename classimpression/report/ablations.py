@@ -116,7 +116,7 @@ def differences(
                     repeats=len(same),
                 )
             )
-    return pd.DataFrame(found).round(2)
+    return pd.DataFrame(found).round(6)  # whoever shows them rounds once
 
 # %% ../../nbs/report/06_ablations.ipynb #c67451df
 def variant_summary(
