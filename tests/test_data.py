@@ -673,6 +673,19 @@ print([m for m in heavy if m in sys.modules])
     assert out.returncode == 0 and out.stdout.strip() == "[]", out.stdout + out.stderr
 
 
+def test_no_module_brings_a_compiler():  # 70 MB of every run's memory, measured in `studies/peers`
+    code = """
+import importlib, pkgutil, sys
+import classimpression
+for m in pkgutil.walk_packages(classimpression.__path__, "classimpression."):
+    if not m.name.endswith("__main__"):
+        importlib.import_module(m.name)
+print("classimpression.studies.peers" in sys.modules, [m for m in ("triton", "sympy") if m in sys.modules])
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert out.returncode == 0 and out.stdout.strip() == "True []", out.stdout + out.stderr
+
+
 # ---------------------------------------------------------------- eight bits, and means of a million images
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 from ..carryover import Carryover, class_means
 from ..core.errors import check, check_number, progress
 from ..synthesis import Impressions, SynthesisConfig, descend, draw_group, keep_freed_memory, synthesize
@@ -414,6 +413,8 @@ def step_flops(
     batch: int,  # images
 ) -> int:  # operations of convolutions and matrix products
     "Floating-point operations of a step's passes."
+    from torch.utils.flop_counter import FlopCounterMode  # brings triton: 70 MB that no run takes
+
     known = f"no operations are counted for {row!r}; known: training step, inversion step"
     check(row in ("training step", "inversion step"), known)
     train, model = row == "training step", copy.deepcopy(case.carry.model)
