@@ -670,7 +670,8 @@ def listed(
     named = {k: f"{i.title}, {place(k, i)}" for k, i in SCENARIOS.items()}
     made = {k: "invented views of the heart, made by the package" for k in MADE if "phantom" in k}
     yours = {k: "your cine series: see `data index --help`" for k in MADE if k not in made}
-    return named | made | yours | {"folder:PATH": "your images, in PATH/train|val|test/CLASS"}
+    how = "your images, in PATH/train|val|test/CLASS; +resize64, +bits12, +grey, +patients and +mark may follow"
+    return named | made | yours | {"folder:PATH": how}
 
 # %% ../nbs/12_cli.ipynb #93e07624
 KINDS = ("methods", "scenarios", "experiments", "profiles")

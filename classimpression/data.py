@@ -195,7 +195,7 @@ def depth_of(
     """
     needed = max(8, int(high).bit_length())
     typed = declared or (16 if x.dtype.kind == "u" and x.dtype.itemsize == 2 else None)
-    fix = f"say how many bits they have: bits={needed} (--bits {needed})"
+    fix = f"say how many bits they have: bits={needed} (--bits {needed}, folder:PATH+bits{needed})"
     kinds = f"images must be uint8, uint16 or float in [0, 1], not {x.dtype}; convert them to uint8, or {fix}"
     check(typed or bits is not None, kinds, DataError)
     depth = typed if bits is None else bits

@@ -36,14 +36,14 @@ from .tasks import POOLS, SELECTIONS, Scenario, Task, from_arrays, from_splits, 
 _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits", "plan"]  # one address for the user
 
 # %% auto #0
-__all__ = ['LYING', 'STANDING', 'GREY', 'COLOUR', 'IMAGE_ENDINGS', 'SYSTEM', 'NOBODY', 'ONE_PERSON', 'NESTED', 'BLOOD', 'PATH',
-           'ORGANS', 'TISSUE', 'UNPROVED', 'LARGER', 'SCENARIOS', 'CITATION', 'MADE', 'UNPACKED_VARIABLE', 'LARGE',
-           'FOLDER', 'OWN', 'read_image', 'hidden', 'class_folders', 'inside', 'image_files', 'stacked', 'person',
-           'people', 'said', 'folder_split', 'nobody_twice', 'only_mixtures', 'from_folder', 'DatasetInfo',
-           'register_scenario', 'scenario_info', 'base_name', 'data_file', 'Rows', 'npy_shape', 'StoredSplit',
-           'stored_split', 'crc', 'unpacked', 'load_stored', 'array_bytes', 'placed', 'own_folder', 'make_scenario',
-           'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario',
-           'Task', 'from_arrays', 'from_splits', 'plan']
+__all__ = ['LYING', 'STANDING', 'GREY', 'COLOUR', 'IN_TERMINAL', 'ASK_SIZE', 'IMAGE_ENDINGS', 'SYSTEM', 'NOBODY', 'ONE_PERSON',
+           'NESTED', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'LARGER', 'SCENARIOS', 'CITATION', 'MADE',
+           'UNPACKED_VARIABLE', 'LARGE', 'FOLDER', 'OWN', 'WORDS', 'read_image', 'hidden', 'class_folders', 'inside',
+           'image_files', 'stacked', 'person', 'people', 'said', 'folder_split', 'nobody_twice', 'only_mixtures',
+           'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info', 'base_name', 'data_file', 'Rows',
+           'npy_shape', 'StoredSplit', 'stored_split', 'crc', 'unpacked', 'load_stored', 'array_bytes', 'placed',
+           'as_typed', 'own_folder', 'make_scenario', 'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows',
+           'make_mini', 'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
 
 # %% ../nbs/03_scenarios.ipynb #e8c6745a
 LYING, STANDING = "lie (wider than high)", "stand (higher than wide)"
@@ -72,6 +72,8 @@ def read_image(
         return np.asarray(im).reshape(im.height, im.width, channels)
 
 # %% ../nbs/03_scenarios.ipynb #2c694ff0
+IN_TERMINAL = "in a terminal folder:PATH"  # what the door to `from_folder` is called there, see `as_typed`
+ASK_SIZE = f"resize=... ({IN_TERMINAL}+resize64)"
 IMAGE_ENDINGS = set(".png .jpg .jpeg .jpe .jfif .bmp .tif .tiff .webp .ppm .pgm .pbm .gif .jp2".split())
 SYSTEM = {"__macosx", "thumbs.db", "desktop.ini", "lost+found", "$recycle.bin", "#recycle", "icon\r"}
 
@@ -136,13 +138,13 @@ def stacked(
 ) -> np.ndarray:  # uint8 [N, H, W, C]
     "Decode images of one size. Raises `DataError` for one that differs, and before the memory would not do."
     first = read_image(files[0], channels, resize, bits, Counter())
-    many = f"{len(files)} images take more than {MAX_BYTES:,.0f} bytes of memory; pass a smaller resize=..."
+    many = f"{len(files)} images take more than {MAX_BYTES:,.0f} bytes of memory; pass a smaller {ASK_SIZE}"
     check(first.size * len(files) <= MAX_BYTES, many, DataError)
     out = np.empty((len(files), *first.shape), np.uint8)
     for i, p in enumerate(files):
         x = read_image(p, channels, resize, bits, seen)
         sizes = f"{x.shape[1]}x{x.shape[0]}, not {first.shape[1]}x{first.shape[0]} pixels"
-        said = f"{p} has another size than {files[0]}: {sizes}; pass resize=... for images of different sizes"
+        said = f"{p} has another size than {files[0]}: {sizes}; images of different sizes need {ASK_SIZE}"
         check(x.shape == first.shape, said, DataError)
         out[i] = x
     return out
@@ -184,6 +186,7 @@ def said(seen: Counter) -> str:
 
 # %% ../nbs/03_scenarios.ipynb #2e25bda6
 NESTED = "in folders within a class; if these are patients, pass patients=True, so that none is in two splits"
+NESTED += f" ({IN_TERMINAL}+patients)"
 
 
 def folder_split(
@@ -624,9 +627,26 @@ def placed(
     there = path if path.is_absolute() or not root else Path(root).expanduser() / path
     return OWN + there.name, str(there.resolve().parent)
 
+# %% ../nbs/03_scenarios.ipynb #a5950996
+WORDS = {"grey": {"channels": 1}, "patients": {"patients": True}, "mark": {"overlap": "mark"}}
+
+
+def as_typed(
+    name: str,  # of a folder: cells+resize64+bits12+grey+patients+mark, all but the first in any order
+) -> tuple[str, dict]:  # the folder, and arguments of `from_folder`
+    "What stands behind a folder's name. Raises `ConfigError` for an unknown word."
+    folder, *words = name.split("+")
+    options = {}
+    for word in words:
+        number = re.fullmatch(r"(resize|bits)([1-9]\d*)", word)
+        known = f"+resize64, +bits12 (or other numbers), +grey, +patients and +mark may follow a folder, not +{word}"
+        check(number or word in WORDS, f"{known}, and there is no folder {name}")
+        options |= {number[1]: int(number[2])} if number else WORDS[word]
+    return folder, options
+
 # %% ../nbs/03_scenarios.ipynb #d3c25bc8
 def own_folder(
-    name: str,  # folder:PATH
+    name: str,  # folder:PATH, and what `as_typed` knows
     class_order: list[int] | None,
     sizes: list[int] | None,  # None: two at a time, the last three if their number is odd
     root: str | Path | None,  # where PATH starts
@@ -634,11 +654,14 @@ def own_folder(
 ) -> Scenario:
     "A scenario from PATH/train, PATH/val and PATH/test, each with a folder for every class."
     name, root = placed(name, root)
-    folder = Path(root or ".") / name.removeprefix(OWN)
+    folder, typed = Path(root or ".") / name.removeprefix(OWN), {}
+    if not folder.is_dir():  # a folder whose own name has a plus is that folder
+        stem, typed = as_typed(folder.name)
+        folder = folder.parent / stem
     n = len(class_folders(folder / "train")) if sizes is None else 0
     sizes = sizes or [2] * (n // 2 - n % 2) + [3] * (n % 2) if n != 1 else [1]
     more = dict(class_order=class_order, name=name, size=size)
-    return from_folder(folder, sizes, **{k: v for k, v in more.items() if v is not None})
+    return from_folder(folder, sizes, **typed, **{k: v for k, v in more.items() if v is not None})
 
 # %% ../nbs/03_scenarios.ipynb #772ed0ad
 def make_scenario(

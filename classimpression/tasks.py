@@ -387,7 +387,7 @@ def refuse_overlap(
     if overlap == "mark":
         return
     shared, n_test = made.shared_images, made.facts()["images"]["test"]
-    how = "split the images (by patient) first, or pass overlap='mark' to go on and have every result say so"
+    how = "split the images (by patient) first, or pass overlap='mark' (folder:PATH+mark): every result says so"
     for part, what in (("train", "training"), ("val", "validation")):
         n = shared[f"{part}, test"]
         said = f"{n} of {n_test} test images are {what} images too; {how}"

@@ -179,6 +179,17 @@ def test_a_folder_of_images_is_a_scenario(tmp_path, monkeypatch, capsys):
     assert result["metrics"]["final_accuracy"] == 100.0
     code, out, err = call(capsys, "reproduce", "foundation", "--scenario", f"folder:{tmp_path}/cells", "--plan")
     assert code == 0 and "3 runs,    0 finished" in out and "foundation/folder-cells" in out, err
+    Image.new("RGB", (40, 32)).save(tmp_path / "cells/train/kind0/0.png")  # another size
+    asked = ["run", "--profile", "smoke", "--method", "slda", "--scenario"]
+    code, out, err = call(capsys, *asked, "folder:cells")
+    assert code == 2 and "sizes need resize=... (in a terminal folder:PATH+resize64)" in err
+    code, out, err = call(capsys, *asked, "folder:cells+resize16+grey")
+    result = json.loads(Path(out.splitlines()[-1], "result.json").read_text())
+    assert code == 0 and (result["scenario"]["name"], result["scenario"]["channels"]) == (
+        "folder-cells+resize16+grey",
+        1,
+    )
+    assert call(capsys, *asked, "folder:cells+resize16+gray")[0] == 2
 
 
 def test_info_is_json_without_names(capsys):
