@@ -24,9 +24,9 @@ MAIN_RUNS = "main_table/runs.csv"  # in the folder of reported results
 
 # %% auto #0
 __all__ = ['MAIN_RUNS', 'CLAIM_COLUMNS', 'RULES', 'verdict', 'in_points', 'table_at', 'numbers_of', 'part_verdict', 'rivals_of',
-           'whole_verdict', 'corrected', 'claim_verdicts', 'target_name', 'mean_reached', 'share_reached',
-           'times_reached', 'difference_reached', 'target_verdict', 'tier_verdict', 'target_verdicts', 'wanted',
-           'found_runs', 'planned_runs', 'is_struck', 'inventory', 'struck_reasons']
+           'compared_rows', 'whole_verdict', 'corrected', 'claim_verdicts', 'target_name', 'mean_reached',
+           'share_reached', 'times_reached', 'difference_reached', 'target_verdict', 'tier_verdict', 'target_verdicts',
+           'wanted', 'found_runs', 'planned_runs', 'is_struck', 'inventory', 'struck_reasons']
 
 # %% ../../nbs/report/07_claims.ipynb #6ce926cd
 def verdict(
@@ -97,6 +97,22 @@ def rivals_of(
     rank = rows.groupby("method").tier.agg(lambda t: max(map(TIERS.index, t)))
     return rows[rows.method.map(rank <= rank[method]) & rows.data_free & (rows.method != method)]
 
+# %% ../../nbs/report/07_claims.ipynb #2fe0c409
+def compared_rows(
+    e: Experiment,  # that a claim names
+    methods: list[str],  # two names
+    main: DataFrame,  # rows of the main table, one scenario and profile
+    figures: str | Path,  # folder of reported results
+) -> tuple[DataFrame, str]:  # runs of both methods, and their figure
+    "The experiment's own runs if it has both methods, otherwise the main table's."
+    scenario, profile = main.scenario.iloc[0], main.profile.iloc[0]
+    own = None if e.name == "main_table" else table_at(Path(figures) / e.folder / "runs.csv")
+    if own is not None:
+        own = own[(own.scenario == scenario) & (own.profile == profile) & (own.protocol == "strict")]
+    if own is None or not set(methods) <= set(own.method):
+        return main, f"main_table/{scenario}_curves.png"
+    return own, f"{e.stem(scenario)}.png"
+
 # %% ../../nbs/report/07_claims.ipynb #c9840178
 def whole_verdict(
     claim: dict,  # experiment, method
@@ -111,9 +127,9 @@ def whole_verdict(
             continue
         best = rivals.groupby("method")[measure].mean().idxmax()
         compared = f"{title_of(mine)}, against: {title_of(best)} (best of {rivals.method.nunique()})"
-        figure = f"main_table/{scenario}_curves.png"
+        runs, figure = compared_rows(find_experiment(claim["experiment"]), [mine, best], rows, figures)
         about = dict(scenario=scenario, budget=profile, compared=compared, figure=figure)
-        found.append(about | numbers_of(rows, "method", mine, best, measure))
+        found.append(about | numbers_of(runs, "method", mine, best, measure))
     return found or [dict(compared=title_of(mine))]
 
 # %% ../../nbs/report/07_claims.ipynb #a1c0de07
