@@ -665,11 +665,12 @@ def own_folder(
 
 # %% ../nbs/03_scenarios.ipynb #772ed0ad
 def make_scenario(
-    name: str = "blood-mini",  # a name in SCENARIOS or MADE, or folder:PATH
+    name: str = "blood-mini",  # a name in SCENARIOS or MADE, one with more pixels (blood-224), or folder:PATH
     class_order: list[int] | None = None,  # original class numbers in order of arrival; None: 0, 1, 2, ...
-    sizes: list[int] | None = None,  # classes per task; None: the published ones
+    sizes: list[int] | None = None,  # classes per task; None: the published ones, see `own_folder` for yours
     root: str | Path | None = None,  # data folder; None: the environment variable
-    size: int | None = None,  # pad to this height and width; None: 32, or those of the file if it has more
+    size: int
+    | None = None,  # pad to this height and width; None: 32, or the file's if it has more (folders: as they are)
     verify: bool = True,  # False: take a file with another MD5 (its own MD5 is what results record)
 ) -> Scenario:
     "Make a named scenario. Raises `ConfigError` for the name or plan, `DataError` for a missing or wrong file."

@@ -43,7 +43,7 @@ class TrainConfig:
     head: str = "cosine"  # last layer: "cosine"; or "linear", with bias, to see what the normalisation is worth
     freeze_old: bool = True  # keep the old classes' weight vectors fixed?
     distillation: float = 5.0  # base weight of the feature distillation
-    classes_per_task: int | None = None  # in the weight of the distillation; None: as many as the task has
+    classes_per_task: int | None = None  # in the weight of the distillation; None: as the task has (runs: the usual)
     margin_weight: float = 1.0  # weight of the margin loss
     margin: float = 0.3  # gap that the margin loss asks for between old and new classes
     margin_k: int = 1  # new classes that the margin loss looks at, nearest first

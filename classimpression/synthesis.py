@@ -164,7 +164,7 @@ def published_synthesis(
     scenario: str,  # name of the scenario; "blood-mini" uses the values of "blood"
     task: int,  # index of the task about to be learned, 1 for the second
 ) -> dict:  # tv_weight and groups
-    "Published values; otherwise a tv_weight of 0.01 and the last number of groups."
+    "Published values; for other scenarios and later tasks a tv_weight of 0.01 and 16, 24, 30, 30, ... groups."
     check_number("task", task, 1, integer=True)
     row = PUBLISHED.get(scenario.removesuffix("-mini"), dict(tv_weight=(0.01,), groups=(16, 24, 30)))
     return dict(

@@ -208,7 +208,7 @@ def evaluate(
     n_classes: int,  # K
     device: str = "cpu",
 ):  # confusion matrix [K, K], numpy
-    "Confusion matrix of a model; the only reader of test images."
+    "Confusion matrix of a model: how runs read test images."
     return confusion_matrix(split.y.cpu().numpy(), predict(model, split, device=device).numpy(), n_classes)
 
 # %% ../nbs/11_training.ipynb #26de05a4
@@ -406,7 +406,7 @@ def class_impression_terms(
     only = task.labels if cfg.idc_classes == "pool" and cfg.pool in ("new-train", "new-val") else None
 
     def terms_of(centroids: Centroids, model: nn.Module, b: Batch) -> dict[str, Tensor]:
-        f = mixed_features(model, b, cfg.bn_statistics)
+        f = mixed_features(model, b, cfg.bn_statistics if task.n_old else "joint")
         s = cosines(model.head, f)
         logits = model.head.sigma * s if isinstance(model.head, CosineHead) else model.head(f)
         terms = {"cross_entropy": cn_cross_entropy(logits, b.y, w)}

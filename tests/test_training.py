@@ -13,7 +13,7 @@ from classimpression.core.seeding import generator
 from classimpression.losses import class_centroids, class_weights, cn_cross_entropy, distillation_loss
 from classimpression.losses import intra_domain_loss, margin_loss, update_centroids
 from classimpression.methods.registry import METHODS, find_method, joint, method
-from classimpression.models import build_classifier
+from classimpression.models import batch_norms, build_classifier
 from classimpression.settings import TrainConfig, epoch_rate, published_training
 from classimpression.synthesis import SynthesisConfig, synthesize
 from classimpression.training import Batch, TaskData, class_impression_terms, draw_epoch, epoch_batches, fit_task
@@ -212,6 +212,15 @@ def test_the_best_epoch_is_a_copy_and_not_the_last_model(toy, monkeypatch):
             return weights(fit_task(None, task, None, cfg)[0])
 
     assert trained(10.0, 90.0, 50.0, 40.0) == trained(10.0, 90.0) != trained(10.0)
+
+
+def test_the_first_task_has_no_old_statistics_to_freeze(toy):
+    def trained(kind):
+        with toy().training(0) as task:
+            return fit_task(None, task, None, replace(CFG, epochs=1, bn_statistics=kind))[0]
+
+    assert weights(trained("frozen")) == weights(trained("joint")) == weights(trained("separate"))
+    assert all(n.running_var.sub(1).abs().max() > 0 for n in batch_norms(trained("frozen")))  # they moved
 
 
 def test_sampling_with_replacement():

@@ -280,7 +280,8 @@ def check_same_making(
     profile: str,  # name
 ) -> str:  # how all these runs were made, in words
     "Raise `StateError` unless new runs and those of the table began alike."
-    old = rows_of(read_results(path), scenario, profile)
+    mine = lambda r: (r["scenario"]["name"], r["profile"].partition(",")[0]) == (scenario, profile)  # variants too
+    old = [r for r in read_results(path) if mine(r)]
     there, new = {making(r) for r in old}, {making(as_dict(r)) for r in results}
     words = {m: f"first weights by the rule {m[0]!r}, computed in {m[1]}" for m in there | new}
     check(
