@@ -24,9 +24,9 @@ MAIN_RUNS = "main_table/runs.csv"  # in the folder of reported results
 
 # %% auto #0
 __all__ = ['MAIN_RUNS', 'CLAIM_COLUMNS', 'RULES', 'verdict', 'in_points', 'table_at', 'numbers_of', 'part_verdict', 'rivals_of',
-           'compared_rows', 'whole_verdict', 'corrected', 'claim_verdicts', 'target_name', 'mean_reached',
-           'share_reached', 'times_reached', 'difference_reached', 'target_verdict', 'tier_verdict', 'target_verdicts',
-           'wanted', 'found_runs', 'planned_runs', 'is_struck', 'inventory', 'struck_reasons']
+           'common_repeats', 'compared_rows', 'whole_verdict', 'corrected', 'claim_verdicts', 'target_name',
+           'mean_reached', 'share_reached', 'times_reached', 'difference_reached', 'target_verdict', 'tier_verdict',
+           'target_verdicts', 'wanted', 'found_runs', 'planned_runs', 'is_struck', 'inventory', 'struck_reasons']
 
 # %% ../../nbs/report/07_claims.ipynb #6ce926cd
 def verdict(
@@ -97,21 +97,31 @@ def rivals_of(
     rank = rows.groupby("method").tier.agg(lambda t: max(map(TIERS.index, t)))
     return rows[rows.method.map(rank <= rank[method]) & rows.data_free & (rows.method != method)]
 
+# %% ../../nbs/report/07_claims.ipynb #14599252
+def common_repeats(
+    rows: DataFrame,  # of runs: method, seed, class_order
+    one: str,  # a method
+    other: str,  # another
+) -> int:
+    "How many repeats two methods have in common."
+    repeats = lambda m: set(zip(*(rows.loc[rows.method == m, k] for k in ("seed", "class_order"))))
+    return len(repeats(one) & repeats(other))
+
 # %% ../../nbs/report/07_claims.ipynb #2fe0c409
 def compared_rows(
     e: Experiment,  # that a claim names
     methods: list[str],  # two names
     main: DataFrame,  # rows of the main table, one scenario and profile
     figures: str | Path,  # folder of reported results
-) -> tuple[DataFrame, str]:  # runs of both methods, and their figure
-    "The experiment's own runs if it has both methods, otherwise the main table's."
+) -> tuple[DataFrame, dict]:  # runs of both methods; experiment and figure
+    "The experiment's own runs if it has both methods on as many repeats as the main table, otherwise the main table's."
     scenario, profile = main.scenario.iloc[0], main.profile.iloc[0]
     own = None if e.name == "main_table" else table_at(Path(figures) / e.folder / "runs.csv")
     if own is not None:
         own = own[(own.scenario == scenario) & (own.profile == profile) & (own.protocol == "strict")]
-    if own is None or not set(methods) <= set(own.method):
-        return main, f"main_table/{scenario}_curves.png"
-    return own, f"{e.stem(scenario)}.png"
+        if common_repeats(own, *methods) >= max(1, common_repeats(main, *methods)):
+            return own, dict(experiment=e.name, figure=f"{e.stem(scenario)}.png")
+    return main, dict(experiment="main_table", figure=f"main_table/{scenario}_curves.png")
 
 # %% ../../nbs/report/07_claims.ipynb #c9840178
 def whole_verdict(
@@ -125,10 +135,11 @@ def whole_verdict(
     for (scenario, profile), rows in strict.groupby(["scenario", "profile"]) if strict is not None else ():
         if mine not in set(rows.method) or (rivals := rivals_of(mine, rows)).empty:
             continue
-        best = rivals.groupby("method")[measure].mean().idxmax()
+        shared = rivals.method.map({m: common_repeats(rows, mine, m) for m in rivals.method.unique()})
+        best = rivals[shared == shared.max()].groupby("method")[measure].mean().idxmax()  # no lucky single run
         compared = f"{title_of(mine)}, against: {title_of(best)} (best of {rivals.method.nunique()})"
-        runs, figure = compared_rows(find_experiment(claim["experiment"]), [mine, best], rows, figures)
-        about = dict(scenario=scenario, budget=profile, compared=compared, figure=figure)
+        runs, source = compared_rows(find_experiment(claim["experiment"]), [mine, best], rows, figures)
+        about = dict(scenario=scenario, budget=profile, compared=compared) | source
         found.append(about | numbers_of(runs, "method", mine, best, measure))
     return found or [dict(compared=title_of(mine))]
 
@@ -309,7 +320,8 @@ def found_runs(
         mine = (t.experiment == e.name) & t.variant.isin(entry["variants"]) if e.table else True
         t = t[(t.scenario == entry["scenario"]) & (t.profile == entry["budget"]) & mine]
         return set(zip(t.method, t.variant if e.table else [""] * len(t), t.seed))
-    path = figures / f"{e.stem(entry['scenario'])}_runs.json"
+    ending = ".json" if e.name == "foundation" else "_runs.json"  # whose list is its whole result
+    path = figures / f"{e.stem(entry['scenario'])}{ending}"
     if not path.exists():
         return None
     return {(r["method"], "", r["seed"]) for r in read_results(path) if r["profile"] == entry["budget"]}

@@ -86,7 +86,7 @@ def merge_table(
 
 # %% ../../nbs/report/02_comparison.ipynb #60397017
 def merge_main(
-    path: str | Path,  # main_table.csv; made if it is missing
+    path: str | Path,  # runs.csv; made if it is missing
     frame: DataFrame,  # from `main_rows`
 ) -> DataFrame:  # all rows of the file as it is now
     "Add runs to the main table, in place of older runs of the same scenario, profile, protocol, method and repeat."

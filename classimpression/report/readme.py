@@ -166,7 +166,8 @@ def answer(
     q: dict,  # a question with its rows
 ) -> str:
     "A question, its table and its reading, in Markdown."
-    head = UNITS[q.get("kind", "difference")]
+    kinds = {row.get("kind", "difference") for row in q["rows"]}
+    head = UNITS[kinds.pop()] if len(kinds) == 1 else "points"
     lines = [f"| | {head} [95 %] | repeats | verdict | figure |", "| --- | --- | --- | --- | --- |"]
     for row in q["rows"]:
         kind, m = row.get("kind", "difference"), measured(figures, row)
@@ -379,7 +380,7 @@ def pretrained_table(
     "The block of methods on a public network's features, as its own page has it."
     path = Path(figures) / "pretrained" / "README.md"
     found = BLOCK.search(path.read_text(encoding="utf-8")) if path.exists() else None
-    told = "Images of 28 pixels, enlarged to 112; what carries more than a tenth of the images' bytes is a *reference*"
+    told = "Images of 28 pixels, enlarged to 112; a *reference* has over a tenth of the images' bytes in statistics"
     told += " ([targets, plan and runs](pretrained/README.md))."
     return ["## A public network's features, blood and organa", told, found[1].strip()] if found else []
 
