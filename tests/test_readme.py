@@ -149,6 +149,15 @@ def test_readings_are_short():
         assert len(q["reading"].split()) <= 60 and not any(numbers(t) for t in told), q["question"]
 
 
+def test_a_question_says_nothing_that_is_not_read(monkeypatch):  # "not" was: a mean counted as a repeat
+    from classimpression.report import readme
+
+    odd = dict(question="Why?", reading="So.", rows=[dict(name="a", what="b", of={})], **{"not": dict(repeat="mean")})
+    monkeypatch.setattr(readme, "page_texts", lambda: dict(questions=[odd]))
+    with pytest.raises(Exception, match=r"says \['not'\], which nothing reads"):
+        readme.questions()
+
+
 def dead_links(page: Path, texts: list[str]) -> list[tuple[str, str]]:
     found = [t for text in texts for t in LINK.findall(re.sub(r"```.*?```|`[^`\n]*`", " ", text, flags=re.S))]
     gone = [t for t in found if not (page.parent / unquote(t.partition("#")[0])).exists()]

@@ -21,15 +21,17 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 # %% auto #0
-__all__ = ['SHARED', 'NOTHING', 'UNITS', 'VALUE', 'ALWAYS', 'HOLDS', 'REPORTED', 'BLOCK', 'START', 'END', 'page_texts',
-           'questions', 'chosen', 'per_repeat', 'Measured', 'subtracted', 'measured', 'of_line', 'as_text', 'side',
-           'figure_of', 'answer', 'experiment_list', 'answers_text', 'told_by', 'campaign_values', 'command_minutes',
-           'pretrained_values', 'tour_values', 'fill_values', 'first_look', 'short_table', 'short_text',
-           'comparison_tables', 'foundation_tables', 'pretrained_table', 'tables_text', 'fill_block', 'filled_pages',
-           'fill_readme', 'fill_beside']
+__all__ = ['SHARED', 'ASKED', 'ROW', 'NOTHING', 'UNITS', 'VALUE', 'ALWAYS', 'HOLDS', 'REPORTED', 'BLOCK', 'START', 'END',
+           'page_texts', 'questions', 'chosen', 'per_repeat', 'Measured', 'subtracted', 'measured', 'of_line',
+           'as_text', 'side', 'figure_of', 'answer', 'experiment_list', 'answers_text', 'told_by', 'campaign_values',
+           'command_minutes', 'pretrained_values', 'tour_values', 'fill_values', 'first_look', 'short_table',
+           'short_text', 'comparison_tables', 'foundation_tables', 'pretrained_table', 'tables_text', 'fill_block',
+           'filled_pages', 'fill_readme', 'fill_beside']
 
 # %% ../../nbs/report/11_readme.ipynb #5b1e0a02
 SHARED = ("table", "measure", "kind", "value", "figure", "notebook")  # what rows take from their question
+ASKED = {*SHARED, "question", "reading", "rows", "same"}  # what a question may say
+ROW = {*SHARED, "name", "what", "same", "of", "minus", "minus_table", "minus_same", "minus_measure", "row"}  # and a row
 
 
 def page_texts() -> dict:  # about: head of the page of answers; tables: head of that of tables; questions
@@ -41,6 +43,8 @@ def questions() -> list[dict]:  # question, reading, rows; each row complete
     "What readers ask, and which rows of which tables answer it."
     listed = page_texts()["questions"]
     for q in listed:
+        unknown = set(q) - ASKED | {k for row in q["rows"] for k in set(row) - ROW}
+        check(not unknown, f"assets/questions.json says {sorted(unknown)}, which nothing reads: {q['question']}")
         for i, row in enumerate(q["rows"]):
             given = {k: q[k] for k in SHARED if k in q}
             q["rows"][i] = given | row | {"same": q.get("same", {}) | row.get("same", {})}
