@@ -5,6 +5,7 @@
 # %% ../nbs/06_carryover.ipynb #c120da39
 from __future__ import annotations
 import hashlib, json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Callable, Iterator, Literal
@@ -320,6 +321,8 @@ def save_tensors(
 ) -> Path:
     "Write tensors and facts to one safetensors file, atomically."
     flat, meta = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, json.loads(json.dumps(meta))
+    places = Counter(v.untyped_storage().data_ptr() for v in flat.values())
+    flat = {k: v.clone() if places[v.untyped_storage().data_ptr()] > 1 else v for k, v in flat.items()}  # apart
     return write_bytes(path, tensors_to_bytes(flat, {FORMAT: json.dumps(meta | {DIGEST: content_digest(flat, meta)})}))
 
 # %% ../nbs/06_carryover.ipynb #800d2853

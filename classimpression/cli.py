@@ -413,9 +413,13 @@ def tune_some(
     "Choose hyper-parameters of some methods on validation images of an unreported class order."
     from classimpression.runs.tuning import tune
 
-    chosen = tune(args.methods, args.path, args.jobs, scenario=args.scenario, root=args.root, out=args.out)
+    from classimpression.scenarios import base_name, placed
+
+    name, root = placed(args.scenario, args.root)
+    chosen = tune(args.methods, args.path, args.jobs, scenario=name, root=root, out=args.out)
     for m in args.methods:
-        print(m, chosen[m]["options"], max(t["balanced_accuracy"] for t in chosen[m]["trials"]))
+        found = chosen[m].get("scenarios", {}).get(base_name(name), chosen[m])
+        print(m, found["options"], max(t["balanced_accuracy"] for t in found["trials"]))
     return 0
 
 # %% ../nbs/12_cli.ipynb #4946f177
@@ -582,7 +586,7 @@ def recommend_some(
     scenario = make_scenario(name, root=root)
     train = scenario.joint(len(scenario.sizes) - 1, reference=True)
     limits = dict(tier=args.tier, real_images=args.real_images, outside=args.outside, minutes=args.minutes)
-    how = dict(n_folds=args.folds, profile=args.profile, seed=args.seed)
+    how = dict(n_folds=args.folds, profile=args.profile, seed=args.seed, patients=train.patient)
     print(recommend(train.x, train.y, scenario.sizes, **limits, **how))
     return 0
 

@@ -25,8 +25,9 @@ def register_head(
     "Decorator for a module that maps features [N, D] to scores [N, K] and names its structure in `spec`."
 
     def register(cls: type[nn.Module]) -> type[nn.Module]:
-        same = HEADS.setdefault(kind, cls).__qualname__ == cls.__qualname__
-        check(same, f"a head named {kind!r} exists already; choose another name")
+        place, old = lambda c: (c.__module__, c.__qualname__), HEADS.get(kind, cls)
+        check(place(old) == place(cls), f"a head named {kind!r} exists already; choose another name")
+        HEADS[kind] = cls  # a cell that runs again brings its newer one
         return cls
 
     return register

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import io, mmap, os, re, shutil, tempfile, unicodedata, warnings, zipfile, zlib
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from .core.errors import DataError, StateError, as_seen, check, check_apart, nearest
+from .core.errors import DataError, StateError, as_seen, check, check_apart, check_name, nearest
 from .core.files import write_bytes, write_json
 from .core.provenance import digest, package_folder
 from .core.seeding import generator
@@ -39,11 +40,12 @@ _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits"
 __all__ = ['LYING', 'STANDING', 'GREY', 'COLOUR', 'IN_TERMINAL', 'ASK_SIZE', 'IMAGE_ENDINGS', 'SYSTEM', 'NOBODY', 'ONE_PERSON',
            'NESTED', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'LARGER', 'SCENARIOS', 'CITATION', 'MADE',
            'UNPACKED_VARIABLE', 'LARGE', 'FOLDER', 'OWN', 'WORDS', 'read_image', 'hidden', 'class_folders', 'inside',
-           'image_files', 'stacked', 'person', 'people', 'said', 'folder_split', 'nobody_twice', 'only_mixtures',
-           'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info', 'base_name', 'data_file', 'Rows',
-           'npy_shape', 'StoredSplit', 'stored_split', 'crc', 'unpacked', 'load_stored', 'array_bytes', 'placed',
-           'as_typed', 'own_folder', 'make_scenario', 'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows',
-           'make_mini', 'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
+           'image_files', 'stacked', 'person', 'people', 'said', 'numbered', 'folder_split', 'nobody_twice',
+           'only_mixtures', 'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info', 'base_name',
+           'data_file', 'Rows', 'npy_shape', 'StoredSplit', 'stored_split', 'crc', 'unpacked', 'load_stored',
+           'array_bytes', 'placed', 'typed_options', 'is_own', 'folder_in', 'two_at_a_time', 'own_sizes', 'own_folder',
+           'make_scenario', 'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows', 'make_mini', 'POOLS',
+           'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
 
 # %% ../nbs/03_scenarios.ipynb #e8c6745a
 LYING, STANDING = "lie (wider than high)", "stand (higher than wide)"
@@ -72,7 +74,7 @@ def read_image(
         return np.asarray(im).reshape(im.height, im.width, channels)
 
 # %% ../nbs/03_scenarios.ipynb #2c694ff0
-IN_TERMINAL = "in a terminal folder:PATH"  # what the door to `from_folder` is called there, see `as_typed`
+IN_TERMINAL = "in a terminal folder:PATH"  # what the door to `from_folder` is called there, see `typed_options`
 ASK_SIZE = f"resize=... ({IN_TERMINAL}+resize64)"
 IMAGE_ENDINGS = set(".png .jpg .jpeg .jpe .jfif .bmp .tif .tiff .webp .ppm .pgm .pbm .gif .jp2".split())
 SYSTEM = {"__macosx", "thumbs.db", "desktop.ini", "lost+found", "$recycle.bin", "#recycle", "icon\r"}
@@ -184,6 +186,15 @@ def said(seen: Counter) -> str:
     "Counts in words."
     return "; ".join(f"{n} {what}" for what, n in sorted(seen.items()) if n)
 
+# %% ../nbs/03_scenarios.ipynb #52eef297
+def numbered(
+    made: dict[str, tuple[Split, list[str]]],  # split -> images, and whose they are
+) -> dict[str, tuple[Split, list[str]]]:  # patients numbered over all splits
+    "One number for each patient, whichever split they are in."
+    number = {w: i for i, w in enumerate(dict.fromkeys(w for _, who in made.values() for w in who))}
+    count = lambda who: torch.tensor([number[w] for w in who]) if who else None
+    return {p: (replace(s, patient=count(who)), who) for p, (s, who) in made.items()}
+
 # %% ../nbs/03_scenarios.ipynb #2e25bda6
 NESTED = "in folders within a class; if these are patients, pass patients=True, so that none is in two splits"
 NESTED += f" ({IN_TERMINAL}+patients)"
@@ -210,8 +221,7 @@ def folder_split(
     who = people([f[:2] for f in files], seen) if patients else []
     x = stacked([p for p, _, _ in files], channels, resize, bits, seen)
     split = as_split(x, [c for _, _, c in files], layout="NHWC")
-    number = {w: i for i, w in enumerate(dict.fromkeys(who))}
-    return Split(split.x, split.y, torch.tensor([number[w] for w in who]) if who else None), who
+    return numbered({"": (split, who)})[""]
 
 # %% ../nbs/03_scenarios.ipynb #04c12191
 def nobody_twice(
@@ -251,6 +261,7 @@ def from_folder(
     seen = {p: Counter() for p in PARTS}
     made = {p: folder_split(root / p, names, channels, resize, bits, patients, seen[p]) for p in PARTS}
     nobody_twice({p: who for p, (_, who) in made.items()})
+    made = numbered(made)
     only_mixtures(list(seen.values()))
     if words := [f"{p}: {w}" for p in PARTS if (w := said(seen[p]))]:
         warnings.warn(f"images of {root}: {'. '.join(words)}", stacklevel=2)
@@ -577,7 +588,8 @@ def unpacked(
     except OSError as e:
         raise DataError(f"cannot unpack {key} of {path.name} in {folder}: {e.strerror or e}. {how}") from e
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that is read-only refuses to delete what is not there
+            part.unlink()
     return target
 
 # %% ../nbs/03_scenarios.ipynb #9af1a0eb
@@ -625,41 +637,70 @@ def placed(
     if not name.startswith(FOLDER) or not (path := Path(name.removeprefix(FOLDER)).expanduser()).name:
         return name, root
     there = path if path.is_absolute() or not root else Path(root).expanduser() / path
-    return OWN + there.name, str(there.resolve().parent)
+    return OWN + there.name, str(there.parent.resolve())  # a link keeps its own name
 
 # %% ../nbs/03_scenarios.ipynb #a5950996
 WORDS = {"grey": {"channels": 1}, "patients": {"patients": True}, "mark": {"overlap": "mark"}}
 
 
-def as_typed(
-    name: str,  # of a folder: cells+resize64+bits12+grey+patients+mark, all but the first in any order
-) -> tuple[str, dict]:  # the folder, and arguments of `from_folder`
+def typed_options(
+    words: list[str],  # resize64, bits12, grey, patients, mark
+) -> dict:  # arguments of `from_folder`
     "What stands behind a folder's name. Raises `ConfigError` for an unknown word."
-    folder, *words = name.split("+")
     options = {}
     for word in words:
         number = re.fullmatch(r"(resize|bits)([1-9]\d*)", word)
-        known = f"+resize64, +bits12 (or other numbers), +grey, +patients and +mark may follow a folder, not +{word}"
-        check(number or word in WORDS, f"{known}, and there is no folder {name}")
+        known = "+resize64, +bits12 (or other numbers), +grey, +patients and +mark may follow a folder's name"
+        check(number or word in WORDS, f"{known}, not +{word}")
         options |= {number[1]: int(number[2])} if number else WORDS[word]
-    return folder, options
+    return options
+
+# %% ../nbs/03_scenarios.ipynb #94e48d8c
+def is_own(name: str) -> bool:  # of a scenario
+    "Does it stand for a folder of the user's own images?"
+    return name.startswith((FOLDER, OWN))
+
+# %% ../nbs/03_scenarios.ipynb #d99e63a4
+def folder_in(
+    name: str,  # folder:PATH+WORDS, or as settings keep it
+    root: str | Path | None = None,  # where PATH starts
+) -> tuple[Path, dict]:  # the folder, and arguments of `from_folder`
+    "The longest name that is a folder, and the words behind it."
+    name, root = placed(name, root)
+    folder, words = Path(root or ".") / name.removeprefix(OWN), []
+    while not folder.is_dir() and folder.name.rpartition("+")[0]:
+        stem, _, word = folder.name.rpartition("+")
+        folder, words = folder.with_name(stem), [word, *words]
+    return folder, typed_options(words)
+
+# %% ../nbs/03_scenarios.ipynb #1b3c0394
+def two_at_a_time(
+    n: int,  # classes
+) -> list[int]:  # classes per task
+    "Two a task; the last task has three if their number is odd."
+    check(n > 0, "there is no class; put the images of each into a folder of its own", DataError)
+    return [2] * (n // 2 - n % 2) + [3] * (n % 2) if n > 1 else [1]
+
+# %% ../nbs/03_scenarios.ipynb #9fa0f051
+def own_sizes(
+    name: str,  # folder:PATH
+    root: str | Path | None = None,  # where PATH starts
+) -> list[int]:  # classes per task if nobody says
+    "Task sizes of a folder, by its names alone: no image is opened."
+    return two_at_a_time(len(class_folders(folder_in(name, root)[0] / "train")))
 
 # %% ../nbs/03_scenarios.ipynb #d3c25bc8
 def own_folder(
-    name: str,  # folder:PATH, and what `as_typed` knows
+    name: str,  # folder:PATH, and what `typed_options` knows
     class_order: list[int] | None,
     sizes: list[int] | None,  # None: two at a time, the last three if their number is odd
     root: str | Path | None,  # where PATH starts
     size: int | None,
 ) -> Scenario:
     "A scenario from PATH/train, PATH/val and PATH/test, each with a folder for every class."
-    name, root = placed(name, root)
-    folder, typed = Path(root or ".") / name.removeprefix(OWN), {}
-    if not folder.is_dir():  # a folder whose own name has a plus is that folder
-        stem, typed = as_typed(folder.name)
-        folder = folder.parent / stem
-    n = len(class_folders(folder / "train")) if sizes is None else 0
-    sizes = sizes or [2] * (n // 2 - n % 2) + [3] * (n % 2) if n != 1 else [1]
+    folder, typed = folder_in(name, root)
+    sizes, name = sizes or own_sizes(name, root), placed(name, root)[0]
+    check_name("a scenario's name, made of the folder's (rename that, or link to it),", name)
     more = dict(class_order=class_order, name=name, size=size)
     return from_folder(folder, sizes, **typed, **{k: v for k, v in more.items() if v is not None})
 
@@ -676,7 +717,7 @@ def make_scenario(
     "Make a named scenario. Raises `ConfigError` for the name or plan, `DataError` for a missing or wrong file."
     if isinstance(name, str) and name in MADE:
         return MADE[name](name, class_order, sizes, root, size, verify)
-    if isinstance(name, str) and name.startswith((FOLDER, OWN)):
+    if isinstance(name, str) and is_own(name):
         return own_folder(name, class_order, sizes, root, size)
     info = scenario_info(name)
     order, sizes = plan(info.n_classes, class_order, info.sizes if sizes is None else sizes)

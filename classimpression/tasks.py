@@ -22,8 +22,8 @@ from .data import PARTS, Split, as_labels, as_split
 
 # %% auto #0
 __all__ = ['IN_TRAINING', 'POOLS', 'SELECTIONS', 'MOST_SHARED', 'total', 'plan', 'Gate', 'training', 'what_is_seen', 'Task',
-           'Store', 'image_keys', 'keys_of', 'shared_images', 'TaskSequence', 'Scenario', 'check_splits', 'overlaps',
-           'refuse_overlap', 'from_splits', 'from_arrays']
+           'Store', 'image_keys', 'keys_of', 'shared_images', 'TaskSequence', 'Scenario', 'check_patients',
+           'check_splits', 'overlaps', 'refuse_overlap', 'from_splits', 'from_arrays']
 
 # %% ../nbs/02_tasks.ipynb #1b76c2e8
 def total(
@@ -263,7 +263,11 @@ class TaskSequence:
         self.name, self.checksum = name, checksum
         self.class_order, self.sizes, self.class_names = class_order, sizes, class_names
         _, self.channels, h, w = splits["train"].x.shape
-        check(size is not None or h == w, f"images of {h}x{w} pixels: pass size=... to pad them to a square", DataError)
+        check(
+            size is not None or h == w,
+            f"images of {h}x{w} pixels: pass size=... to pad them to a square (folder:PATH+resize64)",
+            DataError,
+        )
         self.size, self.image_bytes = h if size is None else size, image_bytes or self.channels * h * w
         for s in splits.values():
             s.take([0]).padded(self.size)  # raises if they do not fit
@@ -347,6 +351,16 @@ class Scenario(TaskSequence):
         "The same tasks, evaluated on validation images: for choosing hyper-parameters without touching test images."
         return self.again(test=self._store.splits["val"])
 
+# %% ../nbs/02_tasks.ipynb #3c1184ad
+def check_patients(
+    patients: dict[str, Tensor],  # split -> whose its images are, int64 [N]
+) -> None:
+    "Raises `DataError` if a patient is in two splits."
+    for (a, u), (b, v) in combinations(patients.items(), 2):
+        n = int(torch.isin(u.unique(), v.unique()).sum())
+        how = "a patient's images belong together, and numbers count over all splits"
+        check(not n, f"{n} patients are in {a} and in {b}; {how}", DataError)
+
 # %% ../nbs/02_tasks.ipynb #01000090
 def check_splits(
     splits: dict[str, Split],  # labels are original class numbers
@@ -363,6 +377,7 @@ def check_splits(
         empty = (s.counts(len(names)) == 0).nonzero()[:, 0].tolist()
         lost = f"no image of {[names[c] for c in empty]} (class {empty}) in the {part} split"
         check(not empty, f"{lost}; every class of a task needs some", DataError)
+    check_patients({p: s.patient for p, s in splits.items() if s.patient is not None})
 
 # %% ../nbs/02_tasks.ipynb #81e4d789
 MOST_SHARED = 0.01  # of the test images
@@ -427,13 +442,14 @@ def from_arrays(
     test: tuple,
     sizes: list[int],  # classes per task
     layout: str = "NHWC",  # order of the axes: NHWC, NCHW or NHW (grey)
+    bits: int | None = None,  # how many bits the numbers have, where their type does not tell: see `as_bytes`
     **more,  # class_order, name, class_names, size: see `from_splits`
 ) -> Scenario:
     "Make a scenario from arrays."
     for name, pair in zip(PARTS, (train, val, test)):
         fits = isinstance(pair, (tuple, list)) and len(pair) == 2
         check(fits, f"{name} must be a pair of images and labels, not {type(pair).__name__}", DataError)
-    splits = [as_split(*pair, layout=layout) for pair in (train, val, test)]
+    splits = [as_split(*pair, layout=layout, bits=bits) for pair in (train, val, test)]
     n, n_sizes = len(torch.cat([s.y for s in splits]).unique()), total(sizes)
     check(n == n_sizes, f"sizes {list(sizes)} add up to {n_sizes}, but the labels name {n} classes")
     for s in splits:

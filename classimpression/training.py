@@ -28,8 +28,8 @@ from .tasks import Task
 # %% auto #0
 __all__ = ['Terms', 'draw_epoch', 'Batch', 'teacher_features', 'TaskData', 'seen_by_teacher', 'epoch_batches', 'first_model',
            'start_model', 'History', 'predict', 'evaluate', 'accuracy', 'Callback', 'listening', 'tell', 'train_step',
-           'train_epoch', 'optimiser', 'train', 'mixed_features', 'pool_scores', 'unlabelled_scores', 'Centroids',
-           'class_impression_terms', 'term_weights_of', 'fit_task']
+           'takes_one_image', 'joined', 'without_single', 'train_epoch', 'optimiser', 'train', 'mixed_features',
+           'pool_scores', 'unlabelled_scores', 'Centroids', 'class_impression_terms', 'term_weights_of', 'fit_task']
 
 # %% ../nbs/11_training.ipynb #6f0dfb80
 def draw_epoch(
@@ -289,6 +289,47 @@ def train_step(
     sgd.step()
     return {k: v.detach() for k, v in terms.items()}
 
+# %% ../nbs/11_training.ipynb #2749066e
+def takes_one_image(
+    model: nn.Module,  # in training mode
+    x: Tensor,  # one image [1, C, H, W]
+) -> bool:
+    "Can the model train on a batch of one?"
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), frozen_statistics(model):
+            getattr(model, "features", model)(x)
+    except ValueError:  # "Expected more than 1 value per channel when training"
+        return False
+    return True
+
+# %% ../nbs/11_training.ipynb #72041f1d
+def joined(
+    a: Batch,  # a batch
+    b: Batch,  # the next one
+) -> Batch:  # both, real images first
+    "Two batches as one."
+    i, j = (len(c.x) if c.n_real is None else c.n_real for c in (a, b))
+    both = lambda u, v: None if u is None else torch.cat([u[:i], v[:j], u[i:], v[j:]])
+    n_real = None if a.n_real is None else i + j
+    pool = None if a.pool is None else torch.cat([a.pool, b.pool])
+    return Batch(both(a.x, b.x), both(a.y, b.y), both(a.old, b.old), pool, n_real)
+
+# %% ../nbs/11_training.ipynb #ca8b6f67
+def without_single(
+    found: Iterable[Batch],  # the epoch's batches
+    model: nn.Module,  # that trains on them
+) -> Iterator[Batch]:
+    "The batches, a last one of one image joined to the one before where the model cannot train on it."
+    held = None
+    for b in found:
+        if held is not None and len(b.x) == 1 < len(held.x) and not takes_one_image(model, b.x):
+            held, b = None, joined(held, b)
+        if held is not None:
+            yield held
+        held = b
+    if held is not None:
+        yield held
+
 # %% ../nbs/11_training.ipynb #4a7cc33e
 def train_epoch(
     model: nn.Module,  # in training mode; changed in place
@@ -300,7 +341,7 @@ def train_epoch(
 ) -> dict[str, float]:  # mean of each unweighted term
     "One pass over the batches. Raises `StateError` for a mean that is not finite."
     sums, n = {}, 0
-    for batch in found:
+    for batch in without_single(found, model):
         n += 1
         for k, v in train_step(model, batch, terms_of, weights, sgd, dtype).items():
             sums[k] = sums.get(k, 0.0) + v

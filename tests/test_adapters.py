@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import nn
 from test_methods import EXPECTED, TINY
 
 from classimpression.methods.statistical import NearestMean, Ridge, StreamingLDA
@@ -172,3 +173,36 @@ def test_impressions_from_networks_of_others(build):
     assert len(batch_norms(carry.model)) == len(batch_norms(net)) and all(
         torch.equal(a, b) for a, b in zip(before, net.state_dict().values())
     )
+
+
+def test_an_adopted_network_can_be_saved(tmp_path):  # its normalisation layers are named twice
+    from classimpression.carryover import load_carryover, save_carryover
+
+    net = lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    carry = adopt(net().eval(), 16)
+    save_carryover(tmp_path / "c.safetensors", carry, {})
+    again, _ = load_carryover(tmp_path / "c.safetensors", lambda facts: adopt(net().eval(), 16).model)
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(again.model(x), carry.model(x))
+
+
+def test_recommendations_keep_a_patient_in_one_fold(monkeypatch):
+    from classimpression.adapters import recommend as module
+
+    seen = []
+    monkeypatch.setattr(
+        module,
+        "try_candidate",
+        lambda c, data, sizes, fold, *a: (
+            seen.append(fold) or dict(balanced=50.0, worst_class=40.0, MB=1.0, tier="M1", seconds=1.0)
+        ),
+    )
+    x, y = torch.zeros(24, 3, 8, 8, dtype=torch.uint8), np.arange(24) % 3
+    whose = np.arange(24) // 3 // 2  # four patients with six images of all classes
+    module.recommend(x, y, sizes=np.array([2, 1]), tier="M1", outside=False, patients=whose)
+    assert len(seen) >= 2 and not any(set(whose[a]) & set(whose[b]) for a, b, _ in seen)
+    seen.clear()
+    module.recommend(x, y, tier="M1", outside=False)
+    assert any(set(whose[a]) & set(whose[b]) for a, b, _ in seen)  # nobody said whose they are

@@ -2,6 +2,7 @@
 network, no pickle.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -26,10 +27,11 @@ from classimpression.data import file_md5
 from classimpression.core.provenance import package_folder
 from classimpression.core.seeding import generator
 from classimpression.data import DATA_VARIABLE, PARTS, as_bytes, as_split, augment, batches, data_root, load_medmnist
-from classimpression.data import read_npz
+from classimpression.data import Split, read_npz
 from classimpression.runs.configs import reported_repeats
 from classimpression.scenarios import LARGER, SCENARIOS, download, from_arrays, from_folder, list_data, make_mini
 from classimpression.scenarios import make_scenario, npz_bytes, scenario_info
+from classimpression.tasks import from_splits
 
 KEYS = [f"{p}_{k}" for p in ("train", "val", "test") for k in ("images", "labels")]
 
@@ -741,3 +743,38 @@ def test_means_are_taken_in_pieces():
     assert torch.allclose(means, slow, atol=1e-6) and torch.allclose(class_means(Split(x, y), [0, 1]), slow, atol=1e-6)
     assert grown[0] < 8e7, f"{grown[0]:,} bytes"  # in one piece: 150 MB
     assert torch.equal(mean_of(x[:9], y[:9] == 0), mean_of(x[:9], y[:9] == 0, most=10**9))
+
+
+def test_arrays_of_twelve_bits_say_so():
+    from classimpression.adapters.estimator import IncrementalClassifier
+
+    x = np.uint16(np.random.default_rng(0).integers(0, 4096, (12, 32, 32)))
+    pair = (x, np.arange(12) % 2)
+    with pytest.raises(DataError, match="bits=12"):
+        from_arrays(pair, pair, pair, sizes=[2], layout="NHW", overlap="mark")
+    scenario = from_arrays(pair, pair, pair, sizes=[2], layout="NHW", overlap="mark", bits=12)
+    assert scenario.tasks[0].val.x.max() > 200
+    assert IncrementalClassifier("ncm", layout="NHW", bits=12).as_images(x).max() > 200
+    with pytest.raises(DataError, match="bits=12"):
+        IncrementalClassifier("ncm", layout="NHW").as_images(x)
+
+
+def test_one_patient_is_in_one_split():
+    x = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 1, 4, 4).contiguous()
+    part = lambda rows, who: Split(x[rows], torch.tensor([0, 1]), torch.tensor(who))
+    own = from_splits(part([0, 1], [0, 1]), part([2, 3], [2, 3]), part([4, 5], [4, 4]), sizes=[2])
+    assert own.tasks[0].n_seen == 2
+    with pytest.raises(DataError, match="1 patients are in train and in test"):
+        from_splits(part([0, 1], [0, 1]), part([2, 3], [2, 3]), part([4, 5], [1, 4]), sizes=[2])
+
+
+def test_a_read_only_disk_is_said_to_be_one(tmp_path, monkeypatch):
+    from classimpression.core.files import write_bytes
+
+    def refused(*args, **kw):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refused)  # as such a disk does even for a file that is not there
+    monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(StateError, match="Read-only file system. Free some space or choose another"):
+        write_bytes(tmp_path / "a.json", b"{}")

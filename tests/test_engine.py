@@ -20,7 +20,7 @@ from classimpression.core.errors import StateError
 from classimpression.core.files import read_json, write_json
 from classimpression.runs.engine import run_all, run_apart
 from classimpression.runs.run_store import finished_run, run_lock, run_folder
-from classimpression.runs.runner import profile_config, run
+from classimpression.runs.runner import RunConfig, profile_config, run
 
 pytest.importorskip("distributed")
 RUN = dict(profile="smoke", method="class-impression", until=3)
@@ -321,3 +321,34 @@ def test_a_folder_of_other_settings_is_refused_under_the_lock(tmp_path):
     write_json(run_folder(cfg) / "settings.json", dict(method="joint"))
     with pytest.raises(StateError, match="belongs to a run with other .*images"):
         run(cfg)
+
+
+def test_tasks_of_an_own_folder_are_counted_without_opening_it(tmp_path, monkeypatch):
+    from classimpression.runs import engine
+
+    for kind in range(5):
+        (tmp_path / "cells" / "train" / f"kind{kind}").mkdir(parents=True)
+    monkeypatch.setattr(engine, "make_scenario", lambda *a, **k: 1 / 0)
+    assert engine.task_count(RunConfig(scenario="folder-cells", root=str(tmp_path))) == 2
+
+
+def test_a_search_does_not_take_the_trials_of_another(tmp_path):
+    from classimpression.runs.tuning import add_choice, chosen_before, one_trial, search_file, trial_configs
+
+    plan = dict(scenario="organa", seeds=[1, 2], profile="tune")
+    path = search_file(tmp_path / "tuned.json", "lwf")
+    write_json(path, dict(trials=[dict(options={})], scenario="blood-mini", seed=[1, 2], profile="tune"))
+    with pytest.raises(StateError, match="trials of another search, with {'scenario': 'blood-mini'}"):
+        one_trial("lwf", {}, plan, path)
+    write_json(path, dict(trials=[dict(options={}, ours=1)], scenario="organa", seed=[1, 2], profile="tune"))
+    assert one_trial("lwf", {}, plan, path)["ours"] == 1
+    choice = lambda n: dict(scenario="blood", options=dict(n=n), trials=[])
+    for name in ("lwf", "ewc"):
+        add_choice(tmp_path / "tuned.json", name, choice(name))
+    assert {k: v["options"]["n"] for k, v in chosen_before(tmp_path / "tuned.json").items()} == dict(
+        lwf="lwf", ewc="ewc"
+    )
+    for kind in range(3):
+        (tmp_path / "cells" / "train" / f"kind{kind}").mkdir(parents=True)
+    own = trial_configs("joint", "folder-cells", root=str(tmp_path))  # images of one's own have no committed repeat
+    assert (own[0].seed, own[0].class_order, own[0].sizes) == (1001, None, [3])

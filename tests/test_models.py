@@ -129,3 +129,22 @@ def test_continual_network_is_built_again_from_its_file():
     again.load_state_dict(model.state_dict())
     x = torch.rand(2, 1, 28, 28)
     assert torch.equal(again.eval()(x), model(x)) and isinstance(again.backbone.stem[1][0], torch.nn.GroupNorm)
+
+
+def test_a_head_that_is_defined_again_is_the_newer_one():
+    from classimpression.heads import HEADS, register_head
+
+    def define(number):
+        @register_head("test-again")
+        class Again(torch.nn.Module):
+            version = number
+
+        return Again
+
+    try:
+        _, newer = define(1), define(2)
+        assert HEADS["test-again"] is newer and newer.version == 2
+        with pytest.raises(ConfigError, match="exists already"):
+            register_head("cosine")(torch.nn.Identity)
+    finally:
+        HEADS.pop("test-again", None)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from classimpression.core.provenance import module_files, package_folder
 from classimpression.methods.registry import METHODS, method
 from classimpression.models import NETWORKS, SmallNet, register_network
 from classimpression.runs.runner import RunConfig, RunResult, prepare, profile, profile_config, run, run_folder
+from classimpression.runs.tables import merge_results
 from classimpression.synthesis import synthesis_preset
 from classimpression.tasks import from_arrays
 from classimpression.training import fit_task
@@ -382,7 +384,7 @@ def test_bad_settings(bad, tmp_path):
     assert (
         name in str(e.value)
         or name.startswith("synthesis_")
-        and f"synthesis settings (synthesis_... or a_...): {name.removeprefix('synthesis_')}" in str(e.value)
+        and f"synthesis settings (synthesis_... or ..._weight): {name.removeprefix('synthesis_')}" in str(e.value)
     )
     assert not list(tmp_path.iterdir())
 
@@ -632,3 +634,35 @@ def test_threads_are_restored_and_global_state_is_untouched(toy, tmp_path):
 
 def test_errors_are_one_family():
     assert all(issubclass(e, ClassImpressionError) for e in (ConfigError, DataError, StateError))
+
+
+def test_auto_is_a_device_and_not_the_name_of_one():
+    assert RunConfig(device="auto").device in ("cpu", "cuda", "mps")
+
+
+def test_the_margin_of_options_is_checked_before_work(toy, tmp_path):
+    cfg = RunConfig(scenario="toy", out=str(tmp_path), options=dict(margin_k=3))
+    with pytest.raises(ConfigError, match="margin_k is 3, but task 2 brings only 2 new classes"):
+        run(cfg, toy())
+    assert not list(tmp_path.glob("toy/*/task1"))
+
+
+def test_a_first_task_of_one_class_is_said_to_teach_nothing(toy, tmp_path):
+    small = dict(profile="smoke", method="slda", scenario="toy", out=str(tmp_path))
+    cfg = RunConfig.of(**small | dict(epochs=1, threads=1))
+    with pytest.warns(UserWarning, match="the first task has one class"):
+        run(cfg, toy(sizes=(1, 2)))
+
+
+def test_runs_with_other_sizes_stay_beside_each_other(toy, tmp_path):
+    results = []
+    for sizes in ([2, 2], [1, 3], None):
+        data = toy(sizes=tuple(sizes or (3, 1)))
+        small = dict(profile="smoke", method="slda", scenario="toy", out=str(tmp_path / str(sizes)), sizes=sizes)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            results.append(run(RunConfig.of(**small | dict(epochs=1, threads=1)), data))
+    labels = [r.data["profile"] for r in results]
+    assert "sizes=[1, 3]" in labels[1] and "sizes" not in labels[0] and "sizes" not in labels[2]
+    assert len(merge_results(tmp_path / "all.json", results)) == 3
+    assert len(merge_results(tmp_path / "all.json", results[:1])) == 3  # again, in its place

@@ -17,6 +17,7 @@ from classimpression.models import batch_norms, build_classifier
 from classimpression.settings import TrainConfig, epoch_rate, published_training
 from classimpression.synthesis import SynthesisConfig, synthesize
 from classimpression.training import Batch, TaskData, class_impression_terms, draw_epoch, epoch_batches, fit_task
+from classimpression.tasks import from_arrays
 from classimpression.training import accuracy, start_model
 
 CFG = TrainConfig(epochs=2, batch_size=20)
@@ -364,3 +365,13 @@ def test_terms_of_a_batch_have_gradients_for_every_trained_part(toy):
     for name, value in terms.items():
         grads = torch.autograd.grad(value, list(model.backbone.parameters()), retain_graph=True, allow_unused=True)
         assert any(g is not None and g.abs().sum() > 0 for g in grads), name
+
+
+@pytest.mark.parametrize("n, batch_size", [(41, 20), (20, 20)])
+def test_a_last_batch_of_one_joins_the_one_before(n, batch_size):  # batch norm over one number per channel fails
+    g = torch.Generator().manual_seed(0)
+    images = lambda k: (torch.randint(0, 256, (k, 3, 32, 32), generator=g, dtype=torch.uint8), torch.arange(k) % 2)
+    scenario = from_arrays(images(n), images(4), images(4), sizes=[2], layout="NCHW")
+    with scenario.training(0) as task:
+        model, history = fit_task(None, task, None, replace(CFG, epochs=1, network="large", batch_size=batch_size))
+    assert history.terms["cross_entropy"][0] > 0 and not model.training

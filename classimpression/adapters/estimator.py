@@ -286,8 +286,9 @@ class EstimatorParameters:
         settings: dict | None = None,  # fields of `RunConfig` that differ, such as dict(epochs=3, options=dict(...))
         image_shape: tuple[int, ...] | None = None,  # of an image in this layout, for rows [N, D]; one side may be -1
         backbone: str | nn.Module | None = None,  # a pretrained network by name, or a module; None: the method's own
+        bits: int | None = None,  # how many bits the numbers have, where their type does not tell: see `as_bytes`
     ):
-        self.method, self.profile, self.layout, self.backbone = method, profile, layout, backbone
+        self.method, self.profile, self.layout, self.backbone, self.bits = method, profile, layout, backbone, bits
         self.random_state, self.settings, self.image_shape = random_state, settings, image_shape
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -361,7 +362,7 @@ class ImageReader(SklearnProtocol):
     ) -> Tensor:  # uint8 [N, C, H, W]
         "Images as the network wants them. Raises `DataError` for another size than that of the first task."
         X = self.unrolled(X)
-        x = as_split(X, np.zeros(len(X), np.int64), self.layout).x
+        x = as_split(X, np.zeros(len(X), np.int64), self.layout, bits=self.bits).x
         shape = getattr(self, "image_shape_", tuple(x.shape[1:]))
         check(
             tuple(x.shape[1:]) == shape,

@@ -15,6 +15,7 @@ from ..core.seeding import generator
 from ..data import Split, as_split
 from ..methods.registry import find_method
 from ..metrics import class_recalls
+from ..scenarios import two_at_a_time
 from ..training import evaluate
 from .estimator import IncrementalClassifier, number_labels
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['LITE0', 'LEVELS', 'CANDIDATES', 'Candidate', 'fitting', 'folds', 'try_candidate', 'Recommendation', 'average',
-           'recommend', 'decide']
+__all__ = ['LITE0', 'LEVELS', 'CANDIDATES', 'Candidate', 'fitting', 'ranks', 'patient_ranks', 'folds', 'try_candidate',
+           'Recommendation', 'average', 'recommend', 'decide']
 
 # %% ../../nbs/adapters/05_recommend.ipynb #a62de7b1
 @dataclass(frozen=True)
@@ -77,24 +78,53 @@ def fitting(
 
     return [c for c in candidates if fits(c)]
 
+# %% ../../nbs/adapters/05_recommend.ipynb #7e71d4a2
+def ranks(
+    y: np.ndarray,  # numbers of classes [N]
+    shuffled: np.ndarray,  # all rows in a random order [N]
+) -> np.ndarray:  # [N]
+    "The place of each image among those of its class."
+    rank = np.empty(len(y), int)
+    for k in np.unique(y):
+        mine = shuffled[y[shuffled] == k]
+        rank[mine] = np.arange(len(mine))
+    return rank
+
+# %% ../../nbs/adapters/05_recommend.ipynb #0b318e1a
+def patient_ranks(
+    y: np.ndarray,  # numbers of classes [N]
+    shuffled: np.ndarray,  # all rows in a random order [N]
+    whose: np.ndarray,  # numbers of patients [N]
+) -> np.ndarray:  # [N]
+    "The place of each image's patient among those of its rarest class, so that all images of one share it."
+    first = {}  # patient -> rarest class that an image of theirs shows
+    for k in np.argsort(np.bincount(y), kind="stable"):
+        for p in whose[shuffled][y[shuffled] == k]:
+            first.setdefault(int(p), int(k))
+    place = {p: i for k in set(first.values()) for i, p in enumerate(q for q in first if first[q] == k)}
+    return np.array([place[int(p)] for p in whose])
+
 # %% ../../nbs/adapters/05_recommend.ipynb #40356842
 def folds(
     y: np.ndarray,  # numbers of classes [N]
     n: int,  # folds
     seed: int,  # keys the draws
+    whose: np.ndarray | None = None,  # numbers of patients [N]; None: each image somebody's
 ) -> Iterator[tuple[np.ndarray, np.ndarray, list[int]]]:  # rows to learn, rows held out, order of the classes
-    "Stratified parts, each with a class order of its own. Raises `DataError` for a class with too few images."
+    """Stratified parts, each with a class order of its own; a patient is in one part. Raises `DataError` for a class
+    with too few images or patients.
+    """
     count = np.bincount(y)
     few = np.flatnonzero(count < 2 * n).tolist()
     check(not few, f"classes number {few} have fewer than {2 * n} images, too few for {n} folds", DataError)
     shuffled = torch.randperm(len(y), generator=generator(seed, "folds")).numpy()
-    rank = np.empty(len(y), int)
-    for k in range(len(count)):
-        mine = shuffled[y[shuffled] == k]
-        rank[mine] = np.arange(len(mine))
+    rank = ranks(y, shuffled) if whose is None else patient_ranks(y, shuffled, whose)
     for i in range(n):
         order = torch.randperm(len(count), generator=generator(seed, "order", i)).tolist()
         held = rank % n == i
+        here = np.bincount(y[held], minlength=len(count)), np.bincount(y[~held], minlength=len(count))
+        lost = np.flatnonzero(np.minimum(*here) == 0).tolist()
+        check(not lost, f"classes number {lost} have too few patients for {n} folds", DataError)
         yield np.flatnonzero(~held), np.flatnonzero(held), order
 
 # %% ../../nbs/adapters/05_recommend.ipynb #ffd492e5
@@ -172,6 +202,8 @@ def recommend(
     layout: str = "NCHW",  # order of the images' axes
     seed: int = 0,  # of folds, orders and training
     candidates: tuple[Candidate, ...] = CANDIDATES,  # to choose from
+    patients=None,  # whose each image is [N]: all of one are learned or all are held out; None: not known
+    bits: int | None = None,  # how many bits the numbers have, where their type does not tell: see `as_bytes`
 ) -> Recommendation:
     """Try the methods that fit on own images, and name the one to take. Raises `ConfigError` for limits that nothing
     fits, `DataError` for too few images.
@@ -179,12 +211,16 @@ def recommend(
     check_number("minutes", minutes, 1e-6)
     check_number("n_folds", n_folds, 2, integer=True)
     numbers, classes = number_labels(y, np.array([]))
-    data = Split(as_split(X, np.zeros(len(X), np.int64), layout).x, numbers)
-    sizes = sizes or [2] * (len(classes) // 2 - len(classes) % 2) + [3] * (len(classes) % 2) or [len(classes)]
+    data = Split(as_split(X, np.zeros(len(X), np.int64), layout, bits=bits).x, numbers)
+    sizes = two_at_a_time(len(classes)) if sizes is None else [int(n) for n in sizes]
+    whose = None if patients is None else np.unique(np.asarray(patients), return_inverse=True)[1]
+    n = len(numbers) if whose is None else len(whose)
+    check(n == len(numbers), f"patients must name one for each image: {len(numbers)} images, but {n} names")
     check(sum(sizes) == len(classes), f"tasks of {sizes} classes are not the {len(classes)} classes in y")
     fit = fitting(tier, real_images, outside, candidates)
     check(fit, "no method fits; allow means (tier='M1'), real images or a public network")
-    parts, rows, missed, end = list(folds(numbers.numpy(), n_folds, seed)), [], [], time.monotonic() + 60 * minutes
+    parts, rows, missed = list(folds(numbers.numpy(), n_folds, seed, whose)), [], []
+    end = time.monotonic() + 60 * minutes
     for c in progress(fit, "candidates"):
         if rows and time.monotonic() > end:
             missed.append(f"{c.name}: no time was left")

@@ -5,7 +5,7 @@
 # %% ../../nbs/core/03_files.ipynb #2b6866c1
 from __future__ import annotations
 import json, os, secrets
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Callable, Iterator
 import msgspec
@@ -42,7 +42,8 @@ def write_bytes(
         os.replace(tmp, path)
     except OSError as e:
         if tmp:
-            tmp.unlink(missing_ok=True)
+            with suppress(OSError):  # a read-only disk refuses to delete what is not there
+                tmp.unlink()
         raise StateError(
             f"cannot write {path}: {e.strerror or e}. Free some space or choose another output folder; an earlier "
             f"file was left as it was"

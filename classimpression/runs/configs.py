@@ -27,9 +27,9 @@ from ..settings import TrainConfig, check_training, published_training
 from ..synthesis import SynthesisConfig, published_synthesis
 
 # %% auto #0
-__all__ = ['NO_BUDGET', 'PUBLISHED_BUDGETS', 'current_names', 'RunConfig', 'setting_types', 'plain_value', 'check_type',
-           'check_like', 'replace_none', 'training_settings', 'synthesis_settings', 'profile', 'tuned_choice',
-           'profile_config', 'profile_label', 'reported_repeats', 'tuning_repeat']
+__all__ = ['NO_BUDGET', 'PUBLISHED_BUDGETS', 'OWN_TUNING_SEED', 'current_names', 'RunConfig', 'setting_types', 'plain_value',
+           'check_type', 'check_like', 'replace_none', 'training_settings', 'synthesis_settings', 'profile',
+           'tuned_choice', 'profile_config', 'profile_label', 'reported_repeats', 'tuning_repeat']
 
 # %% ../../nbs/runs/01_configs.ipynb #0ldname2
 def current_names(
@@ -86,6 +86,8 @@ class RunConfig(TrainConfig):
         for f in fields(self):
             object.__setattr__(self, f.name, plain_value(getattr(self, f.name), setting_types()[f.name]))
             check_type(f.name, getattr(self, f.name), setting_types()[f.name])
+        if self.device == "auto":
+            object.__setattr__(self, "device", usable_device("auto"))
         for name in ("method", "scenario", "profile"):
             check_name(name, getattr(self, name))
         for name in ("root", "out", "cache"):
@@ -123,7 +125,7 @@ class RunConfig(TrainConfig):
         try:
             synthesis_settings(self, 1)
         except ConfigError as e:
-            raise ConfigError(f"in the synthesis settings (synthesis_... or a_...): {e}") from e
+            raise ConfigError(f"in the synthesis settings (synthesis_... or ..._weight): {e}") from e
 
     @classmethod
     def of(cls, **settings) -> RunConfig:
@@ -310,14 +312,17 @@ def reported_repeats(
     found = read_json(package_folder() / "assets" / "repeats.json")["scenarios"]
     check(
         (name := base_name(scenario)) in found,
-        f"no repeats are committed for {scenario!r}, only for {', '.join(found)}; give seeds and class orders yourself",
+        f"no repeats are committed for {scenario!r}, only for {', '.join(found)}; name seeds instead (--seeds, seeds=)",
     )
     return found[name]["reported"]
 
 # %% ../../nbs/runs/01_configs.ipynb #0b878276
+OWN_TUNING_SEED = 1001  # far from the seeds that somebody will report
+
+
 def tuning_repeat(
     scenario: str,  # named scenario
 ) -> dict:  # seed and class_order
-    "The repeat on which hyper-parameters are chosen."
-    reported_repeats(scenario)
-    return read_json(package_folder() / "assets" / "repeats.json")["scenarios"][base_name(scenario)]["tuning"]
+    "The repeat on which hyper-parameters are chosen; of images of one's own a seed apart, in the published order."
+    found = read_json(package_folder() / "assets" / "repeats.json")["scenarios"]
+    return found.get(base_name(scenario), dict(tuning=dict(seed=OWN_TUNING_SEED, class_order=None)))["tuning"]

@@ -363,7 +363,9 @@ def job_of(
 ) -> Job:
     "One execution of an experiment's notebook."
     plain = entry | dict(profile=entry["budget"]) | ({"experiment": e.name} if e.notebook else {})
-    own_images = (given.get("scenario") or "").startswith(FOLDER) and "seeds" in known
+    name = given.get("scenario") or ""
+    check(isinstance(name, str), f"scenario must be a name, not {name!r}")
+    own_images = name.startswith(FOLDER) and "seeds" in known
     if "seeds" in given or own_images:
         plain.pop("repeats", None)  # typed seeds come before planned repeats; images of one's own have none
     plain |= given

@@ -28,7 +28,7 @@ from ..core.seeding import seeded, usual_torch
 from .run_store import file_digest, protocol_name, read_row, run_folder, used_modules
 from ..metrics import summarise, task_summary
 from ..models import rebuild
-from ..scenarios import SCENARIOS, Scenario, make_scenario
+from ..scenarios import SCENARIOS, Scenario, make_scenario, two_at_a_time
 from ..synthesis import Impressions, gather, make_groups, model_to_invert, split_groups
 from ..tasks import Task
 
@@ -66,11 +66,13 @@ def check_run(
     "Raises for whatever would stop the run half way."
     n = len(scenario.sizes)
     check(not cfg.until or cfg.until <= n, f"until is {cfg.until}, but {cfg.scenario} has {n} tasks")
-    for t in range(1, len(scenario.sizes)):
-        training_settings(cfg, t, scenario.sizes), synthesis_settings(cfg, t)
-    if method.impressions and cfg.margin_weight:
-        fewest = min(scenario.sizes[1:], default=cfg.margin_k)
-        check(cfg.margin_k <= fewest, f"margin_k is {cfg.margin_k}, but a task brings only {fewest} new classes")
+    for t in range(1, n):
+        s, _ = training_settings(cfg, t, scenario.sizes), synthesis_settings(cfg, t)
+        needed, new = s.margin_k if method.impressions and s.margin_weight else 0, scenario.sizes[t]
+        check(needed <= new, f"margin_k is {needed}, but task {t + 1} brings only {new} new classes")
+    if scenario.sizes[0] == 1 and n > 1:
+        said = "its cross-entropy is 0, and methods that keep the first task's network stay with a random one"
+        warnings.warn(f"the first task has one class: {said}; let two or more come first", stacklevel=2)
     if method.summarises:
         for task in scenario.tasks:
             refuse_few(task.train, task.labels, cfg.k_min, task.class_names)
@@ -493,12 +495,13 @@ def collect(
     run_id: str,  # name of the folder
 ) -> dict:
     "The contents of result.json."
-    facts, usual = scenario.facts(), SCENARIOS.get(cfg.scenario)
+    facts, named = scenario.facts(), SCENARIOS.get(cfg.scenario)
+    usual = named.sizes if named else two_at_a_time(scenario.n_classes)
     return dict(
         schema=1,
         run_id=run_id,
         settings=asdict(replace(cfg, root=None, out="")),
-        profile=profile_label(cfg, usual and usual.sizes),
+        profile=profile_label(cfg, usual if named or cfg.sizes else None),
         scenario=facts,
         method=method.name,
         title=method.title,

@@ -225,12 +225,15 @@ def table_bytes(
 ) -> bytes:
     "Content of a table. Raises `StateError` if it is missing, empty, cut or changed."
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise StateError(f"cannot read the table {path}: {e.strerror or e}") from e
-    said = read_ledger(path.parent).get(path.name)
-    known = (said["digest"], said.get("before")) if said else (csv_digest(data),)
+    for _ in range(3):  # another process may write the table between the two reads
+        try:
+            data = path.read_bytes()
+        except OSError as e:
+            raise StateError(f"cannot read the table {path}: {e.strerror or e}") from e
+        said = read_ledger(path.parent).get(path.name)
+        known = (said["digest"], said.get("before")) if said else (csv_digest(data),)
+        if csv_digest(data) in known:
+            break
     changed = f"the table {path} was cut or changed after {said and said['rows']} rows were written"
     advice = f"restore it, or take its entry out of {LEDGER} to keep it as it is"
     check(csv_digest(data) in known, f"{changed}; {advice}", StateError)
@@ -421,7 +424,10 @@ def merge_results(
     def key(r: dict) -> str:
         s = r["scenario"]
         own = [identity(r["settings"])] if variants else []
-        return json.dumps([s["name"], r["profile"], r["protocol"], r["method"], s["class_order"], r["seed"], *own])
+        images = [s["sizes"], s.get("checksum")]  # two folders may have one name
+        return json.dumps(
+            [s["name"], r["profile"], r["protocol"], r["method"], s["class_order"], r["seed"], *images, *own]
+        )
 
     new = [shortened(as_dict(r), without) for r in results]
     change = lambda old: {key(r): r for r in [*(old or []), *new]}

@@ -4,24 +4,27 @@
 
 # %% ../../nbs/runs/05_tuning.ipynb #fcaab505
 from __future__ import annotations
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 from .configs import profile, profile_config, tuned_choice, tuning_repeat
-from ..core.errors import check
+from ..core.errors import StateError, check
 from ..core.files import read_json, write_json
 from ..core.provenance import package_folder
 from .engine import raise_failures, run_all
 from .run_store import finished_run
 from ..methods.registry import find_method
+from .tables import update_file
+from ..scenarios import own_sizes
 from .runner import RunConfig, RunResult
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['N_TRIALS', 'SHOWN', 'trial_configs', 'choose', 'chosen_before', 'tune', 'with_choice', 'stage_plan', 'staged_configs',
-           'trial_row', 'repeat_spread', 'nearest_of_best', 'stage_trials', 'search_file', 'one_trial',
-           'tune_in_stages', 'rival_plan', 'searched']
+__all__ = ['N_TRIALS', 'SHOWN', 'trial_configs', 'choose', 'chosen_before', 'add_choice', 'tune', 'with_choice', 'stage_plan',
+           'staged_configs', 'trial_row', 'repeat_spread', 'nearest_of_best', 'stage_trials', 'search_file',
+           'one_trial', 'tune_in_stages', 'rival_plan', 'searched']
 
 # %% ../../nbs/runs/05_tuning.ipynb #3c0b6def
 N_TRIALS = 8
@@ -43,7 +46,8 @@ def trial_configs(
     )
     check(len(trials) <= N_TRIALS, f"{name!r} has {len(trials)} trials; every method gets at most {N_TRIALS}")
     pair = tuning_repeat(scenario)
-    joint = dict(sizes=[len(pair["class_order"])]) if name == "joint" else {}
+    n = sum(own_sizes(scenario, settings.get("root"))) if pair["class_order"] is None else len(pair["class_order"])
+    joint = dict(sizes=[n]) if name == "joint" else {}
     return [
         profile_config(
             profile, name, tuned=False, scenario=scenario, eval_split="val", options=o, **pair, **joint, **settings
@@ -93,6 +97,15 @@ def chosen_before(
     "What a file of choices holds."
     return read_json(path, dict[str, dict[str, Any]]) if path.exists() else {}
 
+# %% ../../nbs/runs/05_tuning.ipynb #a262fdc8
+def add_choice(
+    path: Path,  # file of choices
+    method: str,  # registered method
+    choice: dict,  # from `choose`
+) -> None:
+    "Write down a choice; what other processes write in the meantime stays."
+    update_file(path, chosen_before, lambda known: with_choice(known or {}, method, choice), write_json)
+
 # %% ../../nbs/runs/05_tuning.ipynb #a06842a3
 def tune(
     methods: list[str],  # registered methods
@@ -102,16 +115,15 @@ def tune(
 ) -> dict[str, dict]:  # what the file holds now
     "Run the trials of some methods and write down what was chosen."
     path = Path(path or package_folder() / "assets" / "tuned.json")
+    said = f"the choices cannot be written to {path}; name another file (--path, path=)"
+    check(os.access(path if path.exists() else path.parent, os.W_OK) or not path.parent.exists(), said, StateError)
     configs = {m: trial_configs(m, **settings) for m in methods}
     results, failed = run_all([c for cs in configs.values() for c in cs], jobs, lambda s: print(s, flush=True))
     by_folder = {r.folder: r for r in results}
     for m, cs in configs.items():
         mine = [by_folder[f] for c in cs if (f := finished_run(c)) in by_folder]
         if mine:
-            write_json(
-                path,
-                with_choice(chosen_before(path), m, choose(mine) | dict(failed=len(cs) - len(mine))),
-            )
+            add_choice(path, m, choose(mine) | dict(failed=len(cs) - len(mine)))
     raise_failures(failed)
     return read_json(path)
 
@@ -229,14 +241,18 @@ def one_trial(
 ) -> dict:  # as from `trial_row`
     "A trial as it was written down, or run and written down now. Raises if a run failed."
     known = read_json(so_far) if so_far.exists() else dict(trials=[])
+    how = dict(scenario=plan["scenario"], seed=plan["seeds"], profile=plan["profile"])
+    other = {k: known[k] for k, v in how.items() if known["trials"] and known.get(k) != v}
+    check(
+        not other, f"{so_far} holds trials of another search, with {other}; finish that one, or delete it", StateError
+    )
     if row := next((r for r in known["trials"] if r["options"] == options), None):
         return row
     results, failed = run_all(staged_configs(method, options, plan, **settings), jobs, tell)
     raise_failures(failed)
     row, last = trial_row(options, results), results[0].data
     where = {k: last["scenario"][k] for k in ("class_order", "sizes", "checksum")}
-    how = dict(scenario=plan["scenario"], seed=plan["seeds"], profile=plan["profile"], protocol=last["protocol"])
-    facts = how | where | dict(environment=last["environment"])
+    facts = how | where | dict(protocol=last["protocol"], environment=last["environment"])
     write_json(so_far, dict(trials=[*known["trials"], row]) | facts)
     tell(f"{method} {options}: {row['balanced_accuracy']:.2f} {row['by_seed']}")
     return row
@@ -261,7 +277,7 @@ def tune_in_stages(
         chosen = nearest_of_best(rows, plan, repeat_spread(rows))["options"]
     spread = round(repeat_spread(rows), 2)
     choice = read_json(so_far) | dict(options=chosen, trials=rows, spread=spread, failed=0)
-    write_json(path, with_choice(chosen_before(path), method, choice))
+    add_choice(path, method, choice)
     so_far.unlink()
     return choice
 
