@@ -666,3 +666,9 @@ def test_runs_with_other_sizes_stay_beside_each_other(toy, tmp_path):
     assert "sizes=[1, 3]" in labels[1] and "sizes" not in labels[0] and "sizes" not in labels[2]
     assert len(merge_results(tmp_path / "all.json", results)) == 3
     assert len(merge_results(tmp_path / "all.json", results[:1])) == 3  # again, in its place
+
+
+def test_a_synthesis_that_ends_within_its_warm_up_says_so(toy, tmp_path):
+    cfg = tiny("class-impression", tmp_path, scenario="toy", synthesis_steps=3, synthesis_warmup=9)
+    with pytest.warns(UserWarning, match="3 steps of the synthesis end within its warm-up of 9"):
+        prepare(cfg, toy())

@@ -67,9 +67,12 @@ def check_run(
     n = len(scenario.sizes)
     check(not cfg.until or cfg.until <= n, f"until is {cfg.until}, but {cfg.scenario} has {n} tasks")
     for t in range(1, n):
-        s, _ = training_settings(cfg, t, scenario.sizes), synthesis_settings(cfg, t)
+        s, made = training_settings(cfg, t, scenario.sizes), synthesis_settings(cfg, t)
         needed, new = s.margin_k if method.impressions and s.margin_weight else 0, scenario.sizes[t]
         check(needed <= new, f"margin_k is {needed}, but task {t + 1} brings only {new} new classes")
+    if n > 1 and method.impressions and 0 < made.steps < made.warmup:
+        said = f"{made.steps} steps of the synthesis end within its warm-up of {made.warmup}, far below its rate"
+        warnings.warn(f"{said}; shorten it as well (--synthesis-warmup, synthesis_warmup=)", stacklevel=2)
     if scenario.sizes[0] == 1 and n > 1:
         said = "its cross-entropy is 0, and methods that keep the first task's network stay with a random one"
         warnings.warn(f"the first task has one class: {said}; let two or more come first", stacklevel=2)
