@@ -669,6 +669,6 @@ def test_runs_with_other_sizes_stay_beside_each_other(toy, tmp_path):
 
 
 def test_a_synthesis_that_ends_within_its_warm_up_says_so(toy, tmp_path):
-    cfg = tiny("class-impression", tmp_path, scenario="toy", synthesis_steps=3, synthesis_warmup=9)
+    cfg = tiny(tmp_path, synthesis_steps=3, synthesis_warmup=9)
     with pytest.warns(UserWarning, match="3 steps of the synthesis end within its warm-up of 9"):
         prepare(cfg, toy())
