@@ -568,7 +568,7 @@ def add_data(p: argparse.ArgumentParser) -> None:
     root = dict(metavar="FOLDER", help="folder of the files [the variable CLASSIMPRESSION_DATA]")
     for name, (text, strict) in FILES.items():
         action(name, text, list_files, strict=strict).add_argument("--root", **root)
-    q = action("download", "fetch a file; the only command that opens the network", download_file)
+    q = action("download", "fetch a data file", download_file)
     q.add_argument("name", nargs="?", default="blood", help="scenario [blood]")
     q.add_argument("--root", **root)
     add_index(action("index", "make the store of cine series for the scenario echo", index_series))
@@ -723,7 +723,7 @@ def show_info(
 
     device = best_device()
     dtype, why = number_type(device)
-    facts = dict(device_auto=device, number_type=dict(reported="float32", auto=dtype, why=why))
+    facts = dict(device_auto=device, number_type=dict(profiles="float32", auto=dtype, why=why))
     optional = dict(optional={k: version(k) for k in OPTIONAL}, experiments=list(asset("experiments.json")))
     print(json.dumps(dict(classimpression=version("classimpression"), **environment()) | facts | optional, indent=1))
     return 0

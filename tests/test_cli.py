@@ -197,7 +197,7 @@ def test_info_is_json_without_names(capsys):
     facts = json.loads(out)
     assert code == 0 and facts["torch"] and {"foundation", "main_table", "report"} <= set(facts["experiments"])
     assert str(Path.home()) not in out
-    assert facts["number_type"]["reported"] == "float32" and len(facts["number_type"]["why"]) > 20
+    assert facts["number_type"]["profiles"] == "float32" and len(facts["number_type"]["why"]) > 20
 
 
 @pytest.mark.parametrize("error, code", [(KeyboardInterrupt, 130), (cli.Terminated, 143)])

@@ -375,3 +375,17 @@ def test_a_last_batch_of_one_joins_the_one_before(n, batch_size):  # batch norm 
     with scenario.training(0) as task:
         model, history = fit_task(None, task, None, replace(CFG, epochs=1, network="large", batch_size=batch_size))
     assert history.terms["cross_entropy"][0] > 0 and not model.training
+
+
+def test_epochs_chosen_for_later_tasks_are_not_the_first_task_s():
+    from classimpression.runs.configs import profile_config, training_settings
+
+    first = lambda name, **o: training_settings(profile_config("standard", name, options=o or None), 0, [2, 2])
+    shared = first("class-impression")
+    assert (shared.epochs, shared.lr) == (15, 0.1)
+    sequel = first("ccsi")  # two epochs at a fifth of the rate were chosen, for its later tasks
+    assert (sequel.epochs, sequel.lr, sequel.class_weighting) == (shared.epochs, shared.lr, True)
+    for name in ("pass", "adagauss"):  # their own first task takes the way of stepping, not the number of steps
+        changed = first(name, epochs=1, lr=0.004)
+        assert changed.epochs == first(name).epochs > 1 and changed.lr == 0.004
+    assert first("joint", epochs=7).epochs == 7  # every task is a first one

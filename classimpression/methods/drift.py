@@ -18,7 +18,7 @@ from ..core.errors import check, check_number
 from ..core.seeding import generator, key_to_seed, seeded
 from ..data import to_unit
 from ..heads import LinearHead, make_head, register_head
-from .registry import first_task, learn, method
+from .registry import STEP_OPTIONS, first_task, learn, method
 from .regularised import SMALL_IMAGES, kd_loss, new_class_cross_entropy
 from ..settings import TrainConfig
 from ..synthesis import uncompiled
@@ -368,6 +368,7 @@ def adapt_gaussians(
     "AdaGauss",
     tier="M2",
     first="anti-collapse loss behind a bottleneck",
+    first_options=STEP_OPTIONS,
     training=SMALL_IMAGES | dict(lr=0.1),
 )
 def adagauss(

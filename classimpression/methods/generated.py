@@ -219,7 +219,7 @@ def old_images(
     impressions: Impressions | None,  # images to be used instead of generated ones
     cfg: TrainConfig,  # seed, device, cache
     **settings,  # of `GeneratorConfig`
-) -> tuple[Impressions, dict[str, float]]:  # images, and the seconds that another run has cached_seconds
+) -> tuple[Impressions, dict[str, float]]:  # images, and the seconds of work that another run had done
     "The given images of old classes, or generated ones."
     if impressions is not None:
         return impressions, {}
@@ -446,7 +446,7 @@ def r_dfcil(
 def joined(
     a: History,
     b: History,  # of two phases
-    cached_seconds: dict[str, float],  # seconds that another run has cached_seconds
+    cached_seconds: dict[str, float],  # seconds of work that another run had done
 ) -> History:
     "One history of both phases; a term that a phase lacks is 0 in it."
     terms = {k: a.terms.get(k, [0.0] * len(a.lr)) + b.terms.get(k, [0.0] * len(b.lr)) for k in a.terms | b.terms}

@@ -16,7 +16,7 @@ from ..core.errors import DataError, StateError, check, check_number
 from ..core.seeding import generator, seeded
 from ..data import mean_of
 from ..heads import LinearHead
-from .registry import first_task, learn, method
+from .registry import STEP_OPTIONS, first_task, learn, method
 from ..settings import TrainConfig
 from ..training import Batch, History, TaskData, epoch_batches, start_model, teacher_features, train
 
@@ -118,6 +118,7 @@ def prototype_radius(
     "PASS",
     tier="M1",
     first="rotations",
+    first_options=STEP_OPTIONS,
     training=dict(optimizer="adam", lr=1e-3, weight_decay=2e-4, batch_size=64),
 )
 def fit_pass(

@@ -25,12 +25,21 @@ from ..training import Batch, History, TaskData, epoch_batches, fit_task, start_
 from ..training import train
 
 # %% auto #0
-__all__ = ['Fit', 'METHODS', 'ELSEWHERE', 'OF_THE_RUN', 'Method', 'method', 'load_methods', 'registered', 'find_method',
-           'foreign_source', 'sort_options', 'what_fits', 'cached', 'price_of_cached', 'first_task', 'learn',
-           'class_impression', 'class_impression_balanced', 'ccsi', 'fine_tuning', 'UnionTask', 'real_images', 'joint']
+__all__ = ['Fit', 'STEP_OPTIONS', 'METHODS', 'ELSEWHERE', 'OF_THE_RUN', 'Method', 'method', 'load_methods', 'registered',
+           'find_method', 'foreign_source', 'sort_options', 'what_fits', 'cached', 'price_of_cached', 'first_task',
+           'learn', 'class_impression', 'class_impression_balanced', 'ccsi', 'fine_tuning', 'UnionTask', 'real_images',
+           'joint']
 
 # %% ../../nbs/methods/01_registry.ipynb #5122039b
 Fit = Callable[..., tuple[nn.Module, History]]
+STEP_OPTIONS = (
+    "optimizer",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "batch_size",
+    "schedule",
+)  # how a step goes, not how many
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,7 @@ class Method:
     herding: bool = False  # are they chosen by herding, not at random?
     own: bool = False  # is it our own method?
     first: str = ""  # what its recipe changes in the first task; "": nothing, it is the one that all methods share
+    first_options: tuple[str, ...] | None = None  # training settings that such a first task takes too; None: all
     training: dict = field(default_factory=dict)  # training settings of its recipe, for the tasks after the first
     trials: tuple[dict, ...] = ()  # options that tuning tries, at most eight; (): those of assets/trials.json
 
@@ -314,6 +324,7 @@ def class_impression_balanced(
     tier="M1",
     impressions=True,
     first="continual normalisation in the network",
+    first_options=(),
     training=dict(class_weighting=False),
 )
 def ccsi(carry: Carryover | None, task, impressions: Impressions | None, cfg: TrainConfig) -> tuple[nn.Module, History]:

@@ -29,7 +29,7 @@ from .features import FEATURES_VARIABLE, as_pixels, open_store
 __all__ = ['Layers', 'LITE0_MD5', 'PACKAGES', 'MANY', 'LITE0', 'LITE0_LEVELS', 'Backbone', 'prepare', 'pooled', 'find_layer',
            'tapped', 'Taps', 'read_weights', 'put_weights', 'imported', 'lite0', 'monai_network', 'library_network',
            'weights_checksum', 'public_network', 'built_network', 'runtime_network', 'in_pose', 'about', 'Frozen',
-           'OwnNetwork', 'own_network', 'describe', 'last_map', 'register_backbone', 'as_network', 'pretraining_of']
+           'OwnNetwork', 'own_network', 'describe', 'last_map', 'register_backbone', 'as_network']
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #990c9f40
 Layers = tuple[tuple[str, int], ...]
@@ -540,12 +540,3 @@ def as_network(
         f"unknown network {backbone!r}; known: {', '.join(sorted(NETWORKS))}; or timm:NAME, torchvision:NAME",
     )
     return backbone
-
-# %% ../../nbs/pretrained/02_backbones.ipynb #cba8ec91
-def pretraining_of(
-    network: str,  # a name in `NETWORKS`
-) -> str:  # "none", or the outside data
-    "The block of the tables that a network belongs to."
-    made = NETWORKS[network]
-    b = next((a for a in getattr(made, "args", ()) if isinstance(a, Backbone)), None)
-    return b.pretraining if b else getattr(made, "pretraining", "none")

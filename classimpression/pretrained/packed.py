@@ -77,7 +77,7 @@ def mixed_ranks(
     allowed: float,  # bytes for all rows
     κ: float = 0.3,  # error of 4 bits that is harmless, as a share of the mean variance that is dropped
 ) -> Ranks:
-    "Directions in 8 and in 4 bits that fit."
+    "Directions in 16, 8 and 4 bits that fit."
     D, allowed, kept = len(λ), max(0, allowed), 0
     for _ in range(8):  # what is dropped depends on what fits, and the other way round
         d = λ[kept:].sum() / D if 0 < kept < D else λ.mean() if not kept else λ[-1]

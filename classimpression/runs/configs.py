@@ -221,7 +221,11 @@ def training_settings(
     )
     done = replace(done, epochs=cfg.first_epochs or cfg.epochs) if t == 0 else done
     method = find_method(cfg.method)
-    return replace(done, **sort_options(method, cfg.options)[0]) if t or method.first else done
+    options = sort_options(method, cfg.options)[0]
+    if t == 0:  # what was chosen for later tasks is not the first task's, unless the recipe says so
+        own = options if method.first_options is None else method.first_options
+        options = {k: v for k, v in options.items() if method.first and k in own}
+    return replace(done, **options)
 
 # %% ../../nbs/runs/01_configs.ipynb #120d8bef
 def synthesis_settings(

@@ -292,7 +292,8 @@ def rival_plan(
     own = plan["methods"][method]
     epochs = [dict(name="epochs", ladder=own["ladder"])] if "ladder" in own else []
     edges = dict(name="edges", changes=([] if epochs else [{}]) + own["edges"])
-    return plan | dict(start=own["start"], stages=[*epochs, edges])
+    ladder = {own["ladder"]: own["rungs"]} if "rungs" in own else plan["ladder"]
+    return plan | dict(start=own["start"], stages=[*epochs, edges], ladder=ladder)
 
 # %% ../../nbs/runs/05_tuning.ipynb #24b00011
 def searched(
