@@ -25,10 +25,10 @@ from .tasks import Task, image_keys
 
 # %% auto #0
 __all__ = ['TIERS', 'FORMAT', 'DIGEST', 'refuse_few', 'class_means', 'Extra', 'n_bytes', 'tensors_in', 'hidden_tensors',
-           'fresh_buffers', 'memory_of', 'Carryover', 'ExemplarCarryover', 'herd', 'choose_exemplars', 'take_exemplars',
-           'in_memory', 'as_images', 'images_among', 'hand_over', 'allowed_tier', 'content_digest', 'save_tensors',
-           'facts_of_header', 'load_tensors', 'save_carryover', 'CarryFacts', 'numbers_in', 'check_facts',
-           'load_carryover']
+           'fresh_buffers', 'foreign_parts', 'memory_of', 'Carryover', 'ExemplarCarryover', 'herd', 'choose_exemplars',
+           'take_exemplars', 'in_memory', 'as_images', 'images_among', 'hand_over', 'allowed_tier', 'content_digest',
+           'save_tensors', 'facts_of_header', 'load_tensors', 'save_carryover', 'CarryFacts', 'numbers_in',
+           'check_facts', 'load_carryover']
 
 # %% ../nbs/06_carryover.ipynb #7042f615
 def refuse_few(
@@ -111,21 +111,34 @@ def fresh_buffers(
     make = NETWORKS.get(getattr(model, "network", ""))
     return dict(make(model.channels).named_buffers()) if make else {}
 
+# %% ../nbs/06_carryover.ipynb #9fa96662
+def foreign_parts(
+    network: nn.Module,
+) -> Iterator[nn.Module]:
+    "The network itself if somebody else wrote it; of one of ours, what it wraps of others."
+    room = type(network).__module__.partition(".")[0]
+    if room == Split.__module__.partition(".")[0]:  # our own classes hold nothing of the kind
+        for m in network.children():
+            yield from foreign_parts(m)
+    else:
+        yield network
+
 # %% ../nbs/06_carryover.ipynb #f969b4d6
 def memory_of(
     model: nn.Module,  # a `Classifier`, or any network
 ) -> list[Tensor]:
     "What the backbone holds beyond weights, running statistics of normalisations and what it was built with."
     backbone = getattr(model, "backbone", model)
-    if type(backbone).__module__.partition(".")[0] == Split.__module__.partition(".")[0]:
-        return []  # our own networks hold nothing of the kind
-    norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    parts = list(foreign_parts(backbone))
+    inside = {id(b) for p in parts for b in p.buffers()}
+    norms = [m for p in parts for m in p.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     usual = {id(b) for m in norms for b in m._buffers.values()}
-    fresh = {k: b for k, b in fresh_buffers(model).items() if b is not None}
+    odd = [(k, b) for k, b in backbone.named_buffers() if id(b) in inside and id(b) not in usual]
+    fresh = {k: b for k, b in fresh_buffers(model).items() if b is not None} if odd else {}
     same = lambda k, b: k in fresh and fresh[k].shape == b.shape and torch.equal(fresh[k].to(b), b)
-    filled = [b for k, b in backbone.named_buffers() if id(b) not in usual and not same(k, b)]
+    filled = [b for k, b in odd if not same(k, b)]
     known = {id(b) for b in filled} | {id(p) for p in backbone.parameters()} | {id(b) for b in backbone.buffers()}
-    return filled + [t for t in hidden_tensors(backbone) if id(t) not in known]
+    return filled + [t for p in parts for t in hidden_tensors(p) if id(t) not in known]
 
 # %% ../nbs/06_carryover.ipynb #0c9eafb7
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import msgspec
 from .errors import StateError, check
 
 # %% auto #0
-__all__ = ['MOST_JSON', 'usable_path', 'write_bytes', 'write_json', 'checked_json', 'no_number', 'read_json', 'lock_of']
+__all__ = ['MOST_JSON', 'usable_path', 'write_bytes', 'write_json', 'checked_json', 'no_number', 'read_json', 'lock_of',
+           'update_file']
 
 # %% ../../nbs/core/03_files.ipynb #b09141e8
 def usable_path(
@@ -132,3 +133,17 @@ def lock_of(
         yield
     finally:
         lock.release()
+
+# %% ../../nbs/core/03_files.ipynb #55d97cda
+def update_file(
+    path: str | Path,  # the file; made if it is missing
+    read: Callable[[Path], Any],  # path -> what is in it; asked only if there is a file
+    change: Callable[[Any], Any],  # what is in it, or None -> what it is to hold
+    write: Callable[[Path, Any], Any],  # (path, that)
+) -> Any:  # what the file holds now
+    "Change a file that others change too, one process at a time in a folder: nothing that they added is lost."
+    path = usable_path(path)
+    with lock_of(f"{path.parent}/"):
+        new = change(read(path) if path.exists() else None)
+        write(path, new)
+    return new

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
 from ..carryover import TIERS
 from ..core.errors import StateError, check
-from ..runs.tables import TEXT, as_dict, mean_and_spread, merge_results, read_table, renewed, update_file
-from ..core.files import write_bytes
+from ..runs.tables import TEXT, as_dict, mean_and_spread, merge_results, read_table, renewed
+from ..core.files import update_file, write_bytes
 from ..runs.run_store import BEFORE
 from ..methods.registry import registered
 from ..metrics import paired_interval

@@ -7,8 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
-from ..core.files import read_json
-from ..runs.tables import mean_and_spread, update_file
+from ..core.files import read_json, update_file
+from ..runs.tables import mean_and_spread
 from ..core.provenance import package_folder
 from ..metrics import bootstrap_interval, paired_interval
 from .comparison import read_filled, save_frame, title_of

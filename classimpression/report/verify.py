@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 from .comparison import MAIN, MAIN_KEYS, main_rows, merge_table
 from ..core.errors import ClassImpressionError, StateError, check
-from ..core.files import read_json, write_json
-from ..runs.tables import broken_tables, read_table, reported_files, update_file
+from ..core.files import read_json, update_file, write_json
+from ..runs.tables import broken_tables, read_table, reported_files
 from ..runs.engine import run_all
 from ..metrics import TOLERANCE
 from ..runs.run_store import RunResult, check_result, current_result, finished_run, identity, run_folder

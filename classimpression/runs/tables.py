@@ -6,11 +6,11 @@
 from __future__ import annotations
 import csv, hashlib, io, json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Callable, Iterable
+from typing import TYPE_CHECKING, Annotated, Any, Iterable
 import msgspec
 import numpy as np
 from ..core.errors import ConfigError, DataError, StateError, check, check_name, check_text
-from ..core.files import checked_json, lock_of, read_json, usable_path, write_bytes, write_json
+from ..core.files import checked_json, lock_of, read_json, update_file, write_bytes, write_json
 from .run_store import Count, ResultFacts, check_result, check_seal, identity, sealed
 from ..metrics import contradictions, summarise, task_summary
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 __all__ = ['OF_RUN', 'OF_TASK', 'OF_SEQUENCE', 'COLUMNS', 'KEYS', 'TEXT', 'LEDGER', 'SHOWN', 'SHORT', 'OWN_FOLDERS',
            'ShownScenario', 'ShownTask', 'ShownResult', 'as_dict', 'check_reported', 'read_results', 'example_result',
            'tidy', 'TableFacts', 'csv_digest', 'read_ledger', 'table_bytes', 'read_table', 'write_table', 'seal_tables',
-           'broken_tables', 'update_file', 'read_rows', 'renewed', 'merge_rows', 'rounded', 'add_measurement',
-           'shortened', 'write_results', 'merge_results', 'mean_and_spread', 'summary', 'learned', 'unlearned',
-           'reading', 'gaps', 'cell_text', 'to_markdown', 'Markdown', 'short_summary', 'scenario_text',
-           'reported_tables', 'figures_folder', 'reported_files']
+           'broken_tables', 'read_rows', 'renewed', 'merge_rows', 'rounded', 'add_measurement', 'shortened',
+           'write_results', 'merge_results', 'mean_and_spread', 'summary', 'learned', 'unlearned', 'reading', 'gaps',
+           'cell_text', 'to_markdown', 'Markdown', 'short_summary', 'scenario_text', 'reported_tables',
+           'figures_folder', 'reported_files']
 
 # %% ../../nbs/runs/06_tables.ipynb #1ed14770
 class ShownScenario(msgspec.Struct):
@@ -303,20 +303,6 @@ def broken_tables(
             except StateError as e:
                 found.append(str(e))
     return found
-
-# %% ../../nbs/runs/06_tables.ipynb #55d97cda
-def update_file(
-    path: str | Path,  # the file; made if it is missing
-    read: Callable[[Path], Any],  # path -> what is in it; asked only if there is a file
-    change: Callable[[Any], Any],  # what is in it, or None -> what it is to hold
-    write: Callable[[Path, Any], Any],  # (path, that)
-) -> Any:  # what the file holds now
-    "Change a file that others change too, one process at a time in a folder: nothing that they added is lost."
-    path = usable_path(path)
-    with lock_of(f"{path.parent}/"):
-        new = change(read(path) if path.exists() else None)
-        write(path, new)
-    return new
 
 # %% ../../nbs/runs/06_tables.ipynb #5a168963
 def read_rows(

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 from .configs import profile, profile_config, tuned_choice, tuning_repeat
 from ..core.errors import StateError, check
-from ..core.files import read_json, write_json
+from ..core.files import read_json, update_file, write_json
 from ..core.provenance import package_folder
 from .engine import raise_failures, run_all
 from .run_store import finished_run
 from ..methods.registry import find_method
-from .tables import update_file
 from ..scenarios import own_sizes
 from .runner import RunConfig, RunResult
 
