@@ -114,12 +114,13 @@ def fresh_buffers(
 # %% ../nbs/06_carryover.ipynb #9fa96662
 def foreign_parts(
     network: nn.Module,
+    inside: bool = False,  # is it a part of one of ours?
 ) -> Iterator[nn.Module]:
-    "The network itself if somebody else wrote it; of one of ours, what it wraps of others."
-    room = type(network).__module__.partition(".")[0]
-    if room == Split.__module__.partition(".")[0]:  # our own classes hold nothing of the kind
+    "The network itself if somebody else wrote it; of one of ours, what it wraps that is neither ours nor torch's."
+    room, ours = type(network).__module__.partition(".")[0], Split.__module__.partition(".")[0]
+    if room == ours or inside and room == "torch":
         for m in network.children():
-            yield from foreign_parts(m)
+            yield from foreign_parts(m, inside=True)
     else:
         yield network
 
