@@ -40,12 +40,12 @@ _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits"
 __all__ = ['LYING', 'STANDING', 'GREY', 'COLOUR', 'IN_TERMINAL', 'ASK_SIZE', 'IMAGE_ENDINGS', 'SYSTEM', 'NOBODY', 'ONE_PERSON',
            'NESTED', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'LARGER', 'SCENARIOS', 'CITATION', 'MADE',
            'UNPACKED_VARIABLE', 'LARGE', 'FOLDER', 'OWN', 'WORDS', 'read_image', 'hidden', 'class_folders', 'inside',
-           'image_files', 'stacked', 'person', 'people', 'said', 'numbered', 'folder_split', 'nobody_twice',
-           'only_mixtures', 'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info', 'base_name',
-           'data_file', 'Rows', 'npy_shape', 'StoredSplit', 'stored_split', 'crc', 'unpacked', 'load_stored',
-           'array_bytes', 'placed', 'typed_options', 'is_own', 'folder_in', 'two_at_a_time', 'own_sizes', 'own_folder',
-           'make_scenario', 'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows', 'make_mini', 'POOLS',
-           'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
+           'image_files', 'stacked', 'person', 'people', 'said', 'numbered', 'folder_split', 'only_mixtures',
+           'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info', 'base_name', 'data_file', 'Rows',
+           'npy_shape', 'StoredSplit', 'stored_split', 'crc', 'unpacked', 'load_stored', 'array_bytes', 'placed',
+           'typed_options', 'is_own', 'folder_in', 'two_at_a_time', 'own_sizes', 'own_folder', 'make_scenario',
+           'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario',
+           'Task', 'from_arrays', 'from_splits', 'plan']
 
 # %% ../nbs/03_scenarios.ipynb #e8c6745a
 LYING, STANDING = "lie (wider than high)", "stand (higher than wide)"
@@ -223,16 +223,6 @@ def folder_split(
     split = as_split(x, [c for _, _, c in files], layout="NHWC")
     return numbered({"": (split, who)})[""]
 
-# %% ../nbs/03_scenarios.ipynb #04c12191
-def nobody_twice(
-    who: dict[str, list[str]],  # split -> whose each image is
-) -> None:
-    "Raises `DataError` if a patient is in two splits."
-    pairs = (("train", "val"), ("train", "test"), ("val", "test"))
-    both = [(n, a, b) for a, b in pairs if (n := len(set(who[a]) & set(who[b])))]
-    where = ", ".join(f"{n} in {a} and {b}" for n, a, b in both)
-    check(not both, f"patients are in two splits: {where}; a patient's images belong together", DataError)
-
 # %% ../nbs/03_scenarios.ipynb #8c1be0f4
 def only_mixtures(
     seen: list[Counter],  # of every split
@@ -260,8 +250,7 @@ def from_folder(
     check(len(names) == total(sizes), f"sizes {list(sizes)} add up to {total(sizes)}, but {holds}")
     seen = {p: Counter() for p in PARTS}
     made = {p: folder_split(root / p, names, channels, resize, bits, patients, seen[p]) for p in PARTS}
-    nobody_twice({p: who for p, (_, who) in made.items()})
-    made = numbered(made)
+    made = numbered(made)  # `from_splits` refuses a patient in two of them
     only_mixtures(list(seen.values()))
     if words := [f"{p}: {w}" for p in PARTS if (w := said(seen[p]))]:
         warnings.warn(f"images of {root}: {'. '.join(words)}", stacklevel=2)

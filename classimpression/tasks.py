@@ -356,10 +356,11 @@ def check_patients(
     patients: dict[str, Tensor],  # split -> whose its images are, int64 [N]
 ) -> None:
     "Raises `DataError` if a patient is in two splits."
-    for (a, u), (b, v) in combinations(patients.items(), 2):
-        n = int(torch.isin(u.unique(), v.unique()).sum())
-        how = "a patient's images belong together, and numbers count over all splits"
-        check(not n, f"{n} patients are in {a} and in {b}; {how}", DataError)
+    pairs = combinations(patients.items(), 2)
+    both = [(int(torch.isin(u.unique(), v.unique()).sum()), a, b) for (a, u), (b, v) in pairs]
+    where = ", ".join(f"{n} in {a} and {b}" for n, a, b in both if n)
+    how = "a patient's images belong together, and numbers count over all splits"
+    check(not where, f"patients are in two splits: {where}; {how}", DataError)
 
 # %% ../nbs/02_tasks.ipynb #01000090
 def check_splits(

@@ -764,7 +764,7 @@ def test_one_patient_is_in_one_split():
     part = lambda rows, who: Split(x[rows], torch.tensor([0, 1]), torch.tensor(who))
     own = from_splits(part([0, 1], [0, 1]), part([2, 3], [2, 3]), part([4, 5], [4, 4]), sizes=[2])
     assert own.tasks[0].n_seen == 2
-    with pytest.raises(DataError, match="1 patients are in train and in test"):
+    with pytest.raises(DataError, match="patients are in two splits: 1 in train and test"):
         from_splits(part([0, 1], [0, 1]), part([2, 3], [2, 3]), part([4, 5], [1, 4]), sizes=[2])
 
 
