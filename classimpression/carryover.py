@@ -20,7 +20,7 @@ from .core.errors import ClassImpressionError, DataError, StateError, check, che
 from .core.files import checked_json, no_number, usable_path, write_bytes
 from .core.seeding import generator
 from .data import Split, mean_of
-from .models import NETWORKS, frozen_copy
+from .models import frozen_copy, maker_of
 from .tasks import Task, image_keys
 
 # %% auto #0
@@ -108,7 +108,7 @@ def fresh_buffers(
     model: nn.Module,  # a `Classifier`
 ) -> dict[str, Tensor]:
     "Buffers that its backbone had when it was built; none for a network that is not registered."
-    make = NETWORKS.get(getattr(model, "network", ""))
+    make = maker_of(getattr(model, "network", ""))
     return dict(make(model.channels).named_buffers()) if make else {}
 
 # %% ../nbs/06_carryover.ipynb #9fa96662

@@ -4,20 +4,22 @@
 
 # %% ../nbs/05_models.ipynb #92775b60
 from __future__ import annotations
-import copy
+import copy, re
 from contextlib import contextmanager
+from functools import partial
 from typing import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core.errors import check, check_name
+from .core.errors import check, check_name, nearest
 from .core.seeding import seeded
 from .heads import CosineHead, make_head
 
 # %% auto #0
-__all__ = ['INITIALISATIONS', 'NETWORKS', 'Block', 'pool_map', 'SmallNet', 'LargeNet', 'kaiming_start', 'continual_norms',
-           'Classifier', 'small_continual', 'large_continual', 'register_network', 'build_classifier', 'rebuild',
-           'frozen_copy', 'batch_norms', 'called_norms', 'frozen_statistics', 'ResNetFeatures', 'adapt_resnet']
+__all__ = ['INITIALISATIONS', 'NETWORKS', 'FAMILIES', 'Block', 'pool_map', 'SmallNet', 'LargeNet', 'kaiming_start',
+           'continual_norms', 'Classifier', 'register_network', 'register_family', 'maker_of', 'find_network',
+           'continual', 'build_classifier', 'rebuild', 'frozen_copy', 'batch_norms', 'called_norms',
+           'frozen_statistics', 'ResNetFeatures', 'adapt_resnet']
 
 # %% ../nbs/05_models.ipynb #c2b13dc7
 class Block(nn.Module):
@@ -134,7 +136,7 @@ class Classifier(nn.Module):
         backbone: nn.Module,  # images [N, C, H, W] to features [N, D]
         head: nn.Module,  # features to logits [N, K], in training
         statistical_head: nn.Module | None = None,  # features to scores [N, K]; None: the head itself classifies
-        network: str = "",  # the backbone's name in `NETWORKS`
+        network: str = "",  # the backbone's name, for `find_network`
         channels: int = 3,  # of the images
     ):
         super().__init__()
@@ -155,23 +157,8 @@ class Classifier(nn.Module):
         parts = dict(head=self.head.spec, statistical_head=self.statistical_head and self.statistical_head.spec)
         return dict(network=self.network, channels=self.channels) | parts
 
-# %% ../nbs/05_models.ipynb #3e698ec8
-def small_continual(channels: int = 3) -> SmallNet:
-    "The small network with continual normalisation."
-    return continual_norms(SmallNet(channels))
-
 # %% ../nbs/05_models.ipynb #5bd9a241
-def large_continual(channels: int = 1) -> LargeNet:
-    "The large network with continual normalisation."
-    return continual_norms(LargeNet(channels))
-
-
-NETWORKS: dict[str, Callable[[int], nn.Module]] = {
-    "small": SmallNet,
-    "large": LargeNet,
-    "small-continual": small_continual,
-    "large-continual": large_continual,
-}
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {"small": SmallNet, "large": LargeNet}
 
 # %% ../nbs/05_models.ipynb #a1c0df04
 def register_network(
@@ -184,20 +171,61 @@ def register_network(
     check(free, f"a network named {name!r} exists already; choose another name")
     NETWORKS[name] = make
 
+# %% ../nbs/05_models.ipynb #1a895240
+# pattern of whole names -> (groups of the pattern) -> what `register_network` would be given
+FAMILIES: dict[str, Callable[..., Callable[[int], nn.Module]]] = {}
+
+
+def register_family(
+    pattern: str,  # regular expression, such as "levels-(.+)"
+    of: Callable[..., Callable[[int], nn.Module]],  # groups of the pattern -> (channels -> network)
+) -> None:
+    "Make all networks known whose names fit a pattern; of several families the latest is taken."
+    FAMILIES[pattern] = of
+
+# %% ../nbs/05_models.ipynb #383278b6
+def maker_of(
+    name: str,  # of a network
+) -> Callable[[int], nn.Module] | None:  # channels -> network; None: nobody registered the name
+    "What builds a network."
+    if name in NETWORKS:
+        return NETWORKS[name]
+    fits = ((of, re.fullmatch(pattern, name)) for pattern, of in reversed(FAMILIES.items()))
+    return next((of(*m.groups()) for of, m in fits if m), None)
+
+# %% ../nbs/05_models.ipynb #c7965a1e
+def find_network(
+    name: str,  # of a network
+) -> Callable[[int], nn.Module]:  # channels -> network
+    "What builds a network. Raises `ConfigError` that lists the known ones."
+    made = maker_of(name)
+    check(made, f"unknown network {name!r}; known: {', '.join(sorted(NETWORKS))}{nearest(name, NETWORKS)}")
+    return made
+
+# %% ../nbs/05_models.ipynb #b85ae4e3
+def continual(
+    base: str,  # a registered network
+    channels: int,  # of the images
+) -> nn.Module:
+    "A network with continual normalisation."
+    return continual_norms(find_network(base)(channels))
+
+
+register_family("(.+)-continual", lambda base: partial(continual, base))
+
 # %% ../nbs/05_models.ipynb #5ae66586
 def build_classifier(
-    network: str,  # a name in `NETWORKS`
+    network: str,  # a name for `find_network`
     channels: int,  # image channels
     sizes: list[int],  # classes per task so far
     seed: int = 0,  # keys the initial weights
     initialisation: str = "kaiming",  # of the published networks: "kaiming" or "torch"
 ) -> Classifier:
     "A classifier with random weights that depend on `seed` only. Raises `ConfigError` for an unknown network or start."
-    check(network in NETWORKS, f"unknown network {network!r}; known: {', '.join(sorted(NETWORKS))}")
-    known = ", ".join(INITIALISATIONS)
+    make, known = find_network(network), ", ".join(INITIALISATIONS)
     check(initialisation in INITIALISATIONS, f"initialisation must be one of {known}; not {initialisation!r}")
     with seeded(seed, "weights", network, channels):
-        backbone = NETWORKS[network](channels)
+        backbone = make(channels)
         if initialisation == "kaiming" and type(backbone) in (SmallNet, LargeNet):
             kaiming_start(backbone)
         check(hasattr(backbone, "n_features"), f"network {network!r} needs an attribute n_features")

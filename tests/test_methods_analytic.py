@@ -17,7 +17,7 @@ from classimpression.core.errors import ConfigError, DataError, StateError
 from classimpression.core.seeding import generator
 from classimpression.heads import make_head
 from classimpression.methods.registry import find_method
-from classimpression.models import NETWORKS, build_classifier, rebuild
+from classimpression.models import build_classifier, find_network, rebuild
 from classimpression.settings import TrainConfig
 
 D, COUNTS = 12, [30, 60, 25, 90, 40]
@@ -418,7 +418,7 @@ def test_untrained_network_is_really_untrained(toy):
 @pytest.mark.parametrize("name,pixels", [("small", 16), ("small", 32), ("small", 40), ("large", 64)])
 def test_levels_are_the_blocks_outputs(name, pixels):
     "Compared with hooks on the plain network."
-    net = NETWORKS[name](3).eval()
+    net = find_network(name)(3).eval()
     found = []
     handles = [
         b.register_forward_hook(lambda m, i, o: found.append(F.adaptive_avg_pool2d(o, 4).flatten(1)))

@@ -9,7 +9,7 @@ from classimpression.core.errors import ConfigError
 from classimpression.data import tensor_digest
 from classimpression.heads import CosineHead, grow, imprint
 from classimpression.models import Block, Classifier, LargeNet, SmallNet, adapt_resnet, build_classifier, frozen_copy
-from classimpression.models import batch_norms, frozen_statistics, large_continual, rebuild, small_continual
+from classimpression.models import batch_norms, find_network, frozen_statistics, rebuild
 
 
 @pytest.mark.parametrize("channels,size", [(1, 28), (1, 32), (3, 32), (3, 64), (3, 45)])
@@ -110,7 +110,7 @@ def test_a_block_draws_the_weights_that_it_keeps_and_no_more():
 
 
 def test_continual_normalisation_is_group_then_batch_normalisation():
-    net, x = small_continual(3).train(), torch.rand(4, 3, 32, 32)
+    net, x = find_network("small-continual")(3).train(), torch.rand(4, 3, 32, 32)
     a = net.stem[0](x)
     by_hand = a.view(4, 8, 2, 16, 16)
     by_hand = by_hand - by_hand.mean((2, 3, 4), keepdim=True)
@@ -120,7 +120,7 @@ def test_continual_normalisation_is_group_then_batch_normalisation():
         by_hand.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5
     ).sqrt()
     assert torch.allclose(net.stem[1](a), by_hand, atol=1e-4)
-    assert [len(batch_norms(f(1))) for f in (small_continual, large_continual)] == [9, 21]
+    assert [len(batch_norms(find_network(f"{n}-continual")(1))) for n in ("small", "large")] == [9, 21]
 
 
 def test_continual_network_is_built_again_from_its_file():

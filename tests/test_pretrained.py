@@ -21,8 +21,9 @@ from classimpression.core.errors import ConfigError, DataError, StateError  # no
 from classimpression.heads import HEADS  # noqa: E402
 from classimpression.methods.census import CENTROIDS, Census  # noqa: E402
 from classimpression.methods.registry import UnionTask  # noqa: E402
-from classimpression.models import NETWORKS, Classifier, rebuild  # noqa: E402
-from classimpression.pretrained import adapted, backbones, census_any, features, packed  # noqa: E402
+from classimpression import models  # noqa: E402
+from classimpression.models import Classifier, find_network, rebuild  # noqa: E402
+from classimpression.pretrained import backbones, census_any, features, packed  # noqa: E402
 from classimpression.pretrained.backbones import LITE0_LEVELS, Backbone, Frozen, register_backbone  # noqa: E402
 from classimpression.pretrained.chunks import features_in_chunks, npz_chunks  # noqa: E402
 from classimpression.runs.configs import RunConfig  # noqa: E402
@@ -213,7 +214,7 @@ def test_every_head_exports_to_onnx(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_pretrained_network_is_exported_with_its_preprocessing():
-    net = NETWORKS[TINY](3)
+    net = find_network(TINY)(3)
     model = Classifier(net, HEADS["linear"](net.n_features, [2]), network=TINY).eval()
     x = torch.rand(3, 3, 28, 28)
     program = export_torch(model, 28, 3)
@@ -265,6 +266,29 @@ def test_estimator_takes_a_name_or_a_module(toy, tmp_path, backbone):
         est.card(train.x, train.y, train.x, train.y + 1)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"both-rings-small-continual+{TINY}",
+        f"pretrained-quadrants+{TINY}",
+        f"beside-norms+{TINY}",
+        f"{TINY}-all",
+        "levels-small-continual",
+        "census-grid-large",
+    ],
+)
+def test_a_network_made_of_others_is_known_by_its_name(name):
+    net = find_network(name)(3).eval()
+    assert name not in models.NETWORKS and net.features(torch.rand(2, 3, 28, 28)).shape == (2, net.n_features)
+
+
+def test_a_librarys_network_is_known_by_its_name():
+    (b,) = find_network(backbones.as_network("torchvision:resnet18")).args
+    assert (b.source, b.size, b.layers) == ("torchvision:resnet18", 224, (("layer4", 1),))
+    with pytest.raises(ConfigError, match="timm has no network"):
+        backbones.as_network("timm:resnet19")
+
+
 TINIEST = dict(epochs=1, synthesis_steps=2, synthesis_warmup=1, group_size=8, groups=1, margin_k=1, dtype="float32")
 
 
@@ -277,13 +301,13 @@ TINIEST = dict(epochs=1, synthesis_steps=2, synthesis_warmup=1, group_size=8, gr
     ],
 )
 def test_methods_on_a_public_network_that_learns(method, part, toy, tmp_path):
-    network = adapted.opened(TINY, part)
+    network = f"{TINY}-{part}"
     cfg = RunConfig(method=method, scenario="toy", sizes=[2, 2], network=network, out=str(tmp_path), **TINIEST)
     r = run(cfg, toy())
     facts, net = r.data, r.carry(1).model
     assert facts["pretraining"] == "imagenet" and (facts["public_bytes"] > 1e7) == (part == "norms")
     assert (facts["tasks"][-1]["carried_bytes"] > 1e7) == (part == "all")
-    fresh = NETWORKS[network](3).state_dict()
+    fresh = find_network(network)(3).state_dict()
     assert any(not torch.equal(v, fresh[k]) for k, v in net.backbone.state_dict().items() if v.is_floating_point())
     if method == "class-impression":
         made = r.impressions(1)
@@ -348,7 +372,7 @@ def test_images_in_chunks_give_the_features_of_a_run(toy, tmp_path, monkeypatch)
     x, y = train.x.permute(0, 2, 3, 1).numpy(), train.y.numpy()
     np.savez_compressed(tmp_path / "a.npz", train_images=x, train_labels=y)
     with torch.no_grad():
-        expected = NETWORKS[TINY](3).features(train.images())
+        expected = find_network(TINY)(3).features(train.images())
     for folder in (None, str(tmp_path / "store")):  # computed, and kept
         monkeypatch.delenv(features.FEATURES_VARIABLE, raising=False)
         if folder:
@@ -413,7 +437,7 @@ def test_packed_statistics():
 
 def test_a_model_is_built_again_from_its_facts():
     name = census_any.named(TINY, "quadrants", None)
-    net = NETWORKS[name](3)
+    net = find_network(name)(3)
     model = Classifier(net, HEADS["linear"](net.n_features, [2]), packed.PackedLDA(net.n_features, 2), name, 3)
     again = rebuild(model.spec)
     again.load_state_dict(model.state_dict())

@@ -302,13 +302,25 @@ def test_methods_with_hidden_state_resume_too(toy, tmp_path):
         del METHODS["gambler"]
 
 
-def test_a_network_of_your_own(toy, tmp_path):
+@pytest.mark.parametrize(
+    "method, called",
+    [
+        ("class-impression", "wide"),
+        ("ccsi", "wide-continual"),
+        ("trained-ridge", "levels-wide"),
+        ("census", "census-rings-wide"),
+    ],
+)
+def test_a_network_of_your_own(method, called, toy, tmp_path):
+    "Networks that methods make of it are read back by their names."
+
     class Wide(SmallNet):
         pass
 
     register_network("wide", Wide)
     try:
-        assert run(tiny(tmp_path, network="wide"), toy()).data["settings"]["network"] == "wide"
+        r = run(tiny(tmp_path, method=method, network="wide"), toy())
+        assert r.data["settings"]["network"] == "wide" and r.carry(1).model.network == called
     finally:
         del NETWORKS["wide"]
 

@@ -15,7 +15,7 @@ from ..carryover import Carryover
 from ..core.errors import DataError, check
 from ..core.seeding import generator
 from .registry import first_task, method
-from ..models import NETWORKS, Classifier, build_classifier, register_network
+from ..models import Classifier, build_classifier, find_network, register_family, register_network
 from ..settings import TrainConfig
 from ..training import History, teacher_features
 
@@ -161,24 +161,18 @@ class Levels(nn.Module):
 # %% ../../nbs/methods/07_analytic.ipynb #03875747
 def levels(base: str, channels: int) -> Levels:
     "The network registered as `base`, seen at all levels."
-    return Levels(NETWORKS[base](channels), channels)
+    return Levels(find_network(base)(channels), channels)
 
 # %% ../../nbs/methods/07_analytic.ipynb #62aff000
-register_network("levels-small", partial(levels, "small"))
-register_network("levels-large", partial(levels, "large"))
+register_family("levels-(.+)", lambda base: partial(levels, base))
 
 
 def see_levels(
     model: Classifier,  # with a plain network
 ) -> Classifier:
     "The same network and head, with features of all levels."
-    name = f"levels-{model.network}"
-    check(
-        name in NETWORKS,
-        f"no network {name!r}; register_network({name!r}, partial(levels, {model.network!r})) makes a network with "
-        f"stem and blocks known",
-    )
-    return Classifier(Levels(model.backbone, model.channels), model.head, None, name, model.channels)
+    net = Levels(model.backbone, model.channels)
+    return Classifier(net, model.head, None, f"levels-{model.network}", model.channels)
 
 # %% ../../nbs/methods/07_analytic.ipynb #dd55c2f9
 @method("trained-ridge", "Trained network + ridge, three levels", tier="reference")

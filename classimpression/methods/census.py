@@ -17,7 +17,7 @@ from ..core.errors import check, check_number
 from ..core.seeding import generator
 from ..heads import register_head
 from .registry import first_task, method
-from ..models import NETWORKS, Classifier, register_network
+from ..models import Classifier, find_network, register_family
 from ..settings import TrainConfig
 from ..tasks import Task
 from ..training import History, teacher_features
@@ -155,12 +155,10 @@ class Census(nn.Module):
 # %% ../../nbs/methods/08_census.ipynb #a22ca5d4
 def census_of(base: str, layout: str, channels: int) -> Census:
     "The network registered as `base`, beside patches."
-    return Census(NETWORKS[base](channels), channels, layout)
+    return Census(find_network(base)(channels), channels, layout)
 
 
-for base in ("small", "large"):
-    for layout in POSES:
-        register_network(f"census-{layout}-{base}", partial(census_of, base, layout))
+register_family(f"census-({'|'.join(POSES)})-(.+)", lambda layout, base: partial(census_of, base, layout))
 
 # %% ../../nbs/methods/08_census.ipynb #e5df6326
 def jittered(

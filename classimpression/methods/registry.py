@@ -18,7 +18,7 @@ from ..core.files import lock_of
 from ..core.provenance import digest, modules_digest, package_folder, plain_source
 from ..data import Split
 from ..heads import as_linear
-from ..models import NETWORKS
+from ..models import find_network, maker_of
 from ..settings import TrainConfig
 from ..synthesis import Impressions
 from ..training import Batch, History, TaskData, epoch_batches, fit_task, start_model, teacher_features
@@ -158,6 +158,9 @@ def foreign_source(
     """Fingerprint of the file in which somebody else defined something; of its source alone, if that stands in a
     notebook.
     """
+    inside = [maker_of(a) for a in getattr(made, "args", ()) if isinstance(a, str)]  # a network made of others
+    if own := [s for s in map(foreign_source, filter(None, inside)) if s]:
+        return digest([foreign_source(made.func), *own])
     made = getattr(made, "func", made)  # functools.partial
     if (made.__module__ or "").partition(".")[0] == package_folder().name:
         return ""
@@ -260,7 +263,7 @@ def first_task(
         and not k.startswith(("idc_weight", "margin_weight", "margin"))
     }
     code = modules_digest("core", "data", "heads", "losses", "models", "settings", "training")
-    own = foreign_source(NETWORKS[cfg.network])
+    own = foreign_source(find_network(cfg.network))
     key = (dict(network=own) if own else {}) | dict(
         settings=used, data=task.train.digest(), selection=task.selection and task.selection.digest(), code=code
     )
@@ -331,9 +334,7 @@ def ccsi(carry: Carryover | None, task, impressions: Impressions | None, cfg: Tr
     "The sequel, as its abstract tells: continual normalisation, whose statistics the impressions match."
     if carry is not None:
         return fit_task(carry, task, impressions, cfg)
-    name = f"{cfg.network}-continual"
-    check(name in NETWORKS, f"ccsi needs the network {name!r}; make it known with register_network({name!r}, ...)")
-    return first_task(task, replace(cfg, network=name))
+    return first_task(task, replace(cfg, network=f"{cfg.network}-continual"))
 
 # %% ../../nbs/methods/01_registry.ipynb #f85f16c3
 @method("fine-tuning", "Fine-tuning", tier="M0")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from functools import partial
+from typing import Callable
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -17,7 +18,7 @@ from ..heads import LinearHead
 from ..methods.analytic import count
 from ..methods.registry import first_task, method
 from ..methods.statistical import NearestMean, Ridge
-from ..models import NETWORKS, Classifier, register_network
+from ..models import Classifier, find_network, maker_of, register_family
 from ..settings import TrainConfig
 from ..training import History
 from .backbones import Backbone, Frozen, Taps
@@ -95,19 +96,15 @@ PARTS = {"norms": Tuned, "all": Opened}
 
 def opened(
     name: str,  # a network of `register_backbone`
-    part: str = "all",  # what learns: "norms" or "all"
-) -> str:  # the name of the network that learns, which is registered if it was not
-    "A pretrained network that learns. Raises `ConfigError` for a network that is not pretrained."
-    check(part in PARTS, f"unknown part {part!r}; known: {', '.join(PARTS)}")
-    b = next((a for a in getattr(NETWORKS.get(name), "args", ()) if isinstance(a, Backbone)), None)
+    part: str,  # what learns: "norms" or "all"
+) -> Callable[[int], nn.Module]:
+    "What builds a pretrained network that learns. Raises `ConfigError` for a network that is not pretrained."
+    b = next((a for a in getattr(maker_of(name), "args", ()) if isinstance(a, Backbone)), None)
     check(b and b.source != "module", f"{name!r} is no public network; see register_backbone")
-    if (new := f"{name}-{part}") not in NETWORKS:
-        register_network(new, partial(PARTS[part], b))
-    return new
+    return partial(PARTS[part], b)
 
 
-for part in PARTS:
-    opened("efficientnet_lite0", part)
+register_family(f"([^+]+)-({'|'.join(PARTS)})", opened)
 
 # %% ../../nbs/pretrained/06_adapted.ipynb #3bb8d485
 class Beside(nn.Module):
@@ -138,7 +135,10 @@ class Beside(nn.Module):
 # %% ../../nbs/pretrained/06_adapted.ipynb #dd2e2ca7
 def beside(name: str, part: str, channels: int) -> Beside:
     "The networks of a name, the adapted one still as it was."
-    return Beside(NETWORKS[name](channels), NETWORKS[opened(name, part)](channels))
+    return Beside(find_network(name)(channels), find_network(f"{name}-{part}")(channels))
+
+
+register_family(f"beside-({'|'.join(PARTS)})[+](.+)", lambda part, name: partial(beside, name, part))
 
 # %% ../../nbs/pretrained/06_adapted.ipynb #cabf532c
 def adapted_start(
@@ -148,19 +148,14 @@ def adapted_start(
     part: str,  # what learns: "norms" or "all"
 ) -> tuple[Classifier, History]:
     "A classifier with both networks, its statistical head still missing."
-    channels, both = task.train.x.shape[1], f"beside-{part}+{name}"
-    known, history = first_task(task, replace(cfg, network=opened(name, part)))
-    if both not in NETWORKS:
-        register_network(both, partial(beside, name, part))
-    net = Beside(NETWORKS[name](channels), known.backbone)
+    check(part in PARTS, f"unknown part {part!r}; known: {', '.join(PARTS)}")
+    channels = task.train.x.shape[1]
+    known, history = first_task(task, replace(cfg, network=f"{name}-{part}"))
+    net = Beside(find_network(name)(channels), known.backbone)
     head = LinearHead(net.n_features, [], bias=False)
-    return Classifier(net, head, None, both, channels).to(cfg.device).eval(), history
+    return Classifier(net, head, None, f"beside-{part}+{name}", channels).to(cfg.device).eval(), history
 
 # %% ../../nbs/pretrained/06_adapted.ipynb #cc3ef9a9
-register_network("beside-norms+efficientnet_lite0", partial(beside, "efficientnet_lite0", "norms"))
-register_network("beside-all+efficientnet_lite0", partial(beside, "efficientnet_lite0", "all"))
-
-
 @method("first-session", "First-session adaptation", tier="M1", first="adapts a public network")
 def first_session(
     carry: Carryover | None,

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError, DataError, check, check_number
 from ..core.seeding import seeded
 from ..data import file_md5, tensor_digest, to_unit
-from ..models import NETWORKS, register_network
+from ..models import NETWORKS, maker_of, register_family, register_network
 from .features import FEATURES_VARIABLE, as_pixels, open_store
 
 # %% auto #0
 __all__ = ['Layers', 'LITE0_MD5', 'PACKAGES', 'MANY', 'LITE0', 'LITE0_LEVELS', 'Backbone', 'prepare', 'pooled', 'find_layer',
            'tapped', 'Taps', 'read_weights', 'put_weights', 'imported', 'lite0', 'monai_network', 'library_network',
            'weights_checksum', 'public_network', 'built_network', 'runtime_network', 'in_pose', 'about', 'Frozen',
-           'OwnNetwork', 'own_network', 'describe', 'last_map', 'register_backbone', 'as_network']
+           'OwnNetwork', 'own_network', 'describe', 'last_map', 'register_backbone', 'of_library', 'as_network']
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #990c9f40
 Layers = tuple[tuple[str, int], ...]
@@ -517,6 +517,18 @@ def register_backbone(
     register_network(name, partial(Frozen, b))
     return name
 
+# %% ../../nbs/pretrained/02_backbones.ipynb #fb3d06cf
+@lru_cache
+def of_library(
+    library: str,  # timm or torchvision
+    name: str,  # of the network there
+) -> Callable[[int], Frozen]:
+    "The frozen network of a library."
+    return partial(Frozen, describe(f"{library}:{name}"))
+
+
+register_family(r"(timm|torchvision):([\w.-]+)", of_library)
+
 # %% ../../nbs/pretrained/02_backbones.ipynb #6f615112
 LITE0 = Backbone(
     "package:efficientnet_lite0", 112, (("bn2", 1),), (127 / 255,), (128 / 255,), checksum="b6414fdbbe220aac"
@@ -529,14 +541,12 @@ def as_network(
     backbone: str | nn.Module,  # a registered name, "timm:NAME", "torchvision:NAME", or a module
     size: int = 224,  # height and width of a module's images
 ) -> str:  # a registered name
-    "What a user calls a network, as a name in `NETWORKS`. Raises `ConfigError` for a name that nobody knows."
+    "What a user calls a network, as a name for `find_network`. Raises `ConfigError` for one that nobody knows."
     if isinstance(backbone, nn.Module):
         name = f"own-{weights_checksum(backbone)}-{size}"
         return name if name in NETWORKS else own_network(name, backbone, size, last_map(copy.deepcopy(backbone), size))
-    if backbone not in NETWORKS and ":" in backbone:
-        register_backbone(backbone, describe(backbone))
     check(
-        backbone in NETWORKS,
+        maker_of(backbone),
         f"unknown network {backbone!r}; known: {', '.join(sorted(NETWORKS))}; or timm:NAME, torchvision:NAME",
     )
     return backbone

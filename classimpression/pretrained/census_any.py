@@ -15,7 +15,7 @@ from ..core.seeding import generator
 from ..heads import LinearHead
 from ..methods.census import POSES, READOUTS, Census, crop_box
 from ..methods.registry import first_task, method, real_images
-from ..models import NETWORKS, Classifier, register_network
+from ..models import Classifier, find_network, register_family
 from .backbones import LITE0_LEVELS, register_backbone
 from .packed import CODECS, PackedLDA
 from ..settings import TrainConfig
@@ -78,13 +78,13 @@ def side_by_side(
     channels: int,  # of the images
 ) -> SideBySide:
     "Build the network of a name."
-    frozen = NETWORKS[backbone](channels)
+    frozen = find_network(backbone)(channels)
     check(
         hasattr(frozen, "description"), f"{backbone!r} is no pretrained network; see register_backbone and own_network"
     )
     if len(POSES[layout]) > 1:
         frozen.pose(POSES[layout][:2])
-    return SideBySide(frozen, None if base is None else Census(NETWORKS[base](channels), channels, layout))
+    return SideBySide(frozen, None if base is None else Census(find_network(base)(channels), channels, layout))
 
 # %% ../../nbs/pretrained/04_census_any.ipynb #175f8507
 def named(
@@ -92,19 +92,19 @@ def named(
     layout: str,  # "rings", "grid" or "quadrants"
     base: str | None,  # the network inside of Census; None: no Census
 ) -> str:
-    "The name of such a network, which is registered if it was not."
-    check(backbone in NETWORKS, f"unknown network {backbone!r}; known: {', '.join(sorted(NETWORKS))}")
-    name = f"both-{layout}-{base}+{backbone}" if base else f"pretrained-{layout}+{backbone}"
-    if name not in NETWORKS:
-        register_network(name, partial(side_by_side, backbone, layout, base))
-    return name
+    "The name of such a network."
+    find_network(backbone)
+    return f"both-{layout}-{base}+{backbone}" if base else f"pretrained-{layout}+{backbone}"
+
+
+register_family(
+    f"both-({'|'.join(POSES)})-(.+)[+](.+)", lambda layout, base, of: partial(side_by_side, of, layout, base)
+)
+register_family(f"pretrained-({'|'.join(POSES)})[+](.+)", lambda layout, of: partial(side_by_side, of, layout, None))
 
 # %% ../../nbs/pretrained/04_census_any.ipynb #7ada496b
 LEVELS = "efficientnet_lite0-levels"
 register_backbone(LEVELS, LITE0_LEVELS)
-for layout in POSES:
-    for base in (None, "small", "large"):
-        named(LEVELS, layout, base)
 
 # %% ../../nbs/pretrained/04_census_any.ipynb #daa2b975
 FEATURES = ("both", "pretrained", "codes")
@@ -131,7 +131,7 @@ def start_backbone(
         name, net = f"census-{layout}-{cfg.network}", Census(known.backbone, x.shape[1], layout)
     else:
         name = named(backbone, layout, None if features == "pretrained" else cfg.network)
-        net = NETWORKS[name](x.shape[1])
+        net = find_network(name)(x.shape[1])
         if net.census:
             net.census.net = known.backbone
     net.to(cfg.device).learn(x, generator(cfg.seed, "patches"), n_patches, rounds)

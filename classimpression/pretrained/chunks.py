@@ -24,7 +24,7 @@ from ..core.files import write_json
 from ..core.provenance import environment
 from ..core.seeding import generator
 from ..metrics import class_recalls, confusion_matrix
-from ..models import NETWORKS
+from ..models import find_network
 from .backbones import MANY
 from .features import FEATURES_VARIABLE, open_store
 from .packed import PackedLDA
@@ -105,11 +105,11 @@ def folder_chunks(
 # %% ../../nbs/pretrained/07_chunks.ipynb #95ef54b0
 def features_in_chunks(
     chunks: Chunks,  # images and labels
-    network: str,  # a pretrained one, a name in `NETWORKS`
+    network: str,  # a pretrained one, a name for `find_network`
     channels: int = 3,  # of the images
 ) -> tuple[Tensor, Tensor]:  # features float16 [N, D], labels [N]
     "Features of images that are never all in memory. Raises `ConfigError` for a network that is not frozen."
-    frozen = NETWORKS[network](channels)
+    frozen = find_network(network)(channels)
     check(hasattr(frozen, "fill"), f"{network!r} is no frozen network; see register_backbone", ConfigError)
     folder, parts, done = os.environ.get(FEATURES_VARIABLE), [], 0
     store = open_store(folder, frozen.about, frozen.n_features) if folder else None

@@ -20,7 +20,7 @@ from ..core.provenance import digest, is_own_import, module_files, modules_diges
 from ..core.provenance import package_folder
 from ..methods.registry import find_method, foreign_source, registered
 from ..metrics import contradictions
-from ..models import NETWORKS, rebuild
+from ..models import maker_of, rebuild
 from ..scenarios import MADE
 from ..settings import TrainConfig
 from ..synthesis import Impressions
@@ -142,7 +142,7 @@ def run_folder(
     "Where a run of these settings and this code lives."
     hashed = digest(first_names(identity(asdict(cfg))))[:10]
     made = MADE.get(cfg.scenario)
-    code = code_of(find_method(cfg.method).fit, made, NETWORKS.get(cfg.network))[:6]
+    code = code_of(find_method(cfg.method).fit, made, maker_of(cfg.network))[:6]
     return Path(cfg.out) / cfg.scenario / f"{cfg.method}-seed{cfg.seed}-{hashed}-{code}"
 
 # %% ../../nbs/runs/02_run_store.ipynb #2dc13793

@@ -14,7 +14,7 @@ from ..core.seeding import generator
 from ..data import Split
 from ..runs.run_store import RunResult
 from ..metrics import paired_interval
-from ..models import NETWORKS
+from ..models import find_network
 from .moments import ESTIMATORS, AtHand, Estimator, Moments, Probe, by_class, recalls_of
 from ..report.plots import new_figure, style
 from ..scenarios import Scenario
@@ -66,7 +66,7 @@ def run_census(
     layout: str = "rings",  # of Census
 ) -> Census:
     "Patch codes as Census would have learned them in this run."
-    census = Census(NETWORKS[result.carry(0).model.network](data.channels), data.channels, layout).eval()
+    census = Census(find_network(result.carry(0).model.network)(data.channels), data.channels, layout).eval()
     census.learn(first, generator(result.data["seed"], "patches"))
     return census
 

@@ -21,7 +21,7 @@ from ..methods.analytic import kmeans
 from ..methods.census import READOUTS
 from ..methods.statistical import Gaussians, NearestMean, Ridge, StreamingLDA
 from ..metrics import class_recalls, confusion_matrix
-from ..models import NETWORKS
+from ..models import find_network
 from ..pretrained.census_any import LEVELS, standardised
 from ..pretrained.study import learn_in_tasks
 from ..report.plots import new_figure, style
@@ -201,7 +201,7 @@ def public_features(
     channels: int,  # of the images
 ) -> Features:  # they are kept if CLASSIMPRESSION_FEATURES is set
     "Features of both kinds."
-    nets = {n: NETWORKS[n](channels) for n in (LEVELS, "efficientnet_lite0")}
+    nets = {n: find_network(n)(channels) for n in (LEVELS, "efficientnet_lite0")}
     return lambda x: {n: teacher_features(net, x) for n, net in nets.items()}
 
 
