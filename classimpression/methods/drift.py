@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from .statistical import Gaussians, NearestMean, feature_means
+from .statistical import Gaussians, NearestMean, check_similarity, feature_means
 from ..carryover import Carryover
 from ..core.errors import check, check_number
 from ..core.seeding import generator, key_to_seed, seeded
@@ -108,9 +108,11 @@ def learn_with_means(
     cfg: TrainConfig,  # settings
     kd: float,  # weight of the distillation
     temperature: float,  # of the distillation
+    similarity: str,  # what classifies: "euclidean" or "cosine", the nearest mean by distance or by direction
     move: Callable[..., Tensor],  # (means [K, D], f_old, f_new, old model, new model, images) -> moved means [K, D]
 ) -> tuple[nn.Module, History]:
     "LwF with class means as the statistical_head; after the task, `move` updates those of the old classes."
+    check_similarity(similarity)
     if carry is None:
         model, history = first_task(task, cfg, linear=True)
     else:
@@ -133,7 +135,7 @@ def learn_with_means(
         means = torch.cat(
             [move(old.statistical_head.means, teacher_features(old, new.x), f_new, old, model, new.x), means]
         )
-    model.statistical_head = NearestMean(f_new.shape[1])
+    model.statistical_head = NearestMean(f_new.shape[1], cosine=similarity == "cosine")
     model.statistical_head.put(means)
     return model, history
 
@@ -146,6 +148,7 @@ def sdc(
     cfg: TrainConfig,
     kd: float = 10.0,  # weight of the distillation
     temperature: float = 2.0,  # of the distillation
+    similarity: str = "euclidean",  # or "cosine": how features are compared with means
     sigma: float = 0.3,  # width of the kernel, in mean lengths of the old features
 ) -> tuple[nn.Module, History]:
     "Semantic drift compensation: old means follow the drift of near new images (Yu et al., 2020)."
@@ -153,7 +156,7 @@ def sdc(
     def move(mu: Tensor, f_old: Tensor, f_new: Tensor, *_) -> Tensor:
         return mu + sdc_shift(mu, f_old, f_new, sigma * float(f_old.norm(dim=1).mean().clamp(min=1e-6)))
 
-    return learn_with_means(carry, task, cfg, kd, temperature, move)
+    return learn_with_means(carry, task, cfg, kd, temperature, similarity, move)
 
 # %% ../../nbs/methods/06_drift.ipynb #aa3159af
 @method("adc", "ADC", tier="M1", training=SMALL_IMAGES)
@@ -164,6 +167,7 @@ def adc(
     cfg: TrainConfig,
     kd: float = 10.0,  # weight of the distillation
     temperature: float = 2.0,  # of the distillation
+    similarity: str = "euclidean",  # or "cosine": how features are compared with means
     step: float = 0.012,  # root mean square change of a value per step
     steps: int = 3,  # number of steps
     nearest: int = 100,  # images per old class
@@ -175,7 +179,7 @@ def adc(
     def move(mu: Tensor, f_old: Tensor, f_new: Tensor, old: nn.Module, new: nn.Module, x: Tensor) -> Tensor:
         return mu + adc_shift(mu, x, f_old, old, new, step, steps, nearest)
 
-    return learn_with_means(carry, task, cfg, kd, temperature, move)
+    return learn_with_means(carry, task, cfg, kd, temperature, similarity, move)
 
 # %% ../../nbs/methods/06_drift.ipynb #63e575dd
 @method("ldc", "LDC", tier="M1", training=SMALL_IMAGES)
@@ -186,6 +190,7 @@ def ldc(
     cfg: TrainConfig,
     kd: float = 10.0,  # weight of the distillation
     temperature: float = 2.0,  # of the distillation
+    similarity: str = "euclidean",  # or "cosine": how features are compared with means
     map_lr: float = 1e-3,  # learning rate of the map
     map_epochs: int = 20,  # its passes over the new images' features
 ) -> tuple[nn.Module, History]:
@@ -194,7 +199,7 @@ def ldc(
     def move(mu: Tensor, f_old: Tensor, f_new: Tensor, *_) -> Tensor:
         return mu @ ldc_map(f_old, f_new, generator(cfg.seed, "drift map", task.idx), map_lr, map_epochs).T
 
-    return learn_with_means(carry, task, cfg, kd, temperature, move)
+    return learn_with_means(carry, task, cfg, kd, temperature, similarity, move)
 
 # %% ../../nbs/methods/06_drift.ipynb #c423aab5
 def anti_collapse(

@@ -17,6 +17,7 @@ from ..core.seeding import generator, seeded
 from ..data import mean_of
 from ..heads import LinearHead
 from .registry import STEP_OPTIONS, first_task, learn, method
+from .statistical import check_similarity
 from ..settings import TrainConfig
 from ..training import Batch, History, TaskData, epoch_batches, start_model, teacher_features, train
 
@@ -218,7 +219,7 @@ def merge_adapters(
 
 # %% ../../nbs/methods/04_prototypes.ipynb #2d536a36
 def familiarity(
-    f: Tensor,  # the frozen model's features [N, D]
+    f: Tensor,  # features [N, D]
     mu: Tensor,  # prototypes of old classes [K_old, D]
 ) -> Tensor:  # [N] in [0, 1]
     "Largest cosine of each feature with a prototype of an old class (Zhu et al. 2022, prototype selection)."
@@ -234,16 +235,19 @@ def fit_ssre(
     kd: float = 1.0,  # weight of the feature distillation
     proto: float = 10.0,  # weight of the prototypes
     temperature: float = 0.1,  # of both cross-entropies, above 0
+    weigh_by: str = "frozen",  # whose features say how old an image looks: of the "frozen" model or the "current" one
 ) -> tuple[nn.Module, History]:
     "Mergeable adapters, with images that look old distilled and the others learned (Zhu et al. 2022)."
     check_number("temperature", temperature, 1e-6)
+    check(weigh_by in ("frozen", "current"), f"weigh_by must be frozen or current, not {weigh_by!r}")
     if carry is None:
         model, h = first_task(task, cfg, linear=True)
     else:
         cfg, mu = replace(cfg, freeze_old=False, idc_weight=0.0), carried(carry, cfg.device)
 
         def terms(model: nn.Module, f: Tensor, b: Batch) -> dict[str, Tensor]:
-            f, w, (p, c) = f.float(), familiarity(b.old, mu), draw_prototypes(mu, cfg.batch_size)
+            f, (p, c) = f.float(), draw_prototypes(mu, cfg.batch_size)
+            w = familiarity(b.old if weigh_by == "frozen" else f.detach(), mu)
             ce = F.cross_entropy(model.head(f) / temperature, b.y, reduction="none")
             return {
                 "cross_entropy": ((1 - w) * ce).mean(),
@@ -264,7 +268,7 @@ def nearest_class(
     similarity: str = "euclidean",  # or "cosine"
 ) -> Tensor:  # row of `new` for each row of `old` [K_old]
     "The new class whose mean is nearest to each old one."
-    check(similarity in ("euclidean", "cosine"), f"similarity must be euclidean or cosine, not {similarity!r}")
+    check_similarity(similarity)
     close = (
         F.cosine_similarity(old[:, None], new[None], dim=2)
         if similarity == "cosine"

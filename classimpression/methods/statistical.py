@@ -13,8 +13,8 @@ from ..data import mean_of
 from ..heads import register_head
 
 # %% auto #0
-__all__ = ['StatisticalHead', 'feature_means', 'expect_labels', 'NearestMean', 'triangle', 'pack', 'unpack', 'factor', 'Scatter',
-           'discriminant', 'StreamingLDA', 'Gaussians', 'Ridge']
+__all__ = ['StatisticalHead', 'feature_means', 'expect_labels', 'NearestMean', 'check_similarity', 'triangle', 'pack', 'unpack',
+           'factor', 'Scatter', 'discriminant', 'StreamingLDA', 'Gaussians', 'Ridge']
 
 # %% ../../nbs/methods/02_statistical.ipynb #1ccdef3a
 class StatisticalHead(nn.Module):
@@ -133,6 +133,13 @@ class NearestMean(StatisticalHead):
         if self.cosine:
             return F.normalize(f, dim=1) @ F.normalize(self.means, dim=1).T
         return -torch.cdist(f, self.means, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+# %% ../../nbs/methods/02_statistical.ipynb #608b6370
+def check_similarity(
+    similarity: str,  # a method's option
+) -> None:
+    "Raise `ConfigError` for another word than euclidean or cosine."
+    check(similarity in ("euclidean", "cosine"), f"similarity must be euclidean or cosine, not {similarity!r}")
 
 # %% ../../nbs/methods/02_statistical.ipynb #1ffdec11
 def triangle(

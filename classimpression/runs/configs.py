@@ -21,7 +21,7 @@ from ..core.files import read_json
 from .surroundings import number_type, usable_device
 from ..core.provenance import package_folder
 from ..methods.registry import find_method, sort_options
-from ..models import NETWORKS
+from ..models import find_network
 from ..scenarios import base_name, placed
 from ..settings import TrainConfig, check_training, published_training
 from ..synthesis import SynthesisConfig, published_synthesis
@@ -29,7 +29,7 @@ from ..synthesis import SynthesisConfig, published_synthesis
 # %% auto #0
 __all__ = ['NO_BUDGET', 'PUBLISHED_BUDGETS', 'OWN_TUNING_SEED', 'current_names', 'RunConfig', 'setting_types', 'plain_value',
            'check_type', 'check_like', 'replace_none', 'training_settings', 'synthesis_settings', 'profile',
-           'tuned_choice', 'profile_config', 'profile_label', 'reported_repeats', 'tuning_repeat']
+           'tuned_choice', 'profile_config', 'without_effect', 'profile_label', 'reported_repeats', 'tuning_repeat']
 
 # %% ../../nbs/runs/01_configs.ipynb #0ldname2
 def current_names(
@@ -112,7 +112,7 @@ class RunConfig(TrainConfig):
             f"head='linear' is an ablation of class-impression, fine-tuning and joint; {self.method} has a head of "
             f"its own",
         )
-        check(self.network in NETWORKS, f"unknown network {self.network!r}; known: {', '.join(sorted(NETWORKS))}")
+        find_network(self.network)
         check(self.eval_split in ("test", "val"), f"eval_split must be test or val, not {self.eval_split!r}")
         check(
             self.eval_split == "test" or (self.pool, self.selection) in (("new-train", "last"), ("none", "last")),
@@ -283,6 +283,15 @@ def profile_config(
         given["dtype"] = number_type(given["device"])[0]
     return RunConfig.of(**given | {"method": method, "profile": name, "options": options or None})
 
+# %% ../../nbs/runs/01_configs.ipynb #2638c01e
+def without_effect(
+    method: str,  # registered method
+) -> list[str]:
+    "Settings of the synthesis, if a method learns from no impressions."
+    terms = ("ce_weight", "bn_weight", "tv_weight", "tv1_weight", "l2_weight")
+    made = [k for k in setting_types() if k.startswith(("synthesis_", "group")) or k in terms]
+    return [] if find_method(method).impressions else made
+
 # %% ../../nbs/runs/01_configs.ipynb #2045f33d
 NO_BUDGET = (  # settings that other columns of a table hold, or that change no number
     *("seed", "class_order", "method", "scenario", "profile", "root", "out", "cache", "any_code"),
@@ -301,7 +310,8 @@ def profile_label(
         return cfg.profile
     tuned, untuned = (asdict(profile_config(cfg.profile, cfg.method, t, scenario=cfg.scenario)) for t in (True, False))
     tuned["sizes"] = cfg.sizes if usual_sizes is None or cfg.sizes == list(usual_sizes) else None
-    changed = {k: v for k, v in asdict(cfg).items() if k not in NO_BUDGET and v != tuned[k]}
+    apart = (*NO_BUDGET, *without_effect(cfg.method))
+    changed = {k: v for k, v in asdict(cfg).items() if k not in apart and v != tuned[k]}
     if cfg.options == untuned["options"] and "options" in changed:
         del changed["options"]
         if cfg.profile not in PUBLISHED_BUDGETS:

@@ -49,7 +49,9 @@ def find_scenario(
 ) -> Scenario:  # its test images are validation images if the settings say so
     "The data of a run. Raises `ConfigError` if your own have another name, order or sizes than the settings."
     if data is None:
-        scenario = make_scenario(cfg.scenario, class_order=cfg.class_order, sizes=cfg.sizes, root=cfg.root)
+        named = cfg.scenario in SCENARIOS and find_method(cfg.method).outside
+        size = SCENARIOS[cfg.scenario].pixels if named else None  # margins are for small networks: public ones enlarge
+        scenario = make_scenario(cfg.scenario, cfg.class_order, cfg.sizes, cfg.root, size)
     else:
         same = cfg.class_order in (None, data.class_order) and cfg.sizes in (None, data.sizes)
         asked = f"the settings ask for scenario {cfg.scenario!r}, the data are {data!r}"
