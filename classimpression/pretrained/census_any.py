@@ -103,8 +103,7 @@ register_family(
 register_family(f"pretrained-({'|'.join(POSES)})[+](.+)", lambda layout, of: partial(side_by_side, of, layout, None))
 
 # %% ../../nbs/pretrained/04_census_any.ipynb #7ada496b
-LEVELS = "efficientnet_lite0-levels"
-register_backbone(LEVELS, LITE0_LEVELS)
+LEVELS = register_backbone("efficientnet_lite0-levels", LITE0_LEVELS)
 
 # %% ../../nbs/pretrained/04_census_any.ipynb #daa2b975
 FEATURES = ("both", "pretrained", "codes")
