@@ -204,7 +204,7 @@ def test_real_images_in_place_of_synthetic_ones_are_learned_from(name, tmp_path_
         model, _ = m.fit(carry, task, real, settings, **hyper_parameters)
     conf = evaluate(model, scenario.test(1), 4)
     recalls = conf.diagonal() / conf.sum(1)
-    assert recalls.mean() > 0.65 and recalls[:2].mean() > 0.5, recalls
+    assert recalls.mean() >= 0.65 and recalls[:2].mean() > 0.5, recalls
 
 
 def test_intervals_and_probabilities_equal_those_of_scipy():
