@@ -200,11 +200,12 @@ def test_real_images_in_place_of_synthetic_ones_are_learned_from(name, tmp_path_
     real = Impressions(to_unit(old.x), old.y, {}, {})
     training, hyper_parameters = sort_options(m, profile_config("quick", name).options)
     with scenario.training(1, "new-train") as task:
-        settings = replace(cfg, **training | dict(epochs=6 if m.impressions else 12))
+        searched = dict(epochs=10 if m.impressions else 12)  # 10: what its search chose
+        settings = replace(cfg, **training | searched)
         model, _ = m.fit(carry, task, real, settings, **hyper_parameters)
     conf = evaluate(model, scenario.test(1), 4)
     recalls = conf.diagonal() / conf.sum(1)
-    assert recalls.mean() >= 0.65 and recalls[:2].mean() > 0.5, recalls
+    assert recalls.mean() > 0.65 and recalls[:2].mean() > 0.5, recalls
 
 
 def test_intervals_and_probabilities_equal_those_of_scipy():
