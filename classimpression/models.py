@@ -18,7 +18,7 @@ from .heads import CosineHead, make_head
 # %% auto #0
 __all__ = ['INITIALISATIONS', 'NETWORKS', 'FAMILIES', 'Block', 'pool_map', 'SmallNet', 'LargeNet', 'kaiming_start',
            'continual_norms', 'Classifier', 'register_network', 'register_family', 'maker_of', 'find_network',
-           'continual', 'build_classifier', 'rebuild', 'frozen_copy', 'batch_norms', 'called_norms',
+           'pretrained', 'continual', 'build_classifier', 'rebuild', 'frozen_copy', 'batch_norms', 'called_norms',
            'frozen_statistics', 'ResNetFeatures', 'adapt_resnet']
 
 # %% ../nbs/05_models.ipynb #c2b13dc7
@@ -201,6 +201,13 @@ def find_network(
     made = maker_of(name)
     check(made, f"unknown network {name!r}; known: {', '.join(sorted(NETWORKS))}{nearest(name, NETWORKS)}")
     return made
+
+# %% ../nbs/05_models.ipynb #f222741d
+def pretrained(
+    name: str,  # of a network
+) -> bool:
+    "Was it trained on outside data? Known from its description."
+    return any(getattr(a, "pretraining", "none") != "none" for a in getattr(find_network(name), "args", ()))
 
 # %% ../nbs/05_models.ipynb #b85ae4e3
 def continual(

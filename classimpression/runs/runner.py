@@ -27,7 +27,7 @@ from .run_store import RunResult, check_settings, finished_run, finished_tasks, 
 from ..core.seeding import seeded, usual_torch
 from .run_store import file_digest, protocol_name, read_row, run_folder, used_modules
 from ..metrics import summarise, task_summary
-from ..models import rebuild
+from ..models import pretrained, rebuild
 from ..scenarios import SCENARIOS, Scenario, make_scenario, two_at_a_time
 from ..synthesis import Impressions, gather, make_groups, model_to_invert, split_groups
 from ..tasks import Task
@@ -49,8 +49,8 @@ def find_scenario(
 ) -> Scenario:  # its test images are validation images if the settings say so
     "The data of a run. Raises `ConfigError` if your own have another name, order or sizes than the settings."
     if data is None:
-        named = cfg.scenario in SCENARIOS and find_method(cfg.method).outside
-        size = SCENARIOS[cfg.scenario].pixels if named else None  # margins are for small networks: public ones enlarge
+        shown = cfg.scenario in SCENARIOS and (find_method(cfg.method).outside or pretrained(cfg.network))
+        size = SCENARIOS[cfg.scenario].pixels if shown else None  # margins are for small networks: public ones enlarge
         scenario = make_scenario(cfg.scenario, cfg.class_order, cfg.sizes, cfg.root, size)
     else:
         same = cfg.class_order in (None, data.class_order) and cfg.sizes in (None, data.sizes)
