@@ -18,8 +18,8 @@ from .heads import CosineHead, make_head
 # %% auto #0
 __all__ = ['INITIALISATIONS', 'NETWORKS', 'FAMILIES', 'Block', 'pool_map', 'SmallNet', 'LargeNet', 'kaiming_start',
            'continual_norms', 'Classifier', 'register_network', 'register_family', 'maker_of', 'find_network',
-           'pretrained', 'continual', 'build_classifier', 'rebuild', 'frozen_copy', 'batch_norms', 'called_norms',
-           'frozen_statistics', 'ResNetFeatures', 'adapt_resnet']
+           'makers_of', 'pretrained', 'continual', 'build_classifier', 'rebuild', 'frozen_copy', 'batch_norms',
+           'called_norms', 'frozen_statistics', 'ResNetFeatures', 'adapt_resnet']
 
 # %% ../nbs/05_models.ipynb #c2b13dc7
 class Block(nn.Module):
@@ -119,12 +119,16 @@ def continual_norms(
     net: nn.Module,  # changed in place
     groups: int = 8,  # of channels; divides the channels of every layer
 ) -> nn.Module:  # the same
-    "Normalise groups of channels within each image before every batch normalisation (Pham et al., ICLR 2022)."
-    for parent in list(net.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, nn.BatchNorm2d):
-                of_image = nn.GroupNorm(groups, layer.num_features, eps=layer.eps, affine=False)
-                setattr(parent, name, nn.Sequential(of_image, layer))
+    """Normalise groups of channels within each image before every batch normalisation (Pham et al., ICLR 2022). Raises
+    `ConfigError` for a network without such layers, or with channels that the groups do not divide.
+    """
+    found = [(m, k, v) for m in net.modules() for k, v in m.named_children() if isinstance(v, nn.BatchNorm2d)]
+    kind = type(net).__name__
+    check(found, f"{kind} has no batch normalisation that learns, so there is nothing to normalise within images")
+    for parent, name, layer in found:
+        n = layer.num_features
+        check(n % groups == 0, f"layer {name!r} of {kind} normalises {n} channels, which {groups} groups do not divide")
+        setattr(parent, name, nn.Sequential(nn.GroupNorm(groups, n, eps=layer.eps, affine=False), layer))
     return net
 
 # %% ../nbs/05_models.ipynb #c6b39903
@@ -173,14 +177,14 @@ def register_network(
 
 # %% ../nbs/05_models.ipynb #1a895240
 # pattern of whole names -> (groups of the pattern) -> what `register_network` would be given
-FAMILIES: dict[str, Callable[..., Callable[[int], nn.Module]]] = {}
+FAMILIES: dict[str, Callable[..., Callable[[int], nn.Module] | None]] = {}
 
 
 def register_family(
     pattern: str,  # regular expression, such as "levels-(.+)"
-    of: Callable[..., Callable[[int], nn.Module]],  # groups of the pattern -> (channels -> network)
+    of: Callable[..., Callable[[int], nn.Module] | None],  # groups of the pattern -> (channels -> network), or None
 ) -> None:
-    "Make all networks known whose names fit a pattern; of several families the latest is taken."
+    "Make all networks known whose names fit a pattern; of several families the latest that does not decline is taken."
     FAMILIES[pattern] = of
 
 # %% ../nbs/05_models.ipynb #383278b6
@@ -191,7 +195,7 @@ def maker_of(
     if name in NETWORKS:
         return NETWORKS[name]
     fits = ((of, re.fullmatch(pattern, name)) for pattern, of in reversed(FAMILIES.items()))
-    return next((of(*m.groups()) for of, m in fits if m), None)
+    return next((made for of, m in fits if m and (made := of(*m.groups()))), None)
 
 # %% ../nbs/05_models.ipynb #c7965a1e
 def find_network(
@@ -202,12 +206,22 @@ def find_network(
     check(made, f"unknown network {name!r}; known: {', '.join(sorted(NETWORKS))}{nearest(name, NETWORKS)}")
     return made
 
+# %% ../nbs/05_models.ipynb #d53c1a27
+def makers_of(
+    name: str,  # of a network
+) -> list[Callable[[int], nn.Module]]:  # its own first
+    "What builds a network and those that it is made of. Raises `ConfigError` for an unknown name."
+    made = find_network(name)
+    inside = [a for a in getattr(made, "args", ()) if isinstance(a, str) and maker_of(a)]
+    return [made, *(m for a in inside for m in makers_of(a))]
+
 # %% ../nbs/05_models.ipynb #f222741d
 def pretrained(
     name: str,  # of a network
 ) -> bool:
-    "Was it trained on outside data? Known from its description."
-    return any(getattr(a, "pretraining", "none") != "none" for a in getattr(find_network(name), "args", ()))
+    "Was it, or a network that it is made of, trained on outside data? Known from the descriptions."
+    arguments = [a for made in makers_of(name) for a in getattr(made, "args", ())]
+    return any(getattr(a, "pretraining", "none") != "none" for a in arguments)
 
 # %% ../nbs/05_models.ipynb #b85ae4e3
 def continual(

@@ -44,8 +44,8 @@ __all__ = ['LYING', 'STANDING', 'GREY', 'COLOUR', 'IN_TERMINAL', 'ASK_SIZE', 'IM
            'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info', 'base_name', 'data_file', 'Rows',
            'npy_shape', 'StoredSplit', 'stored_split', 'crc', 'unpacked', 'load_stored', 'array_bytes', 'placed',
            'typed_options', 'is_own', 'folder_in', 'two_at_a_time', 'own_sizes', 'own_folder', 'make_scenario',
-           'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario',
-           'Task', 'from_arrays', 'from_splits', 'plan']
+           'scenario_of', 'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows', 'make_mini', 'POOLS',
+           'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
 
 # %% ../nbs/03_scenarios.ipynb #e8c6745a
 LYING, STANDING = "lie (wider than high)", "stand (higher than wide)"
@@ -718,6 +718,15 @@ def make_scenario(
     size = max(32, splits["train"].x.shape[-1]) if size is None else size
     about = dict(name=name, class_names=info.class_names, size=size, checksum=md5)
     return from_splits(*splits.values(), sizes=sizes, class_order=order, **about)
+
+# %% ../nbs/03_scenarios.ipynb #c748e582
+def scenario_of(
+    result: dict,  # of a run: its settings and what it says about its scenario
+    root: str | Path | None = None,  # data folder; None: the environment variable
+) -> Scenario:
+    "The scenario of a run, its images as the run saw them."
+    facts = result["scenario"]
+    return make_scenario(result["settings"]["scenario"], facts["class_order"], facts["sizes"], root, facts["size"])
 
 # %% ../nbs/03_scenarios.ipynb #8593b3b5
 def list_data(

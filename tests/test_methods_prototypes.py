@@ -418,7 +418,8 @@ def test_two_steps_of_ssre_by_hand(toy):
         student = start_model(carry, task, replace(CFG, freeze_old=False)).eval()
         x, y = task.train.images(), task.train.y
     mu, old = carry.extra["prototypes"].value, teacher_features(carry.model, x)
-    w = torch.stack([F.normalize(old, dim=1) @ m / m.norm() for m in mu]).max(0).values.clamp(0, 1)
+    looks_old = lambda f: torch.stack([F.normalize(f, dim=1) @ m / m.norm() for m in mu]).max(0).values.clamp(0, 1)
+    w = looks_old(old)
     with seeded(CFG.seed, "training", 1):
         c = torch.randint(2, (1000,))
     W, o = torch.cat(list(student.head.blocks)), torch.cat(list(student.head.offsets))
@@ -440,6 +441,10 @@ def test_two_steps_of_ssre_by_hand(toy):
         and distilled > 1000 * h.terms["distillation"][0]
         and h.terms["distillation"][1] == pytest.approx(distilled, rel=1e-2)
     )
+    moved = teacher_features(model, x)
+    current = (looks_old(moved) * (moved - old).norm(dim=1)).sum().item()
+    _, h, _ = step("ssre", scenario.again(), 1, carry, **cfg, epochs=2, weigh_by="current")
+    assert h.terms["distillation"][1] == pytest.approx(current, rel=1e-2) != pytest.approx(distilled, rel=1e-2)
 
 
 # FeTrIL

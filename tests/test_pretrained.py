@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,8 +27,10 @@ from classimpression.models import Classifier, find_network, rebuild  # noqa: E4
 from classimpression.pretrained import backbones, census_any, features, packed  # noqa: E402
 from classimpression.pretrained.backbones import LITE0_LEVELS, Backbone, Frozen, register_backbone  # noqa: E402
 from classimpression.pretrained.chunks import features_in_chunks, npz_chunks  # noqa: E402
-from classimpression.runs.configs import RunConfig  # noqa: E402
-from classimpression.runs.runner import run  # noqa: E402
+from classimpression.report.verdicts import bootstrap_of  # noqa: E402
+from classimpression.runs.configs import RunConfig, profile_config  # noqa: E402
+from classimpression.runs.run_store import run_folder  # noqa: E402
+from classimpression.runs.runner import find_scenario, run  # noqa: E402
 from classimpression import scenarios  # noqa: E402
 from classimpression.scenarios import StoredSplit, from_splits, make_scenario, stored_split  # noqa: E402
 from classimpression.runs.tables import example_result, merge_rows, read_rows, summary, tidy, write_table  # noqa: E402
@@ -275,11 +278,50 @@ def test_estimator_takes_a_name_or_a_module(toy, tmp_path, backbone):
         f"{TINY}-all",
         "levels-small-continual",
         "census-grid-large",
+        f"census-rings-{TINY}-all",
+        f"{TINY}-all-continual",
     ],
 )
 def test_a_network_made_of_others_is_known_by_its_name(name):
     net = find_network(name)(3).eval()
     assert name not in models.NETWORKS and net.features(torch.rand(2, 3, 28, 28)).shape == (2, net.n_features)
+    assert models.pretrained(name) == (TINY in name), "a public network inside of another is still one"
+
+
+def test_a_public_network_inside_of_another_sees_no_border():
+    for network, size in (("small-continual", 32), (TINY, 28), (f"pretrained-rings+{TINY}", 28)):
+        assert find_scenario(RunConfig(method="ncm", network=network, scenario="blood-mini")).size == size
+
+
+def test_continual_normalisation_says_where_it_finds_nothing_to_normalise():
+    with pytest.raises(ConfigError, match="no batch normalisation that learns"):
+        find_network(f"{TINY}-continual")(3)
+
+
+def test_a_run_is_that_of_its_networks_description_weights_and_code(monkeypatch):
+    "Whatever changes features changes the run's folder, by the network's name and by a method's own backbone."
+    of = lambda **more: run_folder(RunConfig(scenario="toy", sizes=[2, 2], **more)).name.split("-")[-2:]
+    asked = (dict(method="ncm", network="mine"), dict(method="census-any", options=dict(backbone="mine")))
+    asked += (dict(method="ncm", network="levels-mine"),)
+    found = []
+    for b in (LITE0_LEVELS, replace(LITE0_LEVELS, size=32), replace(LITE0_LEVELS, checksum="ab")):
+        monkeypatch.setitem(models.NETWORKS, "mine", partial(Frozen, b))
+        found.append([of(**a) for a in asked])
+    assert all(len({run[0] for run in runs}) == 3 for runs in zip(*found))  # settings, whatever `any_code` says
+    assert replace(LITE0_LEVELS, weights="a/b").fingerprint == LITE0_LEVELS.fingerprint  # a place says nothing
+    plain, public = of(method="ncm"), of(method="ncm", network=TINY)
+    assert plain[1] != public[1], "the code of public networks counts where one is used"
+
+
+@pytest.mark.slow
+def test_runs_are_judged_again_on_the_images_that_they_saw(tmp_path):
+    own = [profile_config("smoke", "ncm", network=n, out=str(tmp_path)) for n in ("small", TINY)]
+    small, public = map(run, own)
+    public.data["method"] = "ncm on a public network"
+    (row,) = bootstrap_of([small, public], against="ncm").itertuples()
+    assert (small.data["scenario"]["size"], public.data["scenario"]["size"]) == (32, 28)
+    gap = public.metrics["balanced_accuracy"] - small.metrics["balanced_accuracy"]
+    assert row.difference == pytest.approx(gap, abs=0.5) and row.low < gap < row.high
 
 
 def test_a_librarys_network_is_known_by_its_name():

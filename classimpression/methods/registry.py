@@ -18,7 +18,7 @@ from ..core.files import lock_of
 from ..core.provenance import digest, modules_digest, package_folder, plain_source
 from ..data import Split
 from ..heads import as_linear
-from ..models import find_network, maker_of
+from ..models import makers_of
 from ..settings import TrainConfig
 from ..synthesis import Impressions
 from ..training import Batch, History, TaskData, epoch_batches, fit_task, start_model, teacher_features
@@ -26,9 +26,9 @@ from ..training import train
 
 # %% auto #0
 __all__ = ['Fit', 'STEP_OPTIONS', 'METHODS', 'ELSEWHERE', 'OF_THE_RUN', 'Method', 'method', 'load_methods', 'registered',
-           'find_method', 'foreign_source', 'sort_options', 'what_fits', 'cached', 'price_of_cached', 'first_task',
-           'learn', 'class_impression', 'class_impression_balanced', 'ccsi', 'fine_tuning', 'UnionTask', 'real_images',
-           'joint']
+           'find_method', 'foreign_source', 'network_code', 'descriptions', 'sort_options', 'what_fits', 'cached',
+           'price_of_cached', 'first_task', 'learn', 'class_impression', 'class_impression_balanced', 'ccsi',
+           'fine_tuning', 'UnionTask', 'real_images', 'joint']
 
 # %% ../../nbs/methods/01_registry.ipynb #5122039b
 Fit = Callable[..., tuple[nn.Module, History]]
@@ -158,9 +158,6 @@ def foreign_source(
     """Fingerprint of the file in which somebody else defined something; of its source alone, if that stands in a
     notebook.
     """
-    inside = [maker_of(a) for a in getattr(made, "args", ()) if isinstance(a, str)]  # a network made of others
-    if own := [s for s in map(foreign_source, filter(None, inside)) if s]:
-        return digest([foreign_source(made.func), *own])
     made = getattr(made, "func", made)  # functools.partial
     if (made.__module__ or "").partition(".")[0] == package_folder().name:
         return ""
@@ -169,6 +166,27 @@ def foreign_source(
         return digest(plain_source(file.read_text(encoding="utf-8")) if file.is_file() else inspect.getsource(made))
     except (OSError, TypeError, SyntaxError):  # typed into a terminal: there is no source to read
         return digest([made.__module__, made.__qualname__])
+
+# %% ../../nbs/methods/01_registry.ipynb #f4e37322
+def network_code(
+    name: str,  # of a network
+) -> str:  # 16 hexadecimal digits; "" for the two published networks and what `models` makes of them
+    "Fingerprint of the code of a network and of those that it is made of."
+    parts = [getattr(made, "func", made) for made in makers_of(name)]
+    parts += [type(a) for made in makers_of(name) for a in getattr(made, "args", ()) if isinstance(a, nn.Module)]
+    own = [s for s in map(foreign_source, parts) if s]
+    rooms = {m.__module__.split(".")[1] for m in parts if m.__module__.startswith(f"{package_folder().name}.")}
+    if not own and rooms <= {"models"}:
+        return ""
+    return digest([*own, modules_digest(*sorted(rooms)) if rooms else ""])
+
+# %% ../../nbs/methods/01_registry.ipynb #5576a1d7
+def descriptions(
+    name: str,  # of a network
+) -> list[str]:  # empty for networks without
+    "Fingerprints of the descriptions of a network and of those that it is made of; see `Backbone` in `pretrained`."
+    arguments = [a for made in makers_of(name) for a in getattr(made, "args", ())]
+    return [a.fingerprint for a in arguments if hasattr(a, "fingerprint")]
 
 # %% ../../nbs/methods/01_registry.ipynb #e4f815cd
 OF_THE_RUN = {
@@ -263,8 +281,8 @@ def first_task(
         and not k.startswith(("idc_weight", "margin_weight", "margin"))
     }
     code = modules_digest("core", "data", "heads", "losses", "models", "settings", "training")
-    own = foreign_source(find_network(cfg.network))
-    key = (dict(network=own) if own else {}) | dict(
+    own = {k: v for k, v in [("network", network_code(cfg.network)), ("described", descriptions(cfg.network))] if v}
+    key = own | dict(
         settings=used, data=task.train.digest(), selection=task.selection and task.selection.digest(), code=code
     )
     tensors, facts = cached(cfg.cache, "first", key, learned)

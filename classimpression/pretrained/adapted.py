@@ -18,7 +18,7 @@ from ..heads import LinearHead
 from ..methods.analytic import count
 from ..methods.registry import first_task, method
 from ..methods.statistical import NearestMean, Ridge
-from ..models import Classifier, find_network, maker_of, register_family
+from ..models import NETWORKS, Classifier, find_network, maker_of, register_family
 from ..settings import TrainConfig
 from ..training import History
 from .backbones import Backbone, Frozen, Taps
@@ -97,11 +97,12 @@ PARTS = {"norms": Tuned, "all": Opened}
 def opened(
     name: str,  # a network of `register_backbone`
     part: str,  # what learns: "norms" or "all"
-) -> Callable[[int], nn.Module]:
+) -> Callable[[int], nn.Module] | None:  # None: a name of another family, such as "levels-efficientnet_lite0-all"
     "What builds a pretrained network that learns. Raises `ConfigError` for a network that is not pretrained."
     b = next((a for a in getattr(maker_of(name), "args", ()) if isinstance(a, Backbone)), None)
-    check(b and b.source != "module", f"{name!r} is no public network; see register_backbone")
-    return partial(PARTS[part], b)
+    plain = name in NETWORKS and (b is None or b.source == "module")
+    check(not plain, f"{name!r} is no public network; see register_backbone")
+    return b and partial(PARTS[part], b)
 
 
 register_family(f"([^+]+)-({'|'.join(PARTS)})", opened)

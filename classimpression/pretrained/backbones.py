@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core.errors import ConfigError, DataError, check, check_number
+from ..core.provenance import digest
 from ..core.seeding import seeded
 from ..data import file_md5, tensor_digest, to_unit
 from ..models import NETWORKS, maker_of, register_family, register_network
@@ -29,7 +30,8 @@ from .features import FEATURES_VARIABLE, as_pixels, open_store
 __all__ = ['Layers', 'LITE0_MD5', 'PACKAGES', 'MANY', 'LITE0', 'LITE0_LEVELS', 'Backbone', 'prepare', 'pooled', 'find_layer',
            'tapped', 'Taps', 'read_weights', 'put_weights', 'imported', 'lite0', 'monai_network', 'library_network',
            'weights_checksum', 'public_network', 'built_network', 'runtime_network', 'in_pose', 'about', 'Frozen',
-           'OwnNetwork', 'own_network', 'describe', 'last_map', 'register_backbone', 'of_library', 'as_network']
+           'OwnNetwork', 'own_network', 'describe', 'positions', 'last_map', 'register_backbone', 'of_library',
+           'as_network']
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #990c9f40
 Layers = tuple[tuple[str, int], ...]
@@ -59,6 +61,13 @@ class Backbone:
         check(min(self.std) > 0, f"std must be above 0, not {self.std}")
         for layer, cells in self.layers:
             check_number(f"cells of layer {layer!r}", cells, 1, 64, integer=True)
+
+    @property
+    def fingerprint(self) -> str:  # 16 hexadecimal digits
+        "Of everything that features depend on: of a file of weights its bytes, wherever it lies."
+        path = Path(self.weights).expanduser()
+        held = self.checksum or (file_md5(path) if self.weights and path.is_file() else "")
+        return digest(asdict(self) | dict(weights="", checksum=held))
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #8b0a4ed0
 def prepare(
@@ -494,19 +503,32 @@ def describe(
         source, **wants | (dict(size=size) if size else {}) | dict(layers=tuple(layers) or last_map(net)) | more
     )
 
+# %% ../../nbs/pretrained/02_backbones.ipynb #5086e9b4
+def positions(
+    h: Tensor,  # output of a layer
+) -> int:  # 1 for vectors
+    "In how many places of an image a layer answers: maps [N, C, H, W] or tokens [N, L, C]."
+    if h.ndim == 4:
+        return h.shape[2] * h.shape[3] if min(h.shape[2:]) > 1 else 1
+    return h.shape[1] if h.ndim == 3 else 1
+
 # %% ../../nbs/pretrained/02_backbones.ipynb #5da0f840
 def last_map(
-    net: nn.Module,  # a convolutional classifier
+    net: nn.Module,  # a classifier
     size: int = 224,  # height and width of its images
-) -> Layers:  # its last layer with an output of more than one position
-    "The layer before the global pooling. Raises `ConfigError` for a network without maps."
-    names = tuple((n, 1) for n, _ in net.named_modules() if n)
+) -> Layers:  # its last layer with an output of more than one position: maps [N, C, H, W], or tokens [N, L, C]
+    "The layer before the global pooling. Raises `ConfigError` for a network without one, or with maps of another form."
+    names, kind = tuple((n, 1) for n, _ in net.named_modules() if n), type(net).__name__
     channels = next(p for p in net.parameters() if p.ndim == 4).shape[1]
     with torch.no_grad(), tapped(net.eval(), names) as found:
         net(torch.zeros(2, channels, size, size))
-    maps = [names[i][0] for i, h in found.items() if isinstance(h, Tensor) and h.ndim == 4 and h.shape[-1] > 1]
-    check(maps, f"{type(net).__name__} has no map with more than one position; name the layers")
-    return ((maps[-1], 1),)
+    several = [(names[i][0], tuple(h.shape)) for i, h in found.items() if isinstance(h, Tensor) and positions(h) > 1]
+    check(several, f"{kind} has no map with more than one position; name the layers")
+    layer, shape = several[-1]
+    square = len(shape) == 3 or shape[2] == shape[3]
+    said = f"the last maps of {kind}, {layer!r}, are {list(shape)}, not [N, C, H, W] with equal height and width"
+    check(square and shape[0] == 2, f"{said}; name other layers, or take another network")
+    return ((layer, 1),)
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #286085df
 def register_backbone(
@@ -527,7 +549,7 @@ def of_library(
     return partial(Frozen, describe(f"{library}:{name}"))
 
 
-register_family(r"(timm|torchvision):([\w.-]+)", of_library)
+register_family(r"(timm|torchvision):([\w.-]+)(?<!-continual)", of_library)  # that is a family of its own
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #6f615112
 LITE0 = Backbone(

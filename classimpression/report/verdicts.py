@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
 from ..core.files import read_json, update_file
+from ..runs.configs import trials_of_choice
 from ..runs.tables import mean_and_spread
 from ..core.provenance import package_folder
 from ..metrics import bootstrap_interval, paired_interval
 from .comparison import read_filled, save_frame, title_of
-from ..scenarios import make_scenario
+from ..scenarios import scenario_of
 from ..training import predict
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def trials_of(
     method: str,  # name
 ) -> str:
     "How many settings tuning tried, and of what."
-    trials = read_json(package_folder() / "assets" / "tuned.json").get(method, {}).get("trials", [])
+    trials = trials_of_choice(read_json(package_folder() / "assets" / "tuned.json").get(method, {}))
     return (
         f"{len(trials)} settings on validation images of BloodMNIST: "
         f"{', '.join(sorted({k for t in trials for k in t['options']}))}"
@@ -188,12 +189,10 @@ def bootstrap_of(
         mine = [r for r in results if r.data["seed"] == seed]
         if against not in {r.data["method"] for r in mine}:
             continue
-        where = mine[0].data["scenario"]
-        test = make_scenario(where["name"], class_order=where["class_order"], sizes=where["sizes"], root=root).test(
-            len(where["sizes"]) - 1
-        )
-        labels[seed] = test.y.numpy()
-        hits |= {(r.data["method"], seed): (predict(r.model, test) == test.y).numpy() for r in mine}
+        for r in mine:
+            where = scenario_of(r.data, root)  # of each run: not all see a border
+            test = where.test(len(where.sizes) - 1)
+            labels[seed], hits[r.data["method"], seed] = test.y.numpy(), (predict(r.model, test) == test.y).numpy()
     return bootstrap_table(hits, labels, against)
 
 # %% ../../nbs/report/03_verdicts.ipynb #e490f7db

@@ -29,7 +29,8 @@ from ..synthesis import SynthesisConfig, published_synthesis
 # %% auto #0
 __all__ = ['NO_BUDGET', 'PUBLISHED_BUDGETS', 'OWN_TUNING_SEED', 'current_names', 'RunConfig', 'setting_types', 'plain_value',
            'check_type', 'check_like', 'replace_none', 'training_settings', 'synthesis_settings', 'profile',
-           'tuned_choice', 'profile_config', 'without_effect', 'profile_label', 'reported_repeats', 'tuning_repeat']
+           'tuned_choice', 'trials_of_choice', 'profile_config', 'without_effect', 'profile_label', 'reported_repeats',
+           'tuning_repeat']
 
 # %% ../../nbs/runs/01_configs.ipynb #0ldname2
 def current_names(
@@ -260,6 +261,13 @@ def tuned_choice(
     "What tuning chose: on this scenario if the method has trials on it, else on BloodMNIST."
     found = read_json(package_folder() / "assets" / "tuned.json").get(method, {})
     return found.get("scenarios", {}).get(base_name(scenario), found)
+
+# %% ../../nbs/runs/01_configs.ipynb #2d99e79c
+def trials_of_choice(
+    found: dict,  # of `tuned_choice`
+) -> list[dict]:  # options and measures
+    "All trials behind a choice; those of a first search, if a second one followed, begin."
+    return [*found.get("first_search", {}).get("trials", []), *found.get("trials", [])]
 
 # %% ../../nbs/runs/01_configs.ipynb #b58f87c6
 def profile_config(

@@ -18,7 +18,7 @@ from ..core.errors import OLD_NAMES, ClassImpressionError, ConfigError, DataErro
 from ..core.files import checked_json, lock_of, read_json, usable_path, write_json
 from ..core.provenance import digest, is_own_import, module_files, modules_digest, named_modules
 from ..core.provenance import package_folder
-from ..methods.registry import find_method, foreign_source, registered
+from ..methods.registry import descriptions, find_method, foreign_source, network_code, registered
 from ..metrics import contradictions
 from ..models import maker_of, rebuild
 from ..scenarios import MADE
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['PLACES', 'EVERY_RUN', 'K_MIN', 'BEFORE', 'Count', 'Tier', 'SPOKEN', 'protocol_name', 'identity', 'imported_modules',
-           'used_modules', 'code_of', 'first_names', 'run_folder', 'sealed', 'check_seal', 'RowFacts', 'ShownRow',
-           'ScenarioFacts', 'ResultFacts', 'current_result', 'wrong_labels', 'wrong_tasks', 'check_result',
+           'used_modules', 'code_of', 'networks_of', 'first_names', 'run_folder', 'sealed', 'check_seal', 'RowFacts',
+           'ShownRow', 'ScenarioFacts', 'ResultFacts', 'current_result', 'wrong_labels', 'wrong_tasks', 'check_result',
            'file_digest', 'stored_bytes', 'RunResult', 'finished_run', 'run_lock', 'check_settings', 'read_row',
            'read_carry', 'finished_tasks']
 
@@ -113,7 +113,7 @@ def used_modules(
 def code_of(
     fit: Callable,  # a method's function
     made: Callable | None = None,  # that makes the images, if they are not read from a file with a checksum
-    network: Callable | None = None,  # that builds the network
+    networks: tuple[str, ...] = (),  # of `network_code`: code of networks that is not in every run
 ) -> str:  # 16 hexadecimal digits
     "Hash of the code that runs of a method go through."
     ours = fit.__module__.partition(".")[0] == package_folder().name
@@ -122,8 +122,16 @@ def code_of(
     if made and not foreign_source(made):
         more.append(made.__module__.rpartition(".")[2])
     used = modules_digest(*used_modules(*EVERY_RUN, "registry", *more), "configs", "runner", "surroundings")
-    theirs = [s for f in (fit, network, made) if f and (s := foreign_source(f))]
+    theirs = [*(s for f in (fit, made) if f and (s := foreign_source(f))), *networks]
     return digest([used, *theirs]) if theirs else used
+
+# %% ../../nbs/runs/02_run_store.ipynb #a33b7701
+def networks_of(
+    cfg: RunConfig,  # settings
+) -> list[str]:  # known names: the network, and the public one that a method has beside it
+    "Networks whose code and description a run depends on."
+    backbone = (cfg.options or {}).get("backbone", find_method(cfg.method).hyper_parameters.get("backbone"))
+    return [n for n in (cfg.network, backbone) if isinstance(n, str) and maker_of(n)]
 
 # %% ../../nbs/runs/02_run_store.ipynb #cf50f3c3
 def first_names(
@@ -140,9 +148,10 @@ def run_folder(
     cfg: RunConfig,  # settings
 ) -> Path:  # out/scenario/method-seed-settings-code
     "Where a run of these settings and this code lives."
-    hashed = digest(first_names(identity(asdict(cfg))))[:10]
-    made = MADE.get(cfg.scenario)
-    code = code_of(find_method(cfg.method).fit, made, maker_of(cfg.network))[:6]
+    settings, used = first_names(identity(asdict(cfg))), networks_of(cfg)
+    described, code = [d for name in used for d in descriptions(name)], tuple(filter(None, map(network_code, used)))
+    hashed = digest([settings, described] if described else settings)[:10]
+    code = code_of(find_method(cfg.method).fit, MADE.get(cfg.scenario), code)[:6]
     return Path(cfg.out) / cfg.scenario / f"{cfg.method}-seed{cfg.seed}-{hashed}-{code}"
 
 # %% ../../nbs/runs/02_run_store.ipynb #2dc13793

@@ -7,12 +7,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
-from .configs import profile, profile_config, tuned_choice, tuning_repeat
+from .configs import profile, profile_config, trials_of_choice, tuned_choice, tuning_repeat
 from ..core.errors import StateError, check
 from ..core.files import read_json, update_file, write_json
 from ..core.provenance import package_folder
 from .engine import raise_failures, run_all
-from .run_store import finished_run
+from .run_store import finished_run, run_folder
 from ..methods.registry import find_method
 from ..scenarios import own_sizes
 from .runner import RunConfig, RunResult
@@ -132,12 +132,17 @@ def with_choice(
     method: str,  # whose
     choice: dict,  # from `choose`
 ) -> dict[str, dict]:  # with the new one
-    "Put a choice where runs look for it: BloodMNIST's serves all scenarios, another scenario's itself alone."
+    """Put a choice where runs look for it: BloodMNIST's serves all scenarios, another scenario's itself alone. A second
+    search, in stages, keeps the first one beside it.
+    """
     name, before = choice["scenario"].removesuffix("-mini"), known.get(method, {})
     others = before.get("scenarios", {})
     if name != "blood" and before:
         return known | {method: before | dict(scenarios=others | {name: choice})}
-    return known | {method: choice | (dict(scenarios=others) if others else {})}
+    kept = {k: before[k] for k in ("scenarios", "first_search") if before.get(k)}
+    if "spread" in choice and before and "spread" not in before:
+        kept["first_search"] = {k: v for k, v in before.items() if k != "scenarios"}
+    return known | {method: choice | kept}
 
 # %% ../../nbs/runs/05_tuning.ipynb #24b00002
 def stage_plan() -> dict:  # stages, seeds, published values, rule
@@ -236,20 +241,29 @@ def one_trial(
     so_far: Path,  # from `search_file`
     jobs: int = 0,  # runs at a time; 0: in this process
     tell: Callable[[str], None] = print,  # told about the trial
-    **settings,  # root, out
-) -> dict:  # as from `trial_row`
-    "A trial as it was written down, or run and written down now. Raises if a run failed."
+    **settings,  # root, out, any_code
+) -> dict:  # as from `trial_row`, with the names of its runs
+    """A trial as it was written down, or run and written down now. Raises `StateError` for one written down with other
+    settings or, without `any_code`, by other code; also if a run failed.
+    """
     known = read_json(so_far) if so_far.exists() else dict(trials=[])
     how = dict(scenario=plan["scenario"], seed=plan["seeds"], profile=plan["profile"])
     other = {k: known[k] for k, v in how.items() if known["trials"] and known.get(k) != v}
     check(
         not other, f"{so_far} holds trials of another search, with {other}; finish that one, or delete it", StateError
     )
+    configs = staged_configs(method, options, plan, **settings)
+    wanted = [run_folder(c).name[: -7 if c.any_code else None] for c in configs]  # the last seven tell the code
     if row := next((r for r in known["trials"] if r["options"] == options), None):
+        same = len(row.get("runs", [])) == len(wanted) and all(map(str.startswith, row["runs"], wanted))
+        said = f"the trial {options} in {so_far} is of the runs {row.get('runs')}, asked for are {wanted}"
+        check(
+            same, f"{said}: other settings or code; delete the file or, for other code, say any_code=True", StateError
+        )
         return row
-    results, failed = run_all(staged_configs(method, options, plan, **settings), jobs, tell)
+    results, failed = run_all(configs, jobs, tell)
     raise_failures(failed)
-    row, last = trial_row(options, results), results[0].data
+    row, last = trial_row(options, results) | dict(runs=[r.folder.name for r in results]), results[0].data
     where = {k: last["scenario"][k] for k in ("class_order", "sizes", "checksum")}
     facts = how | where | dict(protocol=last["protocol"], environment=last["environment"])
     write_json(so_far, dict(trials=[*known["trials"], row]) | facts)
@@ -307,9 +321,10 @@ def searched(
         so_far, found = search_file(None, m), tuned_choice(m, scenario)
         if going_on := so_far.exists():
             found = read_json(so_far)
-        for t in found.get("trials", []):
+        for t in trials_of_choice(found):
             seeds = " / ".join(map(str, t.get("by_seed", [])))
             row = dict(method=m) | t["options"] | dict(balanced=t["balanced_accuracy"], by_seed=seeds)
-            mark = "not yet" if going_on else "yes" if t["options"] == found["options"] else ""
+            mine = t["options"] == found.get("options") and t in found["trials"]
+            mark = "not yet" if going_on else "yes" if mine else ""
             rows.append(row | dict(chosen=mark))
     return pd.DataFrame(rows).fillna("")

@@ -120,9 +120,7 @@ def one_run(
     size: int,  # height and width of the images
 ) -> RunResult:
     "A run on images as they are in the file, without a border."
-    embedded = cfg.scenario.endswith("-mini")
-    data = make_scenario(cfg.scenario, class_order=cfg.class_order, root=cfg.root, size=None if embedded else size)
-    return run(cfg, data)
+    return run(cfg, make_scenario(cfg.scenario, class_order=cfg.class_order, root=cfg.root, size=size))
 
 # %% ../../nbs/studies/14_pretrained_block.ipynb #0d07bd69
 def tune_block(
