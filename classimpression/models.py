@@ -250,7 +250,8 @@ def build_classifier(
         if initialisation == "kaiming" and type(backbone) in (SmallNet, LargeNet):
             kaiming_start(backbone)
         check(hasattr(backbone, "n_features"), f"network {network!r} needs an attribute n_features")
-        return Classifier(backbone, CosineHead(backbone.n_features, sizes), network=network, channels=channels)
+        model = Classifier(backbone, CosineHead(backbone.n_features, sizes), network=network, channels=channels)
+    return model.to(memory_format=torch.channels_last)  # as in training: another order of sums is another rounding
 
 # %% ../nbs/05_models.ipynb #2dba2861
 def rebuild(

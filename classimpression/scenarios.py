@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from .core.errors import DataError, StateError, as_seen, check, check_apart, check_name, nearest
+from .core.errors import progress
 from .core.files import write_bytes, write_json
 from .core.provenance import digest, package_folder
 from .core.seeding import generator
@@ -41,11 +42,11 @@ __all__ = ['LYING', 'STANDING', 'GREY', 'COLOUR', 'IN_TERMINAL', 'ASK_SIZE', 'IM
            'NESTED', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'LARGER', 'SCENARIOS', 'CITATION', 'MADE',
            'UNPACKED_VARIABLE', 'LARGE', 'FOLDER', 'OWN', 'WORDS', 'read_image', 'hidden', 'class_folders', 'inside',
            'image_files', 'stacked', 'person', 'people', 'said', 'numbered', 'folder_split', 'only_mixtures',
-           'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info', 'base_name', 'data_file', 'Rows',
-           'npy_shape', 'StoredSplit', 'stored_split', 'crc', 'unpacked', 'load_stored', 'array_bytes', 'placed',
-           'typed_options', 'is_own', 'folder_in', 'two_at_a_time', 'own_sizes', 'own_folder', 'make_scenario',
-           'scenario_of', 'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows', 'make_mini', 'POOLS',
-           'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
+           'folder_stamp', 'read_folder', 'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info',
+           'base_name', 'data_file', 'Rows', 'npy_shape', 'StoredSplit', 'stored_split', 'crc', 'unpacked',
+           'load_stored', 'array_bytes', 'placed', 'typed_options', 'is_own', 'folder_in', 'two_at_a_time', 'own_sizes',
+           'own_folder', 'make_scenario', 'scenario_of', 'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows',
+           'make_mini', 'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
 
 # %% ../nbs/03_scenarios.ipynb #e8c6745a
 LYING, STANDING = "lie (wider than high)", "stand (higher than wide)"
@@ -143,7 +144,7 @@ def stacked(
     many = f"{len(files)} images take more than {MAX_BYTES:,.0f} bytes of memory; pass a smaller {ASK_SIZE}"
     check(first.size * len(files) <= MAX_BYTES, many, DataError)
     out = np.empty((len(files), *first.shape), np.uint8)
-    for i, p in enumerate(files):
+    for i, p in enumerate(progress(files, "reading images")):
         x = read_image(p, channels, resize, bits, seen)
         sizes = f"{x.shape[1]}x{x.shape[0]}, not {first.shape[1]}x{first.shape[0]} pixels"
         said = f"{p} has another size than {files[0]}: {sizes}; images of different sizes need {ASK_SIZE}"
@@ -233,6 +234,30 @@ def only_mixtures(
             for s in seen:
                 [s.pop(kind, None) for kind in kinds]
 
+# %% ../nbs/03_scenarios.ipynb #1862864f
+def folder_stamp(
+    root: Path,  # of a scenario
+) -> str:  # 16 hexadecimal digits
+    "Names, sizes and times of all files below: another one means that they are to be read again."
+    at = lambda p: (str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns)
+    return digest([at(p) for part in PARTS for p in sorted((root / part).rglob("*")) if p.exists()])
+
+# %% ../nbs/03_scenarios.ipynb #0bbae7fd
+@lru_cache(maxsize=1)
+def read_folder(
+    root: Path,  # holds train, val and test
+    stamp: str,  # of `folder_stamp`
+    names: tuple[str, ...],  # of the classes
+    *how,  # channels, resize, bits, patients: see `from_folder`
+) -> list[Split]:  # train, val, test
+    "Read all images of a folder, once for a run and for what is said before it."
+    seen = {p: Counter() for p in PARTS}
+    made = numbered({p: folder_split(root / p, list(names), *how, seen[p]) for p in PARTS})
+    only_mixtures(list(seen.values()))
+    if words := [f"{p}: {w}" for p in PARTS if (w := said(seen[p]))]:
+        warnings.warn(f"images of {root}: {'. '.join(words)}", stacklevel=3)
+    return [s for s, _ in made.values()]  # `from_splits` refuses a patient in two of them
+
 # %% ../nbs/03_scenarios.ipynb #71d2ccf2
 def from_folder(
     folder: str | Path,  # holds train, val and test, each with one folder per class
@@ -243,18 +268,15 @@ def from_folder(
     patients: bool = False,  # are the folders within a class patients?
     **more,  # class_order, name, size: see `from_splits`
 ) -> Scenario:
-    "Make a scenario from a folder of images. Warns about all that was left out, turned or reduced to 8 bits."
+    """Make a scenario from a folder of images. Warns, when it reads them, about all that was left out, turned or
+    reduced to 8 bits; the images read last are kept for the next scenario of the same files.
+    """
     root = Path(folder).expanduser()
     names = list(class_folders(root / "train"))
     holds = f"{root / 'train'} holds {len(names)} classes: {names}"
     check(len(names) == total(sizes), f"sizes {list(sizes)} add up to {total(sizes)}, but {holds}")
-    seen = {p: Counter() for p in PARTS}
-    made = {p: folder_split(root / p, names, channels, resize, bits, patients, seen[p]) for p in PARTS}
-    made = numbered(made)  # `from_splits` refuses a patient in two of them
-    only_mixtures(list(seen.values()))
-    if words := [f"{p}: {w}" for p in PARTS if (w := said(seen[p]))]:
-        warnings.warn(f"images of {root}: {'. '.join(words)}", stacklevel=2)
-    return from_splits(*(s for s, _ in made.values()), sizes=sizes, class_names=names, **more)
+    splits = read_folder(root.absolute(), folder_stamp(root), tuple(names), channels, resize, bits, patients)
+    return from_splits(*splits, sizes=sizes, class_names=names, **more)
 
 # %% ../nbs/03_scenarios.ipynb #1533ff10
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 "Doors to what people already use: scikit-learn's verbs, ONNX and torch.export, networks of others."
 
 import importlib.util
+import json
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from classimpression.methods.statistical import NearestMean, Ridge, StreamingLDA
 from classimpression.adapters.adopt import adopt
 from classimpression.adapters.estimator import NOT_AS_SKLEARN, IncrementalClassifier
 from classimpression.adapters.export import export_onnx, export_torch
+from classimpression.adapters.recommend import recommend
+from classimpression.core.errors import ConfigError, DataError, StateError
 from classimpression.methods.registry import find_method
-from classimpression.models import batch_norms, build_classifier
+from classimpression.models import NETWORKS, batch_norms, build_classifier
 from classimpression.scenarios import make_scenario
 from classimpression.synthesis import SynthesisConfig, synthesize
 
@@ -141,6 +144,79 @@ def test_torch_export_agrees(name, tmp_path):
 
 
 @needs_onnx
+def blobs(n=40, shape=(3, 24, 40), classes=("Große Zelle", "weiße")):
+    "Bright and dark images with noise, and names."
+    g, y = np.random.default_rng(0), np.arange(n) % len(classes)
+    bright = 60 * y.reshape(-1, *[1] * len(shape))
+    return (g.integers(0, 120, (n, *shape)) + bright).astype(np.uint8), np.array(classes)[y]
+
+
+@pytest.mark.parametrize("layout", [pytest.param("rings", marks=pytest.mark.slow), "grid"])
+def test_images_need_not_be_square(layout, tmp_path):
+    "Rings turn with the image; the file for other programs knows both sides."
+    x, y = blobs()
+    est = IncrementalClassifier("census", "smoke", settings=dict(options=dict(layout=layout, rounds=1, n_patches=500)))
+    est.partial_fit(x, y)
+    assert est.score(x, y) == 1 and est.carry_.model.backbone.box.tolist() == [0, 24, 0, 40]
+    f = lambda x: est.carry_.model.backbone.describe(torch.from_numpy(x).float() / 255)[:, :-256]
+    if layout == "rings":
+        turned = np.ascontiguousarray(x[:8, :, ::-1, ::-1])
+        assert torch.allclose(f(x[:8]).mean(1), f(turned).mean(1), rtol=0.05)
+    program = export_torch(est.carry_.model, (24, 40)).module()
+    assert (program(torch.from_numpy(x) / 255).argmax(1).numpy() == (y == "weiße")).all()
+
+
+def test_messages_name_the_users_classes():
+    x, y = blobs(shape=(3, 16, 16))
+    with pytest.raises(DataError, match="Große Zelle.: 3"):
+        IncrementalClassifier("slda", "smoke").partial_fit(x[14:], np.where(np.arange(26) < 3, y[0], y[1]))
+    with pytest.raises(DataError, match="the classes .'weiße'. have fewer than 4 images"):
+        recommend(x[:5], y[[0, 0, 0, 0, 1]], outside=False)
+    with pytest.raises(ConfigError, match="unknown profile 'quik'"):
+        recommend(x, y, profile="quik")
+    with pytest.warns(UserWarning, match="the first task has one class"):
+        est = IncrementalClassifier("ncm", "smoke").partial_fit(x[y == "weiße"], y[y == "weiße"])
+    with pytest.raises(DataError, match="four that were not; there are {'weiße': .20, 3."):
+        est.card(x[y == "weiße"], y[y == "weiße"], x[1:6:2], y[1:6:2])
+
+
+class Grouped(nn.Module):
+    "A network without batch normalisation."
+
+    def __init__(self):
+        super().__init__()
+        self.f = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2))
+
+    def forward(self, x):
+        return self.f(x).mean((2, 3))
+
+
+def test_a_stored_estimator_answers_bit_by_bit(tmp_path):
+    "Its numbers lie in memory as they did in training; without its network it says which to pass."
+    (x, y), net = blobs(shape=(3, 16, 16)), Grouped()
+    for backbone in (None, net):
+        est = IncrementalClassifier("slda", "smoke", backbone=backbone).partial_fit(x, y)
+        again = IncrementalClassifier.load(est.save(tmp_path / "e.safetensors"), backbone=backbone)
+        assert np.array_equal(est.scores(x), again.scores(x))
+    NETWORKS.pop(est.network_name())  # as in another process
+    with pytest.raises(StateError, match="pass the same one, backbone="):
+        IncrementalClassifier.load(tmp_path / "e.safetensors")
+
+
+@pytest.mark.slow
+def test_an_estimator_exports_itself(tmp_path):
+    ort, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
+    x, y = blobs(shape=(1, 24, 40))
+    est = IncrementalClassifier("slda", "smoke").partial_fit(x, y)
+    path = export_onnx(est, tmp_path / "e.onnx")
+    (scores,) = ort.InferenceSession(path).run(None, {"images": x.astype(np.float32) / 255})
+    assert (est.classes_[scores.argmax(1)] == est.predict(x)).all()
+    kept = {p.key: p.value for p in onnx.load(path).metadata_props}
+    assert json.loads(kept["classes"]) == ["Große Zelle", "weiße"]
+    export_onnx(est.carry_.model, path, np.array([10, 11]), (24, 40), 1)
+    assert json.loads({p.key: p.value for p in onnx.load(path).metadata_props}["classes"]) == [10, 11]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["nearest", "slda"])
 def test_onnx_agrees(name, tmp_path):

@@ -47,10 +47,10 @@ def test_rings_ignore_the_poses_that_are_averaged_and_a_grid_does_not():
 def test_cells_cover_every_position_once_and_weigh_one():
     for n in (12, 23, 28):
         for fine in (False, True):
-            rings = pooling_regions("rings", n, fine)
+            rings = pooling_regions("rings", n, n, fine)
             assert torch.allclose(rings.sum(1), torch.ones(len(rings))) and bool(((rings > 0).sum(0) == 1).all())
             for layout, k in (("grid", 9), ("quadrants", 4)):
-                assert torch.allclose(pooling_regions(layout, n, fine).sum(1), torch.ones(49 if fine else k))
+                assert torch.allclose(pooling_regions(layout, n, n, fine).sum(1), torch.ones(49 if fine else k))
 
 
 def test_a_frame_of_padding_is_cut_and_images_that_are_all_the_same_are_not():

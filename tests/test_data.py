@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 
+from classimpression import scenarios
 from classimpression.core.errors import ConfigError, DataError, LeakError, StateError
 from classimpression.data import file_md5
 from classimpression.core.provenance import package_folder
@@ -489,6 +491,19 @@ def test_bad_image_folders(folder, tmp_path):
     (folder / "val" / "extra").mkdir()
     with pytest.raises(DataError, match="holds the classes"):
         from_folder(folder, sizes=[3])
+
+
+@pytest.mark.filterwarnings("ignore:images of")
+def test_a_folder_is_read_once_and_again_when_a_file_changes(folder, monkeypatch):
+    read, seen = scenarios.read_image, []
+    monkeypatch.setattr(scenarios, "read_image", lambda p, *more: seen.append(p) or read(p, *more))
+    a, b = (from_folder(folder, sizes=sizes, size=12) for sizes in ([1, 2], [3]))
+    n = len(seen)
+    assert n and a.checksum == b.checksum and from_folder(folder, sizes=[3], channels=1).checksum != a.checksum
+    assert len(seen) == 2 * n, "another way of reading is another reading"
+    from_folder(folder, sizes=[3])
+    shutil.copy(folder / "train" / "atrium" / "0.png", folder / "train" / "atrium" / "1.png")
+    assert from_folder(folder, sizes=[3], size=12).checksum != a.checksum and len(seen) == 4 * n
 
 
 def test_a_link_out_of_the_folder_is_refused(folder, tmp_path):

@@ -8,11 +8,13 @@ import torch
 import classimpression.runs.configs  # noqa: F401  registers all methods
 from classimpression.carryover import ExemplarCarryover, choose_exemplars, hand_over, load_carryover, save_carryover
 from classimpression.carryover import take_exemplars
+from classimpression.core.errors import ConfigError
 from classimpression.core.files import read_json
 from classimpression.core.provenance import package_folder
 from classimpression.data import tensor_digest
 from classimpression.methods.registry import METHODS, find_method, first_task, sort_options
 from classimpression.models import rebuild
+from classimpression.runs.configs import RunConfig
 from classimpression.settings import TrainConfig
 from classimpression.synthesis import Impressions, SynthesisConfig, synthesize
 from classimpression.training import evaluate
@@ -126,6 +128,14 @@ def test_balanced_once_is_the_same_loop_without_class_weights(toy):
             models.append(fit(carry, task, fake, settings)[0].state_dict())
     same = lambda a, b: all(torch.equal(v, b[k]) for k, v in a.items())
     assert same(models[0], models[1]) and not same(models[0], models[2])
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if find_method(n).hyper_parameters])
+def test_a_value_that_makes_no_sense_is_refused_before_any_work(name):
+    for k, usual in find_method(name).hyper_parameters.items():
+        if not isinstance(usual, bool):
+            with pytest.raises(ConfigError, match=f"{k}|network"):
+                RunConfig(method=name, options={k: "magic" if isinstance(usual, str) else -1})
 
 
 slow = pytest.param("census", marks=pytest.mark.slow)

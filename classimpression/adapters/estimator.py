@@ -139,13 +139,17 @@ def learn_task(
     train: Split,  # images of the new classes, numbered from `carry.n_classes`
     carry: Carryover | None,  # what came from the task before
     sizes: list[int],  # classes per task, this one included
+    names: Sequence | None = None,  # of the new classes, for messages; None: their numbers
 ) -> tuple[Carryover, Split | None]:  # for the next task, and the exemplars in it
     """Learn one task from its images and the carryover. Raises `DataError` before work if what is carried about a
     class would rest on too few images.
     """
     t, method, impressions = len(sizes) - 1, find_method(cfg.method), None
     if method.summarises:
-        refuse_few(train, list(range(sum(sizes[:-1]), sum(sizes))), cfg.k_min)
+        refuse_few(train, list(range(sum(sizes[:-1]), sum(sizes))), cfg.k_min, names)
+    if t == 0 and sizes[0] == 1:
+        said = "its cross-entropy is 0, and methods that keep the first task's network stay with a random one"
+        warnings.warn(f"the first task has one class: {said}; let two or more come first", stacklevel=3)
     wants = (method.exemplars if cfg.exemplars is None else cfg.exemplars) != 0
     check(
         carry is None or not wants or getattr(carry, "exemplars", None) is not None,
@@ -285,7 +289,7 @@ class EstimatorParameters:
         random_state: int | None = 0,  # seed of everything drawn; None or a generator of numpy: drawn at the first task
         settings: dict | None = None,  # fields of `RunConfig` that differ, such as dict(epochs=3, options=dict(...))
         image_shape: tuple[int, ...] | None = None,  # of an image in this layout, for rows [N, D]; one side may be -1
-        backbone: str | nn.Module | None = None,  # a pretrained network by name, or a module; None: the method's own
+        backbone: str | nn.Module | None = None,  # a public network by name, or a module: see `as_network`; or None
         bits: int | None = None,  # how many bits the numbers have, where their type does not tell: see `as_bytes`
     ):
         self.method, self.profile, self.layout, self.backbone, self.bits = method, profile, layout, backbone, bits
@@ -447,7 +451,8 @@ class TaskLearner(ImageReader):
         sizes = [*getattr(self, "sizes_", []), len(classes) - sum(getattr(self, "sizes_", []))]
         differ = len(x) == 1 or bool((x != x[:1]).any())
         check(differ, "all these images are alike, pixel by pixel; nothing can be learned from them", DataError)
-        carry, kept = learn_task(cfg, Split(x, numbers), getattr(self, "carry_", None), sizes)
+        names = classes[-sizes[-1] :].tolist()
+        carry, kept = learn_task(cfg, Split(x, numbers), getattr(self, "carry_", None), sizes, names)
         self.carry_, self.classes_, self.sizes_, self.image_shape_ = carry, classes, sizes, tuple(x.shape[1:])
         self.seed_, self.n_features_in_ = cfg.seed, int(np.prod(x.shape[1:]))
         if (named := column_names(X)) is not None:
@@ -526,9 +531,13 @@ class IncrementalClassifier(Predictor):
 
         self.check_fitted()
         learned, unseen = (self.as_known(a, b) for a, b in ((X, y), (X_unseen, y_unseen)))
+        names, n = self.classes_.tolist(), [s.counts(len(self.classes_)).tolist() for s in (learned, unseen)]
+        few = {name: (a, b) for name, a, b in zip(names, *n) if a < 2 or b < 4}
+        said = "an audit needs at least two images of each class that were learned, and four that were not"
+        check(not few, f"{said}; there are {few}", DataError)
         m = find_method(self.method)
         facts = dict(method=f"{m.title} ({self.method})", tasks=" + ".join(map(str, self.sizes_)))
-        return card(self.carry_, self.classes_.tolist(), learned, unseen, "Incremental classifier", facts, **audit)
+        return card(self.carry_, names, learned, unseen, "Incremental classifier", facts, **audit)
 
     def network_name(self) -> str | None:
         "The backbone's name, which is what a file can hold."
@@ -557,7 +566,12 @@ class IncrementalClassifier(Predictor):
         "Read an estimator; loading runs no code. Raises `StateError` for a file that holds none."
         if backbone is not None:
             as_network(backbone)
-        carry, meta = load_carryover(path, rebuild)
+        try:
+            carry, meta = load_carryover(path, rebuild)
+        except StateError as e:
+            said = f"{path} was learned on a module of your own, or on a network that is not known here"
+            wants = f"{said}; pass the same one, backbone=..." if "unknown network" in str(e) else str(e)
+            raise StateError(wants) from e
         check(
             "estimator" in meta, f"{path} holds a carryover but no estimator; read it with load_carryover", StateError
         )

@@ -6,15 +6,17 @@
 from __future__ import annotations
 import json, warnings
 from pathlib import Path
+from typing import Any, Sequence
+import numpy as np
 import torch
 from torch import Tensor, nn
 from ..methods.statistical import NearestMean
-from ..core.errors import ClassImpressionError, ConfigError, check
+from ..core.errors import ClassImpressionError, ConfigError, check, check_number
 from ..core.files import write_bytes
 from ..models import frozen_copy
 
 # %% auto #0
-__all__ = ['PlainDistances', 'ready_to_export', 'export_torch', 'export_onnx']
+__all__ = ['PlainDistances', 'ready_to_export', 'as_sides', 'export_torch', 'export_onnx']
 
 # %% ../../nbs/adapters/04_export.ipynb #f1299566
 class PlainDistances(nn.Module):
@@ -55,15 +57,26 @@ def ready_to_export(
     )
     return model
 
+# %% ../../nbs/adapters/04_export.ipynb #41b27000
+def as_sides(
+    size: int | Sequence[int],  # one for both, or height and width
+) -> tuple[int, int]:
+    "Height and width."
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    check(len(sides) == 2, f"size is one number, or height and width, not {size!r}")
+    for side in sides:
+        check_number("size", side, 1, integer=True)
+    return sides
+
 # %% ../../nbs/adapters/04_export.ipynb #53ade48b
 def export_torch(
     model: nn.Module,  # a classifier
-    size: int = 32,  # height and width of the images
+    size: int | tuple[int, int] = 32,  # height and width of the images
     channels: int = 3,  # of the images
     path: str | Path | None = None,  # name.pt2 to write; None: nothing is written
 ) -> torch.export.ExportedProgram:  # float32 images [N, C, H, W] in [0, 1] to scores [N, K], any N
     "Export a classifier with `torch.export`."
-    example = torch.zeros(2, channels, size, size)
+    example = torch.zeros(2, channels, *as_sides(size))
     with torch.no_grad():
         ready = ready_to_export(model, example)
         program = torch.export.export(ready, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
@@ -80,29 +93,32 @@ def export_torch(
 
 # %% ../../nbs/adapters/04_export.ipynb #8c6e50de
 def export_onnx(
-    model: nn.Module,  # a classifier
+    model: nn.Module | Any,  # a classifier, or an estimator that has learned: it knows all that follows the path
     path: str | Path,  # name.onnx
-    class_names: list[str] | None = None,  # of the columns, in order of arrival; stored as JSON in the file's metadata
-    size: int = 32,  # height and width of the images
-    channels: int = 3,  # of the images
+    class_names: Sequence | None = None,  # of the columns, in order of arrival; stored as JSON in the file's metadata
+    size: int | tuple[int, int] | None = None,  # height and width of the images; None: 32
+    channels: int | None = None,  # of the images; None: 3
 ) -> Path:  # input "images", float32 [batch, C, H, W] in [0, 1]; output "scores" [batch, K]
     "Write a classifier as ONNX. Raises `ConfigError` without the extra `export`, or for names that do not fit."
+    if hasattr(model, "check_fitted"):
+        model.check_fitted()
+        class_names = model.classes_ if class_names is None else class_names
+        (channels, *size), model = model.image_shape_, model.carry_.model
+    channels, (height, width) = channels or 3, as_sides(size or 32)
+    names = None if class_names is None else np.asarray(class_names).tolist()
     try:
         import onnx, onnxscript  # noqa: F401
     except ImportError as e:
         raise ConfigError("ONNX needs two packages: pip install onnx onnxscript") from e
-    program = export_torch(model, size, channels)
-    k = program.module()(torch.zeros(2, channels, size, size)).shape[1]
-    check(
-        class_names is None or len(class_names) == k,
-        f"{len(class_names or [])} class names for {k} scores; give one per class",
-    )
+    program = export_torch(model, (height, width), channels)
+    k = program.module()(torch.zeros(2, channels, height, width)).shape[1]
+    check(names is None or len(names) == k, f"{len(names or [])} class names for {k} scores; give one per class")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = torch.onnx.export(
             program, (), input_names=["images"], output_names=["scores"], dynamo=True, verbose=False
         ).model_proto
-    for key, value in dict(classes=json.dumps(class_names), range="[0, 1]").items():
+    for key, value in dict(classes=json.dumps(names), range="[0, 1]").items():
         if value != "null":
             made.metadata_props.add(key=key, value=value)
     return write_bytes(path, made.SerializeToString())

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Iterator
+from typing import TYPE_CHECKING, Iterator, Sequence
 import numpy as np
 import torch
 from ..carryover import TIERS, ExemplarCarryover, allowed_tier
@@ -15,6 +15,7 @@ from ..core.seeding import generator
 from ..data import Split, as_split
 from ..methods.registry import find_method
 from ..metrics import class_recalls
+from ..runs.configs import profile_config
 from ..scenarios import two_at_a_time
 from ..training import evaluate
 from .estimator import IncrementalClassifier, number_labels
@@ -110,21 +111,23 @@ def folds(
     n: int,  # folds
     seed: int,  # keys the draws
     whose: np.ndarray | None = None,  # numbers of patients [N]; None: each image somebody's
+    names: Sequence | None = None,  # of the classes, for messages; None: their numbers
 ) -> Iterator[tuple[np.ndarray, np.ndarray, list[int]]]:  # rows to learn, rows held out, order of the classes
     """Stratified parts, each with a class order of its own; a patient is in one part. Raises `DataError` for a class
     with too few images or patients.
     """
     count = np.bincount(y)
-    few = np.flatnonzero(count < 2 * n).tolist()
-    check(not few, f"classes number {few} have fewer than {2 * n} images, too few for {n} folds", DataError)
+    called = lambda found: [k if names is None else names[k] for k in np.flatnonzero(found).tolist()]
+    few = called(count < 2 * n)
+    check(not few, f"the classes {few} have fewer than {2 * n} images, too few for {n} folds", DataError)
     shuffled = torch.randperm(len(y), generator=generator(seed, "folds")).numpy()
     rank = ranks(y, shuffled) if whose is None else patient_ranks(y, shuffled, whose)
     for i in range(n):
         order = torch.randperm(len(count), generator=generator(seed, "order", i)).tolist()
         held = rank % n == i
         here = np.bincount(y[held], minlength=len(count)), np.bincount(y[~held], minlength=len(count))
-        lost = np.flatnonzero(np.minimum(*here) == 0).tolist()
-        check(not lost, f"classes number {lost} have too few patients for {n} folds", DataError)
+        lost = called(np.minimum(*here) == 0)
+        check(not lost, f"the classes {lost} have too few patients for {n} folds", DataError)
         yield np.flatnonzero(~held), np.flatnonzero(held), order
 
 # %% ../../nbs/adapters/05_recommend.ipynb #ffd492e5
@@ -210,6 +213,7 @@ def recommend(
     """
     check_number("minutes", minutes, 1e-6)
     check_number("n_folds", n_folds, 2, integer=True)
+    profile_config(profile, "ncm")  # refuses an unknown one
     numbers, classes = number_labels(y, np.array([]))
     data = Split(as_split(X, np.zeros(len(X), np.int64), layout, bits=bits).x, numbers)
     sizes = two_at_a_time(len(classes)) if sizes is None else [int(n) for n in sizes]
@@ -219,7 +223,7 @@ def recommend(
     check(sum(sizes) == len(classes), f"tasks of {sizes} classes are not the {len(classes)} classes in y")
     fit = fitting(tier, real_images, outside, candidates)
     check(fit, "no method fits; allow means (tier='M1'), real images or a public network")
-    parts, rows, missed = list(folds(numbers.numpy(), n_folds, seed, whose)), [], []
+    parts, rows, missed = list(folds(numbers.numpy(), n_folds, seed, whose, classes.tolist())), [], []
     end = time.monotonic() + 60 * minutes
     for c in progress(fit, "candidates"):
         if rows and time.monotonic() > end:
@@ -251,8 +255,9 @@ def decide(
     best = good[0][1]
     near = [(c, r) for c, r in good if r["balanced"] >= best["balanced"] - best["spread"]]
     c, r = min(near, key=lambda p: p[1]["MB"])
-    said = f"Take {c.name}: {r['balanced']:.1f} % balanced, {r['worst_class']:.1f} % of the worst class, held out of"
-    said += f" your own images; it carries {r['MB']:.2f} MB (tier {r['tier']})."
+    only = ", the only one that was tried" if len(rows) == 1 and missed else ""
+    said = f"Take {c.name}{only}: {r['balanced']:.1f} % balanced, {r['worst_class']:.1f} % of the worst class, held out"
+    said += f" of your own images; it carries {r['MB']:.2f} MB (tier {r['tier']})."
     if r is not best:
         said += (
             f" {best['candidate']} had {best['balanced']:.1f} %, within the spread of folds, with {best['MB']:.2f} MB."

@@ -15,6 +15,7 @@ from ..carryover import Carryover
 from ..core.errors import DataError, check
 from ..core.seeding import generator
 from .registry import first_task, method
+from .registry import Count, Positive, Share, Weight, Whole
 from ..models import Classifier, build_classifier, find_network, register_family, register_network
 from ..settings import TrainConfig
 from ..training import History, teacher_features
@@ -62,7 +63,7 @@ def slda(
     task,
     impressions: None,
     cfg: TrainConfig,
-    shrinkage: float = 1e-4,  # share of the identity in the covariance
+    shrinkage: Share = 1e-4,  # share of the identity in the covariance
     priors: bool = False,  # do frequent classes count more?
 ) -> tuple[nn.Module, History]:
     "Linear discriminant with class means and one shared covariance (Hayes & Kanan, 2020)."
@@ -77,9 +78,9 @@ def fecam(
     task,
     impressions: None,
     cfg: TrainConfig,
-    shrinkage1: float = 1.0,  # weight of the mean variance
-    shrinkage2: float = 1.0,  # weight of the mean covariance
-    tukey: float = 0.5,  # exponent of the features
+    shrinkage1: Weight = 1.0,  # weight of the mean variance
+    shrinkage2: Weight = 1.0,  # weight of the mean covariance
+    tukey: Share = 0.5,  # exponent of the features
     unit: bool = True,  # scale features to length 1, as the public code does?
 ) -> tuple[nn.Module, History]:
     "Mahalanobis distance with one normalised covariance per class (Goswami et al., 2023)."
@@ -98,8 +99,8 @@ def ranpac(
     task,
     impressions: None,
     cfg: TrainConfig,
-    random: int = 3000,  # random ReLU features
-    penalty: float = 1.0,  # of the ridge regression
+    random: Whole = 3000,  # random ReLU features
+    penalty: Positive = 1.0,  # of the ridge regression
     balanced: bool = False,  # do classes count equally?
 ) -> tuple[nn.Module, History]:
     "Ridge regression on many random features (McDonnell et al., 2023)."
@@ -118,8 +119,8 @@ def acil(
     task,
     impressions: None,
     cfg: TrainConfig,
-    random: int = 400,  # random ReLU features
-    penalty: float = 1.0,  # of the ridge regression
+    random: Whole = 400,  # random ReLU features
+    penalty: Positive = 1.0,  # of the ridge regression
     balanced: bool = False,  # do classes count equally?
 ) -> tuple[nn.Module, History]:
     "Ridge regression on few random features (after Zhuang et al., 2022)."
@@ -181,8 +182,8 @@ def trained_ridge(
     task,
     impressions: None,
     cfg: TrainConfig,
-    random: int = 3000,  # random ReLU features
-    penalty: float = 100.0,  # of the ridge regression
+    random: Whole = 3000,  # random ReLU features
+    penalty: Positive = 100.0,  # of the ridge regression
     balanced: bool = True,  # do classes count equally?
 ) -> tuple[nn.Module, History]:
     "Ridge regression on random features of three levels of the first task's network."
@@ -202,8 +203,8 @@ def untrained_ridge(
     task,
     impressions: None,
     cfg: TrainConfig,
-    random: int = 3000,  # random ReLU features
-    penalty: float = 100.0,  # of the ridge regression
+    random: Whole = 3000,  # random ReLU features
+    penalty: Positive = 100.0,  # of the ridge regression
     balanced: bool = True,  # do classes count equally?
 ) -> tuple[nn.Module, History]:
     "Ridge regression on random features of three levels of a network with random weights."
@@ -317,11 +318,11 @@ def patches(
     task,
     impressions: None,
     cfg: TrainConfig,
-    random: int = 4000,  # random ReLU features beside the codes
-    penalty: float = 100.0,  # of the ridge regression
+    random: Whole = 4000,  # random ReLU features beside the codes
+    penalty: Positive = 100.0,  # of the ridge regression
     balanced: bool = True,  # do classes count equally?
-    n_patches: int = 50_000,  # patches that the centroids are found from
-    rounds: int = 20,  # of k-means
+    n_patches: Count = 50_000,  # patches that the centroids are found from
+    rounds: Whole = 20,  # of k-means
 ) -> tuple[nn.Module, History]:
     "Ridge regression on similarities to image patches of task 1, no network (Coates & Ng, 2011)."
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import copy, math
 from functools import partial
-from typing import Callable
+from typing import Callable, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ..core.errors import check, check_number
 from ..core.seeding import generator
 from ..heads import register_head
 from .registry import first_task, method
+from .registry import Count, Share, Weight, Whole
 from ..models import Classifier, find_network, register_family
 from ..settings import TrainConfig
 from ..tasks import Task
@@ -29,23 +30,25 @@ __all__ = ['POSES', 'CENTROIDS', 'SIDES', 'READOUTS', 'ring_regions', 'grid_regi
 
 # %% ../../nbs/methods/08_census.ipynb #51c659f9
 def ring_regions(
-    n: int,  # positions per side
-    cuts: tuple[float, ...],  # radii where one ring ends and the next begins, as shares of half the side
-) -> Tensor:  # [len(cuts) + 1, n * n]
+    h: int,  # positions from top to bottom
+    w: int,  # from left to right
+    cuts: tuple[float, ...],  # radii where one ring ends and the next begins, as shares of half a side
+) -> Tensor:  # [len(cuts) + 1, h * w]
     "Concentric rings; the last one holds the corners. Raises `ConfigError` for a ring without a position."
-    at = (torch.arange(n) - (n - 1) / 2) / (n / 2)
-    r = (at[:, None].square() + at.square()).sqrt().flatten()
+    down, across = ((torch.arange(n) - (n - 1) / 2) / (n / 2) for n in (h, w))
+    r = (down[:, None].square() + across.square()).sqrt().flatten()
     inside = torch.bucketize(r, torch.tensor(cuts), right=True) == torch.arange(len(cuts) + 1)[:, None]
-    check(inside.any(1).all(), f"{n}x{n} positions are too few for {len(cuts) + 1} rings; use larger images")
+    check(inside.any(1).all(), f"{h}x{w} positions are too few for {len(cuts) + 1} rings; use larger images")
     return inside / inside.sum(1, keepdim=True)
 
 # %% ../../nbs/methods/08_census.ipynb #4f631f79
 def grid_regions(
-    n: int,  # positions per side
-    parts: int,  # squares per side
-) -> Tensor:  # [parts * parts, n * n]
-    "Squares of a regular grid, overlapping by a position where `n` is no multiple of `parts`."
-    return torch.stack([F.adaptive_avg_pool2d(e.view(1, n, n), parts).flatten() for e in torch.eye(n * n)], 1)
+    h: int,  # positions from top to bottom
+    w: int,  # from left to right
+    parts: int,  # cells per side
+) -> Tensor:  # [parts * parts, h * w]
+    "Cells of a regular grid, overlapping by a position where a side is no multiple of `parts`."
+    return torch.stack([F.adaptive_avg_pool2d(e.view(1, h, w), parts).flatten() for e in torch.eye(h * w)], 1)
 
 # %% ../../nbs/methods/08_census.ipynb #20f5460b
 # quarter turns, and mirrored or not
@@ -60,13 +63,14 @@ SIDES = (6, 8)  # of patches, pixels
 
 def pooling_regions(
     layout: str,  # "rings", "grid" or "quadrants"
-    n: int,  # positions per side
+    h: int,  # positions from top to bottom
+    w: int,  # from left to right
     fine: bool,  # for colours rather than codes?
-) -> Tensor:  # [regions, n * n]
+) -> Tensor:  # [regions, h * w]
     "Where codes and colours are averaged."
     if layout == "rings":
-        return ring_regions(n, (3 / 14, 6 / 14, 9 / 14, 12 / 14) if fine else (5 / 14, 9 / 14))
-    return grid_regions(n, 7 if fine else 3 if layout == "grid" else 2)
+        return ring_regions(h, w, (3 / 14, 6 / 14, 9 / 14, 12 / 14) if fine else (5 / 14, 9 / 14))
+    return grid_regions(h, w, 7 if fine else 3 if layout == "grid" else 2)
 
 # %% ../../nbs/methods/08_census.ipynb #196dfc7c
 def rotate_flip(
@@ -100,8 +104,8 @@ class Census(nn.Module):
         super().__init__()
         self.net, self.layout, self.fixed = net, layout, None
         self.patches = nn.ModuleList(PatchFeatures(channels, CENTROIDS[layout], side) for side in SIDES)
-        codes = len(SIDES) * CENTROIDS[layout] * len(pooling_regions(layout, 23, False))
-        self.n_features = codes + channels * len(pooling_regions(layout, 28, True)) + net.n_features
+        codes = len(SIDES) * CENTROIDS[layout] * len(pooling_regions(layout, 23, 23, False))
+        self.n_features = codes + channels * len(pooling_regions(layout, 28, 28, True)) + net.n_features
         self.register_buffer("box", torch.zeros(4, dtype=torch.int64))
         self.register_buffer("centre", torch.zeros(self.n_features))
         self.register_buffer("scale", torch.ones(self.n_features))
@@ -127,24 +131,24 @@ class Census(nn.Module):
         self.centre, self.scale = f.mean(0), sd.clamp(min=max(float(sd.square().mean().sqrt()) / 10, 1e-6))
 
     def describe(self, x: Tensor) -> Tensor:  # [N, C, H, W] in [0, 1] -> [N, D], not yet standardised
-        return sum(self.in_pose(rotate_flip(x, *pose)) for pose in POSES[self.layout]) / len(POSES[self.layout])
+        return sum(self.in_pose(x, pose) for pose in POSES[self.layout]) / len(POSES[self.layout])
 
-    def in_pose(self, x: Tensor) -> Tensor:
-        net, x = self.net.features(x).float(), self.cut(x)
+    def in_pose(self, x: Tensor, pose: tuple[int, bool] = (0, False)) -> Tensor:
+        net, x = self.net.features(rotate_flip(x, *pose)).float(), rotate_flip(self.cut(x), *pose)
         few = (x,) if torch.compiler.is_compiling() else x.split(32)  # so that they fit the cache
         codes = [torch.cat([self.counted(p.encode(b)) for b in few]) for p in self.patches]
-        return torch.cat([*codes, (x.flatten(2) @ self.pooling_regions(x.shape[2], True, x).T).flatten(1), net], 1)
+        return torch.cat([*codes, (x.flatten(2) @ self.pooling_regions(*x.shape[2:], True, x).T).flatten(1), net], 1)
 
-    def counted(self, h: Tensor) -> Tensor:  # codes [N, centroids, n, n] -> [N, regions * centroids]
+    def counted(self, h: Tensor) -> Tensor:  # codes [N, centroids, H, W] -> [N, regions * centroids]
         h = h.permute(0, 2, 3, 1)
-        return (self.pooling_regions(h.shape[2], False, h) @ h.flatten(1, 2)).flatten(1)
+        return (self.pooling_regions(*h.shape[1:3], False, h) @ h.flatten(1, 2)).flatten(1)
 
-    def pooling_regions(self, n: int, fine: bool, like: Tensor) -> Tensor:
-        name = f"regions_{n}_{'fine' if fine else 'coarse'}"
+    def pooling_regions(self, h: int, w: int, fine: bool, like: Tensor) -> Tensor:
+        name = f"regions_{h}x{w}_{'fine' if fine else 'coarse'}"
         if self.fixed is None:
-            return pooling_regions(self.layout, n, fine).to(like)
+            return pooling_regions(self.layout, h, w, fine).to(like)
         if not hasattr(self, name):  # settled: a constant, since drawing regions takes a thousand operations
-            self.register_buffer(name, pooling_regions(self.layout, n, fine).to(like), persistent=False)
+            self.register_buffer(name, pooling_regions(self.layout, h, w, fine).to(like), persistent=False)
         return getattr(self, name)
 
     def features(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, D]
@@ -313,13 +317,17 @@ def census(
     task,
     impressions: None,
     cfg: TrainConfig,
-    layout: str = "rings",  # "rings": turning an image leaves its class alone; "grid", "quadrants": it does not
-    share: float = 0.09,  # of the bytes of the images seen: what means and covariance may take
-    shrinkage: float = 3e-3,  # share of the identity in the covariance
-    readout: str = "discriminant",  # how it classifies: "discriminant" or "regression"
-    jitter: float = 0.0,  # statistics over a jittered copy of every image too? 1: by the amounts above; 0: no
-    n_patches: int = 50_000,  # patches that the centroids are found from
-    rounds: int = 20,  # of k-means
+    layout: Literal[
+        "rings", "grid", "quadrants"
+    ] = "rings",  # "rings": turning an image leaves its class alone; "grid", "quadrants": it does not
+    share: Share = 0.09,  # of the bytes of the images seen: what means and covariance may take
+    shrinkage: Share = 3e-3,  # share of the identity in the covariance
+    readout: Literal[
+        "discriminant", "regression"
+    ] = "discriminant",  # how it classifies: "discriminant" or "regression"
+    jitter: Weight = 0.0,  # statistics over a jittered copy of every image too? 1: by the amounts above; 0: no
+    n_patches: Count = 50_000,  # patches that the centroids are found from
+    rounds: Whole = 20,  # of k-means
 ) -> tuple[nn.Module, History]:
     "Discriminant or regression on patch codes over pooling regions, with a covariance that fits a budget."
     check_options(layout, readout, share, jitter)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ..core.seeding import generator, key_to_seed, seeded
 from ..data import to_unit
 from ..heads import LinearHead, make_head, register_head
 from .registry import STEP_OPTIONS, first_task, learn, method
+from .registry import Count, Positive, Weight, Whole
 from .regularised import SMALL_IMAGES, kd_loss, new_class_cross_entropy
 from ..settings import TrainConfig
 from ..synthesis import uncompiled
@@ -146,10 +147,10 @@ def sdc(
     task,
     impressions: None,
     cfg: TrainConfig,
-    kd: float = 10.0,  # weight of the distillation
-    temperature: float = 2.0,  # of the distillation
-    similarity: str = "euclidean",  # or "cosine": how features are compared with means
-    sigma: float = 0.3,  # width of the kernel, in mean lengths of the old features
+    kd: Weight = 10.0,  # weight of the distillation
+    temperature: Positive = 2.0,  # of the distillation
+    similarity: Literal["euclidean", "cosine"] = "euclidean",  # or "cosine": how features are compared with means
+    sigma: Positive = 0.3,  # width of the kernel, in mean lengths of the old features
 ) -> tuple[nn.Module, History]:
     "Semantic drift compensation: old means follow the drift of near new images (Yu et al., 2020)."
 
@@ -165,12 +166,12 @@ def adc(
     task,
     impressions: None,
     cfg: TrainConfig,
-    kd: float = 10.0,  # weight of the distillation
-    temperature: float = 2.0,  # of the distillation
-    similarity: str = "euclidean",  # or "cosine": how features are compared with means
-    step: float = 0.012,  # root mean square change of a value per step
-    steps: int = 3,  # number of steps
-    nearest: int = 100,  # images per old class
+    kd: Weight = 10.0,  # weight of the distillation
+    temperature: Positive = 2.0,  # of the distillation
+    similarity: Literal["euclidean", "cosine"] = "euclidean",  # or "cosine": how features are compared with means
+    step: Weight = 0.012,  # root mean square change of a value per step
+    steps: Whole = 3,  # number of steps
+    nearest: Count = 100,  # images per old class
 ) -> tuple[nn.Module, History]:
     """Adversarial drift compensation: old means follow the drift of new images changed to look old (Goswami et al.,
     2024).
@@ -188,11 +189,11 @@ def ldc(
     task,
     impressions: None,
     cfg: TrainConfig,
-    kd: float = 10.0,  # weight of the distillation
-    temperature: float = 2.0,  # of the distillation
-    similarity: str = "euclidean",  # or "cosine": how features are compared with means
-    map_lr: float = 1e-3,  # learning rate of the map
-    map_epochs: int = 20,  # its passes over the new images' features
+    kd: Weight = 10.0,  # weight of the distillation
+    temperature: Positive = 2.0,  # of the distillation
+    similarity: Literal["euclidean", "cosine"] = "euclidean",  # or "cosine": how features are compared with means
+    map_lr: Positive = 1e-3,  # learning rate of the map
+    map_epochs: Whole = 20,  # its passes over the new images' features
 ) -> tuple[nn.Module, History]:
     "Learnable drift compensation: a linear map fitted on new images moves old means (Gomez-Villa et al., 2024)."
 
@@ -381,13 +382,13 @@ def adagauss(
     task,
     impressions: None,
     cfg: TrainConfig,
-    kd: float = 10.0,  # weight of the distillation through the projector
-    collapse: float = 1.0,  # weight of the anti-collapse loss
-    dimensions: int = 32,  # behind the bottleneck
-    shrinkage: float = 0.1,  # added to the variances, in units of their mean; the paper: 0, the authors' scripts: 3
-    rule: str = "density",  # what answers: "density", or "scripts"
-    adapter_epochs: int = 100,  # passes over the new images' features
-    samples: int = 10000,  # points per old class, above `dimensions`
+    kd: Weight = 10.0,  # weight of the distillation through the projector
+    collapse: Weight = 1.0,  # weight of the anti-collapse loss
+    dimensions: Count = 32,  # behind the bottleneck
+    shrinkage: Weight = 0.1,  # added to the variances, in units of their mean; the paper: 0, the authors' scripts: 3
+    rule: Literal["density", "scripts"] = "density",  # what answers: "density", or "scripts"
+    adapter_epochs: Whole = 100,  # passes over the new images' features
+    samples: Count = 10000,  # points per old class, above `dimensions`
 ) -> tuple[nn.Module, History]:
     "Class Gaussians moved by a learned map, features kept from collapsing (Rypesc et al., 2024)."
     check(rule in ("density", "scripts"), f"rule must be density or scripts, not {rule!r}")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..carryover import Carryover
 from ..core.errors import StateError, check, check_number, progress
 from .registry import cached, first_task, learn, method, price_of_cached
+from .registry import Count, Positive, Weight, Whole
 from ..core.provenance import modules_digest
 from ..data import tensor_digest
 from ..core.seeding import generator, seeded
@@ -258,10 +259,10 @@ def deepinversion(
     task,
     impressions: Impressions | None,
     cfg: TrainConfig,
-    steps: int = 10000,  # of the generator
-    images: int = 2000,  # drawn from it
-    temperature: float = 1000.0,  # of its cross-entropy
-    mu: float = 1.0,  # weight of both distillations
+    steps: Whole = 10000,  # of the generator
+    images: Count = 2000,  # drawn from it
+    temperature: Positive = 1000.0,  # of its cross-entropy
+    mu: Weight = 1.0,  # weight of both distillations
 ) -> tuple[nn.Module, History]:
     "Cross-entropy on new images, distillation of logits on new and on generated ones."
     if carry is None:
@@ -313,10 +314,10 @@ def abd(
     task,
     impressions: Impressions | None,
     cfg: TrainConfig,
-    steps: int = 10000,  # of the generator
-    images: int = 2000,  # drawn from it
-    temperature: float = 1000.0,  # of its cross-entropy
-    mu: float = 0.1,  # weight of the distillation
+    steps: Whole = 10000,  # of the generator
+    images: Count = 2000,  # drawn from it
+    temperature: Positive = 1000.0,  # of its cross-entropy
+    mu: Weight = 0.1,  # weight of the distillation
 ) -> tuple[nn.Module, History]:
     "Features learn from new images only, the head from all; drift is weighted by the frozen head."
     if carry is None:
@@ -389,12 +390,12 @@ def r_dfcil(
     task,
     impressions: Impressions | None,
     cfg: TrainConfig,
-    steps: int = 10000,  # of the generator
-    images: int = 2000,  # drawn from it
-    temperature: float = 1000.0,  # of its cross-entropy
-    ce: float = 0.5,  # weight of the cross-entropies, before alpha and beta
-    hkd: float = 0.15,  # of the outputs on synthetic images
-    rkd: float = 0.5,  # of the angles between new images
+    steps: Whole = 10000,  # of the generator
+    images: Count = 2000,  # drawn from it
+    temperature: Positive = 1000.0,  # of its cross-entropy
+    ce: Weight = 0.5,  # weight of the cross-entropies, before alpha and beta
+    hkd: Weight = 0.15,  # of the outputs on synthetic images
+    rkd: Weight = 0.5,  # of the angles between new images
 ) -> tuple[nn.Module, History]:
     "Angles between features are kept on new images, outputs on generated ones; then the head is balanced."
     if carry is None:

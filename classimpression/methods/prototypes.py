@@ -6,7 +6,7 @@
 from __future__ import annotations
 import copy
 from dataclasses import replace
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ..core.seeding import generator, seeded
 from ..data import mean_of
 from ..heads import LinearHead
 from .registry import STEP_OPTIONS, first_task, learn, method
+from .registry import Positive, Weight, Whole
 from .statistical import check_similarity
 from ..settings import TrainConfig
 from ..training import Batch, History, TaskData, epoch_batches, start_model, teacher_features, train
@@ -127,9 +128,9 @@ def fit_pass(
     task,
     impressions: None,
     cfg: TrainConfig,
-    kd: float = 10.0,  # weight of the feature distillation
-    proto: float = 10.0,  # weight of the prototypes
-    temperature: float = 0.1,  # of both cross-entropies, above 0
+    kd: Weight = 10.0,  # weight of the feature distillation
+    proto: Weight = 10.0,  # weight of the prototypes
+    temperature: Positive = 0.1,  # of both cross-entropies, above 0
 ) -> tuple[nn.Module, History]:
     "Rotations, feature distillation and noise around prototypes (Zhu et al. 2021)."
     check_number("temperature", temperature, 1e-6)
@@ -232,10 +233,10 @@ def fit_ssre(
     task,
     impressions: None,
     cfg: TrainConfig,
-    kd: float = 1.0,  # weight of the feature distillation
-    proto: float = 10.0,  # weight of the prototypes
-    temperature: float = 0.1,  # of both cross-entropies, above 0
-    weigh_by: str = "frozen",  # whose features say how old an image looks: of the "frozen" model or the "current" one
+    kd: Weight = 1.0,  # weight of the feature distillation
+    proto: Weight = 10.0,  # weight of the prototypes
+    temperature: Positive = 0.1,  # of both cross-entropies, above 0
+    weigh_by: Literal["frozen", "current"] = "frozen",  # whose features say how old an image looks
 ) -> tuple[nn.Module, History]:
     "Mergeable adapters, with images that look old distilled and the others learned (Zhu et al. 2022)."
     check_number("temperature", temperature, 1e-6)
@@ -295,8 +296,8 @@ def fit_fetril(
     task,
     impressions: None,
     cfg: TrainConfig,
-    head_epochs: int = 50,  # passes of the classifier over the features
-    similarity: str = "euclidean",  # of class means: "euclidean" or "cosine"
+    head_epochs: Whole = 50,  # passes of the classifier over the features
+    similarity: Literal["euclidean", "cosine"] = "euclidean",  # of class means: "euclidean" or "cosine"
 ) -> tuple[nn.Module, History]:
     "A frozen backbone and a linear classifier on translated features (Petit et al. 2023)."
     if carry is None:

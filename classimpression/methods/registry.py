@@ -4,31 +4,33 @@
 
 # %% ../../nbs/methods/01_registry.ipynb #4c86e0ef
 from __future__ import annotations
-import copy, importlib, importlib.util, inspect, json, os, sys, time, warnings
+import copy, importlib, importlib.util, inspect, json, math, os, sys, time, typing, warnings
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable
+from typing import Annotated, Any, Callable, Literal
 import torch
 from torch import Tensor, nn
 from ..carryover import TIERS, Carryover, ExemplarCarryover, in_memory, load_tensors, save_tensors
-from ..core.errors import ConfigError, LeakError, StateError, check, check_name, check_text, nearest
+from ..core.errors import ConfigError, LeakError, StateError, check, check_name, check_number, check_text
+from ..core.errors import nearest
 from ..core.files import lock_of
 from ..core.provenance import digest, modules_digest, package_folder, plain_source
 from ..data import Split
 from ..heads import as_linear
-from ..models import makers_of
+from ..models import find_network, makers_of
 from ..settings import TrainConfig
 from ..synthesis import Impressions
 from ..training import Batch, History, TaskData, epoch_batches, fit_task, start_model, teacher_features
 from ..training import train
 
 # %% auto #0
-__all__ = ['Fit', 'STEP_OPTIONS', 'METHODS', 'ELSEWHERE', 'OF_THE_RUN', 'Method', 'method', 'load_methods', 'registered',
-           'find_method', 'foreign_source', 'network_code', 'descriptions', 'sort_options', 'what_fits', 'cached',
-           'price_of_cached', 'first_task', 'learn', 'class_impression', 'class_impression_balanced', 'ccsi',
-           'fine_tuning', 'UnionTask', 'real_images', 'joint']
+__all__ = ['Fit', 'STEP_OPTIONS', 'METHODS', 'ELSEWHERE', 'OF_THE_RUN', 'Weight', 'Positive', 'Share', 'Whole', 'Count', 'Method',
+           'method', 'load_methods', 'registered', 'find_method', 'foreign_source', 'network_code', 'descriptions',
+           'sort_options', 'Within', 'declared_values', 'check_option', 'what_fits', 'cached', 'price_of_cached',
+           'first_task', 'learn', 'class_impression', 'class_impression_balanced', 'ccsi', 'fine_tuning', 'UnionTask',
+           'real_images', 'joint']
 
 # %% ../../nbs/methods/01_registry.ipynb #5122039b
 Fit = Callable[..., tuple[nn.Module, History]]
@@ -217,6 +219,46 @@ def sort_options(
     return {k: v for k, v in given.items() if k not in m.hyper_parameters}, {
         k: v for k, v in given.items() if k in m.hyper_parameters
     }
+
+# %% ../../nbs/methods/01_registry.ipynb #c4468980
+@dataclass(frozen=True)
+class Within:
+    "The range of a number, in an annotation."
+
+    low: float  # smallest value
+    high: float = math.inf  # largest value
+
+
+Weight, Positive, Share = Annotated[float, Within(0)], Annotated[float, Within(1e-12)], Annotated[float, Within(0, 1)]
+Whole, Count = Annotated[int, Within(0)], Annotated[int, Within(1)]
+
+# %% ../../nbs/methods/01_registry.ipynb #05d32f32
+@lru_cache(maxsize=None)
+def declared_values(
+    fit: Fit,  # a method's function
+) -> dict[str, Any]:  # parameter -> annotation; empty where somebody's annotations cannot be read
+    "What the signature says about values."
+    try:
+        return typing.get_type_hints(fit, include_extras=True)
+    except (NameError, TypeError):
+        return {}
+
+# %% ../../nbs/methods/01_registry.ipynb #9b4236c0
+def check_option(
+    m: Method,  # the method
+    name: str,  # one of its hyper-parameters
+    value: Any,  # its value
+) -> None:
+    "Raise `ConfigError` for a value outside of what the method declares, or for a `backbone` that nobody knows."
+    hint = declared_values(m.fit).get(name)
+    kind, *more = typing.get_args(hint) or [None]
+    for r in (r for r in more if isinstance(r, Within)):
+        check_number(f"in the options of {m.name}: {name}", value, r.low, r.high, integer=kind is int)
+    if typing.get_origin(hint) is Literal:
+        words = typing.get_args(hint)
+        check(value in words, f"in the options of {m.name}: {name} must be {' or '.join(words)}, not {value!r}")
+    if name == "backbone" and isinstance(value, str):
+        find_network(value)
 
 # %% ../../nbs/methods/01_registry.ipynb #da1bfe2e
 def what_fits(

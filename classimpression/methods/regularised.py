@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ..carryover import Carryover, Extra
 from ..core.errors import StateError, check, check_number
 from ..core.seeding import generator
 from .registry import first_task, learn, method
+from .registry import Count, Positive, Share, Weight
 from ..models import frozen_copy
 from ..settings import TrainConfig
 from ..training import Batch, History, start_model
@@ -66,9 +67,9 @@ def lwf(
     task,
     impressions: None,
     cfg: TrainConfig,
-    kd: float = 3.0,  # weight of the distillation
-    temperature: float = 2.0,  # of the distillation
-    among: str = "new",  # classes of the cross-entropy: "new" or "all"
+    kd: Weight = 3.0,  # weight of the distillation
+    temperature: Positive = 2.0,  # of the distillation
+    among: Literal["new", "all"] = "new",  # classes of the cross-entropy: "new" or "all"
 ) -> tuple[nn.Module, History]:
     "Old answers on new images are kept by distillation (Li and Hoiem 2016)."
     check_number("kd", kd, 0)
@@ -102,7 +103,7 @@ def lwf_mc(
     task,
     impressions: None,
     cfg: TrainConfig,
-    kd: float = 1.0,  # weight of the old classes' part
+    kd: Weight = 1.0,  # weight of the old classes' part
 ) -> tuple[nn.Module, History]:
     "Yes-or-no answers: old ones as before, new ones as labelled (Rebuffi et al. 2017)."
     check_number("kd", kd, 0)
@@ -166,10 +167,10 @@ def lwm(
     task,
     impressions: None,
     cfg: TrainConfig,
-    kd: float = 1.0,  # weight of the distillation
-    temperature: float = 2.0,  # of the distillation
-    attention: float = 1.0,  # weight of the attention loss
-    among: str = "new",  # classes of the cross-entropy: "new" or "all"
+    kd: Weight = 1.0,  # weight of the distillation
+    temperature: Positive = 2.0,  # of the distillation
+    attention: Weight = 1.0,  # weight of the attention loss
+    among: Literal["new", "all"] = "new",  # classes of the cross-entropy: "new" or "all"
 ) -> tuple[nn.Module, History]:
     "Old answers and old attention on new images are kept (Dhar et al. 2019)."
     check_number("kd", kd, 0)
@@ -314,8 +315,8 @@ def ewc(
     task,
     impressions: None,
     cfg: TrainConfig,
-    strength: float = 1000.0,  # weight of the penalty
-    samples: int = 512,  # images behind each Fisher information
+    strength: Weight = 1000.0,  # weight of the penalty
+    samples: Count = 512,  # images behind each Fisher information
 ) -> tuple[nn.Module, History]:
     "Weights that mattered to an earlier task move little (Kirkpatrick et al. 2017)."
     return fit_ewc(carry, task, cfg, strength, samples, None)
@@ -327,9 +328,9 @@ def ewc_online(
     task,
     impressions: None,
     cfg: TrainConfig,
-    strength: float = 1000.0,  # weight of the penalty
-    gamma: float = 1.0,  # how much of the earlier Fisher information stays, 0 to 1
-    samples: int = 512,  # images behind each Fisher information
+    strength: Weight = 1000.0,  # weight of the penalty
+    gamma: Share = 1.0,  # how much of the earlier Fisher information stays, 0 to 1
+    samples: Count = 512,  # images behind each Fisher information
 ) -> tuple[nn.Module, History]:
     "Weights that mattered so far move little, with one running Fisher information (Schwarz et al. 2018)."
     check_number("gamma", gamma, 0, 1)

@@ -12,6 +12,7 @@ from .statistical import NearestMean, feature_means
 from ..carryover import Carryover, choose_exemplars, frozen_copy, take_exemplars
 from ..losses import distillation_loss, distillation_weight, margin_loss
 from .registry import UnionTask, first_task, learn, method, real_images
+from .registry import Positive, Weight, Whole
 from .regularised import kd_loss
 from ..settings import TrainConfig
 from ..training import Batch, History, fit_task, teacher_features
@@ -92,8 +93,8 @@ def icarl(
     task,
     impressions: None,
     cfg: TrainConfig,
-    kd: float = 1.0,  # weight of the distillation
-    temperature: float = 2.0,  # of the distillation; not used by the logistic loss
+    kd: Weight = 1.0,  # weight of the distillation
+    temperature: Positive = 2.0,  # of the distillation; not used by the logistic loss
     bce: bool = False,  # the paper's logistic loss per class instead of softmax?
 ) -> tuple[nn.Module, History]:
     "Distilled logits, and answers by the nearest mean of kept images (Rebuffi et al. 2017)."
@@ -164,10 +165,10 @@ def eeil(
     task,
     impressions: None,
     cfg: TrainConfig,
-    kd: float = 1.0,  # weight of the distillation
-    temperature: float = 2.0,  # of the distillation
-    balance: float = 1 / 3,  # epochs of the second phase, per epoch of the first; at least one
-    balance_lr: float = 0.1,  # its learning rate, relative to the first phase
+    kd: Weight = 1.0,  # weight of the distillation
+    temperature: Positive = 2.0,  # of the distillation
+    balance: Weight = 1 / 3,  # epochs of the second phase, per epoch of the first; at least one
+    balance_lr: Positive = 0.1,  # its learning rate, relative to the first phase
 ) -> tuple[nn.Module, History]:
     "One distilled head per task, then balanced fine-tuning (Castro et al. 2018)."
     if carry is None:
@@ -204,10 +205,10 @@ def lucir(
     task,
     impressions: None,
     cfg: TrainConfig,
-    base: float = 5.0,  # weight of the distillation when as many classes are old as new
-    margin: float = 0.5,  # wanted gap between the true old class and the nearest new ones, in cosine
-    margin_k: int = 2,  # how many new classes are held at a distance
-    margin_weight: float = 1.0,  # weight of the margin loss
+    base: Weight = 5.0,  # weight of the distillation when as many classes are old as new
+    margin: Weight = 0.5,  # wanted gap between the true old class and the nearest new ones, in cosine
+    margin_k: Whole = 2,  # how many new classes are held at a distance
+    margin_weight: Weight = 1.0,  # weight of the margin loss
 ) -> tuple[nn.Module, History]:
     "Cosine head, distilled feature directions and a margin for kept images (Hou et al. 2019)."
     if carry is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from functools import partial
-from typing import Callable
+from typing import Callable, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -17,6 +17,7 @@ from ..core.errors import check, check_number
 from ..heads import LinearHead
 from ..methods.analytic import count
 from ..methods.registry import first_task, method
+from ..methods.registry import Count, Positive, Whole
 from ..methods.statistical import NearestMean, Ridge
 from ..models import NETWORKS, Classifier, find_network, maker_of, register_family
 from ..settings import TrainConfig
@@ -164,12 +165,12 @@ def first_session(
     impressions: None,
     cfg: TrainConfig,
     backbone: str = "efficientnet_lite0",  # a network of `register_backbone`
-    part: str = "norms",  # what learns: "norms" or "all"
-    readout: str = "prototypes",  # "prototypes", or "ridge" on random features
-    adapt_epochs: int = 2,  # passes over the first task's images
-    adapt_lr: float = 0.01,  # learning rate
-    random: int = 3000,  # random ReLU features
-    penalty: float = 100.0,  # of the ridge regression
+    part: Literal["norms", "all"] = "norms",  # what learns: "norms" or "all"
+    readout: Literal["prototypes", "ridge"] = "prototypes",  # "prototypes", or "ridge" on random features
+    adapt_epochs: Count = 2,  # passes over the first task's images
+    adapt_lr: Positive = 0.01,  # learning rate
+    random: Whole = 3000,  # random ReLU features
+    penalty: Positive = 100.0,  # of the ridge regression
 ) -> tuple[nn.Module, History]:
     "Adapt on the first task, then count (ADAM, RanPAC)."
     check(readout in ("prototypes", "ridge"), f"readout must be prototypes or ridge, not {readout!r}")

@@ -561,9 +561,11 @@ register_backbone("efficientnet_lite0", LITE0)
 
 def as_network(
     backbone: str | nn.Module,  # a registered name, "timm:NAME", "torchvision:NAME", or a module
-    size: int = 224,  # height and width of a module's images
+    size: int = 224,  # height and width to which a module's images are enlarged
 ) -> str:  # a registered name
-    "What a user calls a network, as a name for `find_network`. Raises `ConfigError` for one that nobody knows."
+    """What a user calls a network, as a name for `find_network`; modules that want other images go through
+    `own_network` first. Raises `ConfigError` for a network that nobody knows.
+    """
     if isinstance(backbone, nn.Module):
         name = f"own-{weights_checksum(backbone)}-{size}"
         return name if name in NETWORKS else own_network(name, backbone, size, last_map(copy.deepcopy(backbone), size))

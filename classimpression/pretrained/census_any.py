@@ -6,6 +6,7 @@
 from __future__ import annotations
 import copy
 from functools import partial
+from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from ..core.seeding import generator
 from ..heads import LinearHead
 from ..methods.census import POSES, READOUTS, Census, crop_box
 from ..methods.registry import first_task, method, real_images
+from ..methods.registry import Count, Positive, Share, Whole
 from ..models import Classifier, find_network, register_family
 from .backbones import LITE0_LEVELS, register_backbone
 from .packed import CODECS, PackedLDA
@@ -144,15 +146,19 @@ def census_any(
     task,
     impressions: None,
     cfg: TrainConfig,
-    features: str = "both",  # "both", "pretrained", or "codes": no outside data
-    layout: str = "rings",  # "rings": turning an image leaves its class alone; "grid", "quadrants": it does not
+    features: Literal["both", "pretrained", "codes"] = "both",  # "both", "pretrained", or "codes": no outside data
+    layout: Literal[
+        "rings", "grid", "quadrants"
+    ] = "rings",  # "rings": turning an image leaves its class alone; "grid", "quadrants": it does not
     backbone: str = LEVELS,  # a registered pretrained network
-    share: float = 0.09,  # of the bytes of the images seen: what means and covariance may take
-    shrinkage: float = 0.1,  # share of the identity in the covariance
-    readout: str = "discriminant",  # what answers: "discriminant" or "regression"
-    codec: str = "mixed",  # how the covariance is stored, a name in `CODECS`
-    n_patches: int = 50_000,  # patches that the centroids are found from
-    rounds: int = 20,  # of k-means
+    share: Share = 0.09,  # of the bytes of the images seen: what means and covariance may take
+    shrinkage: Share = 0.1,  # share of the identity in the covariance
+    readout: Literal["discriminant", "regression"] = "discriminant",  # what answers: "discriminant" or "regression"
+    codec: Literal[
+        "low-rank-16", "low-rank-8", "low-rank-4", "mixed", "frequent-directions"
+    ] = "mixed",  # how the covariance is stored, a name in `CODECS`
+    n_patches: Count = 50_000,  # patches that the centroids are found from
+    rounds: Whole = 20,  # of k-means
 ) -> tuple[nn.Module, History]:
     "Discriminant on patch codes, pretrained features or both, whose statistics fit a budget."
     check_number("share", share, 1e-6, 1)
@@ -221,10 +227,10 @@ def joint_probe(
     task,
     impressions: None,
     cfg: TrainConfig,
-    features: str = "pretrained",  # "both", "pretrained" or "codes"
-    layout: str = "rings",  # as for Census
+    features: Literal["both", "pretrained", "codes"] = "pretrained",  # "both", "pretrained" or "codes"
+    layout: Literal["rings", "grid", "quadrants"] = "rings",  # as for Census
     backbone: str = LEVELS,  # a registered pretrained network
-    penalty: float = 1e-4,  # on squared weights
+    penalty: Positive = 1e-4,  # on squared weights
 ) -> tuple[nn.Module, History]:
     "Logistic regression on the features of all images so far."
     model, history = (

@@ -20,7 +20,7 @@ from ..core.errors import knows_old_names, nearest
 from ..core.files import read_json
 from .surroundings import number_type, usable_device
 from ..core.provenance import package_folder
-from ..methods.registry import find_method, sort_options
+from ..methods.registry import check_option, find_method, sort_options
 from ..models import find_network
 from ..scenarios import base_name, placed
 from ..settings import TrainConfig, check_training, published_training
@@ -99,6 +99,7 @@ class RunConfig(TrainConfig):
             check_type(f"in the options of {self.method}: {k}", v, setting_types()[k])
         for k, v in own.items():
             check_like(f"in the options of {self.method}: {k}", v, find_method(self.method).hyper_parameters[k])
+            check_option(find_method(self.method), k, v)
         try:
             replace(replace_none(self), **training)
         except (TypeError, ConfigError) as e:

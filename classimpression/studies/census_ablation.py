@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from ..report.ablations import differences
 from ..methods.statistical import StatisticalHead, Gaussians, NearestMean, Ridge
-from ..methods.census import SIDES, POSES, Census, SketchedLDA, pooling_regions, rotate_flip
+from ..methods.census import SIDES, POSES, Census, SketchedLDA, pooling_regions
 from ..core.errors import check
 from ..data import Split, to_unit
 from ..runs.run_store import RunResult
@@ -40,7 +40,8 @@ def columns(
     census: Census,  # of the first task
 ) -> dict[str, slice]:  # part -> where it is in a description
     "Where each part of Census' description lies."
-    s = sum(h.centroids.shape[0] for h in census.patches) * len(pooling_regions(census.layout, 23, False)) // len(SIDES)
+    regions = len(pooling_regions(census.layout, 23, 23, False))
+    s = sum(h.centroids.shape[0] for h in census.patches) * regions // len(SIDES)
     ends = [s, 2 * s, census.n_features - census.net.n_features, census.n_features]
     return {name: slice(a, b) for name, a, b in zip(FEATURE_GROUPS, [0, *ends], ends)}
 
@@ -88,7 +89,7 @@ def looked_at(
     found, net = [], reestimated or census.net
     for b in split.x.split(size):
         x = to_unit(b) if b.dtype == torch.uint8 else b
-        poses = [census.in_pose(rotate_flip(x, *pose)) for pose in POSES[census.layout]]
+        poses = [census.in_pose(x, pose) for pose in POSES[census.layout]]
         found.append((sum(poses) / len(poses), poses[0], untrained.features(x).float(), net(x).float()))
     return Look(*(torch.cat(p) for p in zip(*found)), split.y)
 
@@ -141,8 +142,8 @@ def whole_image(
     side: int,  # of the patches, pixels
 ) -> Tensor:  # [N, centroids]
     "Codes averaged over the whole image."
-    top, bottom = census.box.tolist()[:2]
-    n = (pooling_regions(census.layout, bottom - top - side + 1, False) > 0).sum(1).float()
+    top, bottom, left, right = census.box.tolist()
+    n = (pooling_regions(census.layout, bottom - top - side + 1, right - left - side + 1, False) > 0).sum(1).float()
     return torch.einsum("ncd,c->nd", f.view(len(f), len(n), -1), n / n.sum())
 
 # %% ../../nbs/studies/03_census_ablation.ipynb #aab7c84b
