@@ -16,9 +16,9 @@ from .core.errors import ClassImpressionError, DataError, check, check_number
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'ROUNDING', 'HEADERS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS', 'to_unit', 'tensor_digest', 'Labelled',
-           'Split', 'as_numpy', 'pieces', 'extremes', 'column_sums', 'mean_of', 'depth_of', 'as_bytes', 'as_labels',
-           'layout_hint', 'check_shape', 'as_split', 'pad', 'augment', 'batches', 'file_md5', 'npz_header',
-           'checked_keys', 'read_npz', 'data_root', 'load_medmnist']
+           'Split', 'number_patients', 'as_numpy', 'pieces', 'extremes', 'column_sums', 'mean_of', 'depth_of',
+           'as_bytes', 'as_labels', 'layout_hint', 'check_shape', 'as_split', 'pad', 'augment', 'batches', 'file_md5',
+           'npz_header', 'checked_keys', 'read_npz', 'data_root', 'load_medmnist']
 
 # %% ../nbs/01_data.ipynb #7902055f
 def to_unit(
@@ -114,6 +114,18 @@ class Split(Labelled):
     def joined(self, other: Split) -> Split:
         who = None if self.patient is None or other.patient is None else torch.cat([self.patient, other.patient])
         return Split(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]), who)
+
+# %% ../nbs/01_data.ipynb #3e1b96cc
+def number_patients(
+    *whose,  # names or numbers [N] of each split's patients
+) -> list[Tensor]:  # int64 [N] each; one number for a patient in all of them
+    "Patients as numbers. Raises `DataError` where one is missing."
+    named = [[v.item() if hasattr(v, "item") else v for v in np.asarray(w, dtype=object).reshape(-1)] for w in whose]
+    missing = sum(v is None or v != v or not str(v).strip() for w in named for v in w)
+    check(not missing, f"{missing} images are nobody's; name each one's patient, or none", DataError)
+    named = [[str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip() for v in w] for w in named]
+    number = {name: i for i, name in enumerate(dict.fromkeys(v for w in named for v in w))}
+    return [torch.tensor([number[v] for v in w]) for w in named]
 
 # %% ../nbs/01_data.ipynb #00aa8ee1
 LAYOUTS = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 3, 1, 2), "NHW": (0, 1, 2)}  # axes, in the order N, C, H, W

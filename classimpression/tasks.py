@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import combinations
 from typing import Callable, Iterator
@@ -18,7 +18,7 @@ from torch import Tensor
 from .core.errors import DataError, LeakError, check, check_apart, check_name, check_number, check_text
 from .core.provenance import digest
 from .core.seeding import generator
-from .data import PARTS, Split, as_labels, as_split
+from .data import PARTS, Split, as_labels, as_split, number_patients
 
 # %% auto #0
 __all__ = ['IN_TRAINING', 'POOLS', 'SELECTIONS', 'MOST_SHARED', 'total', 'plan', 'Gate', 'training', 'what_is_seen', 'Task',
@@ -438,7 +438,7 @@ def from_splits(
 
 # %% ../nbs/02_tasks.ipynb #d0606a58
 def from_arrays(
-    train: tuple,  # (images, labels): arrays or tensors
+    train: tuple,  # (images, labels) or (images, labels, patients): arrays or tensors
     val: tuple,
     test: tuple,
     sizes: list[int],  # classes per task
@@ -446,11 +446,18 @@ def from_arrays(
     bits: int | None = None,  # how many bits the numbers have, where their type does not tell: see `as_bytes`
     **more,  # class_order, name, class_names, size: see `from_splits`
 ) -> Scenario:
-    "Make a scenario from arrays."
-    for name, pair in zip(PARTS, (train, val, test)):
-        fits = isinstance(pair, (tuple, list)) and len(pair) == 2
+    "Make a scenario from arrays. Raises `DataError` for a patient in two splits, and what `from_splits` raises."
+    given = (train, val, test)
+    for name, pair in zip(PARTS, given):
+        fits = isinstance(pair, (tuple, list)) and len(pair) in (2, 3)
         check(fits, f"{name} must be a pair of images and labels, not {type(pair).__name__}", DataError)
-    splits = [as_split(*pair, layout=layout, bits=bits) for pair in (train, val, test)]
+    splits = [as_split(*pair[:2], layout=layout, bits=bits) for pair in given]
+    told = [pair[2] for pair in given if len(pair) == 3]
+    check(
+        len(told) in (0, 3), f"patients are told for {len(told)} of three splits; tell them for all, or none", DataError
+    )
+    if told:
+        splits = [replace(s, patient=who) for s, who in zip(splits, number_patients(*told))]
     n, n_sizes = len(torch.cat([s.y for s in splits]).unique()), total(sizes)
     check(n == n_sizes, f"sizes {list(sizes)} add up to {n_sizes}, but the labels name {n} classes")
     for s in splits:

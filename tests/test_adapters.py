@@ -170,6 +170,8 @@ def test_messages_name_the_users_classes():
     x, y = blobs(shape=(3, 16, 16))
     with pytest.raises(DataError, match="Große Zelle.: 3"):
         IncrementalClassifier("slda", "smoke").partial_fit(x[14:], np.where(np.arange(26) < 3, y[0], y[1]))
+    with pytest.raises(DataError, match="patients, where they are known.*Große Zelle.: 2, .weiße.: 1"):
+        IncrementalClassifier("slda", "smoke").partial_fit(x, y, patients=np.where(y == "weiße", 7, np.arange(40) % 4))
     with pytest.raises(DataError, match="the classes .'weiße'. have fewer than 4 images"):
         recommend(x[:5], y[[0, 0, 0, 0, 1]], outside=False)
     with pytest.raises(ConfigError, match="unknown profile 'quik'"):

@@ -20,7 +20,7 @@ from ..runs.configs import RunConfig, plain_value, profile_config, synthesis_set
 from ..core.errors import ConfigError, DataError, StateError, check, check_apart
 from ..core.files import checked_json
 from ..core.seeding import generator, seeded, usual_torch
-from ..data import LAYOUTS, Split, as_numpy, as_split
+from ..data import LAYOUTS, Split, as_numpy, as_split, number_patients
 from ..methods.registry import UnionTask, find_method, sort_options
 from ..models import rebuild
 from ..pretrained.backbones import as_network
@@ -437,6 +437,7 @@ class TaskLearner(ImageReader):
         y,  # their labels [N]
         classes=None,  # names that may come; labels outside of them are refused
         sample_weight=None,  # not used: weights that differ are refused
+        patients=None,  # whose each image is [N]: people are counted behind statistics, not images; None: not known
     ) -> IncrementalClassifier:
         """Learn one task. Raises `DataError` for a class of an earlier task, `ConfigError` for settings that cannot
         work.
@@ -452,20 +453,21 @@ class TaskLearner(ImageReader):
         differ = len(x) == 1 or bool((x != x[:1]).any())
         check(differ, "all these images are alike, pixel by pixel; nothing can be learned from them", DataError)
         names = classes[-sizes[-1] :].tolist()
-        carry, kept = learn_task(cfg, Split(x, numbers), getattr(self, "carry_", None), sizes, names)
+        whose = None if patients is None else number_patients(patients)[0]
+        carry, kept = learn_task(cfg, Split(x, numbers, whose), getattr(self, "carry_", None), sizes, names)
         self.carry_, self.classes_, self.sizes_, self.image_shape_ = carry, classes, sizes, tuple(x.shape[1:])
         self.seed_, self.n_features_in_ = cfg.seed, int(np.prod(x.shape[1:]))
         if (named := column_names(X)) is not None:
             self.feature_names_in_ = named
         return self
 
-    def fit(self, X, y, sample_weight=None) -> IncrementalClassifier:
+    def fit(self, X, y, sample_weight=None, patients=None) -> IncrementalClassifier:
         "Forget everything and learn one task."
         names = ("carry_", "classes_", "sizes_", "image_shape_", "seed_", "n_features_in_", "feature_names_in_")
         learned = [k for k in names if k in self.__dict__]
         before = {k: self.__dict__.pop(k) for k in learned}
         try:
-            return self.partial_fit(X, y, sample_weight=sample_weight)
+            return self.partial_fit(X, y, sample_weight=sample_weight, patients=patients)
         except BaseException:
             self.__dict__.update(before)
             raise

@@ -12,7 +12,7 @@ import torch
 from ..carryover import TIERS, ExemplarCarryover, allowed_tier
 from ..core.errors import ClassImpressionError, DataError, StateError, check, check_number, progress
 from ..core.seeding import generator
-from ..data import Split, as_split
+from ..data import Split, as_split, number_patients
 from ..methods.registry import find_method
 from ..metrics import class_recalls
 from ..runs.configs import profile_config
@@ -217,7 +217,7 @@ def recommend(
     numbers, classes = number_labels(y, np.array([]))
     data = Split(as_split(X, np.zeros(len(X), np.int64), layout, bits=bits).x, numbers)
     sizes = two_at_a_time(len(classes)) if sizes is None else [int(n) for n in sizes]
-    whose = None if patients is None else np.unique(np.asarray(patients), return_inverse=True)[1]
+    whose = None if patients is None else number_patients(patients)[0].numpy()
     n = len(numbers) if whose is None else len(whose)
     check(n == len(numbers), f"patients must name one for each image: {len(numbers)} images, but {n} names")
     check(sum(sizes) == len(classes), f"tasks of {sizes} classes are not the {len(classes)} classes in y")
