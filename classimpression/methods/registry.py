@@ -229,8 +229,11 @@ class Within:
     high: float = math.inf  # largest value
 
 
-Weight, Positive, Share = Annotated[float, Within(0)], Annotated[float, Within(1e-12)], Annotated[float, Within(0, 1)]
-Whole, Count = Annotated[int, Within(0)], Annotated[int, Within(1)]
+Weight = Annotated[float, Within(0)]
+Positive = Annotated[float, Within(1e-12)]
+Share = Annotated[float, Within(0, 1)]
+Whole = Annotated[int, Within(0)]
+Count = Annotated[int, Within(1)]
 
 # %% ../../nbs/methods/01_registry.ipynb #05d32f32
 @lru_cache(maxsize=None)
