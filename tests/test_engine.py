@@ -333,15 +333,26 @@ def test_tasks_of_an_own_folder_are_counted_without_opening_it(tmp_path, monkeyp
 
 
 def test_a_search_does_not_take_the_trials_of_another(tmp_path):
-    from classimpression.runs.tuning import add_choice, chosen_before, one_trial, search_file, trial_configs
+    from classimpression.runs.run_store import run_folder
+    from classimpression.runs.tuning import add_choice, chosen_before, one_trial, search_file, staged_configs
+    from classimpression.runs.tuning import trial_configs
 
     plan = dict(scenario="organa", seeds=[1, 2], profile="tune")
     path = search_file(tmp_path / "tuned.json", "lwf")
     write_json(path, dict(trials=[dict(options={})], scenario="blood-mini", seed=[1, 2], profile="tune"))
     with pytest.raises(StateError, match="trials of another search, with {'scenario': 'blood-mini'}"):
         one_trial("lwf", {}, plan, path)
-    write_json(path, dict(trials=[dict(options={}, ours=1)], scenario="organa", seed=[1, 2], profile="tune"))
+    mine = dict(options={}, ours=1, runs=[run_folder(c).name for c in staged_configs("lwf", {}, plan)])
+    write_json(path, dict(trials=[mine], scenario="organa", seed=[1, 2], profile="tune"))
     assert one_trial("lwf", {}, plan, path)["ours"] == 1
+    with pytest.raises(StateError, match="other settings or code"):
+        one_trial("lwf", {}, plan, path, first_epochs=99)
+    write_json(
+        path, dict(trials=[mine | dict(runs=[n[:-6] + "abcdef" for n in mine["runs"]])], **plan | dict(seed=[1, 2]))
+    )
+    with pytest.raises(StateError, match="other settings or code"):
+        one_trial("lwf", {}, plan, path)
+    assert one_trial("lwf", {}, plan, path, any_code=True)["ours"] == 1
     choice = lambda n: dict(scenario="blood", options=dict(n=n), trials=[])
     for name in ("lwf", "ewc"):
         add_choice(tmp_path / "tuned.json", name, choice(name))
