@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..carryover import TIERS, Carryover, ExemplarCarryover, choose_exemplars, hand_over, load_carryover
 from ..carryover import refuse_few, save_carryover, take_exemplars
 from ..runs.configs import RunConfig, plain_value, profile_config, synthesis_settings, training_settings
+from ..runs.configs import warn_of_one_class
 from ..core.errors import ConfigError, DataError, StateError, check, check_apart
 from ..core.files import checked_json
 from ..core.seeding import generator, seeded, usual_torch
@@ -147,9 +148,8 @@ def learn_task(
     t, method, impressions = len(sizes) - 1, find_method(cfg.method), None
     if method.summarises:
         refuse_few(train, list(range(sum(sizes[:-1]), sum(sizes))), cfg.k_min, names)
-    if t == 0 and sizes[0] == 1:
-        said = "its cross-entropy is 0, and methods that keep the first task's network stay with a random one"
-        warnings.warn(f"the first task has one class: {said}; let two or more come first", stacklevel=3)
+    if t == 0:
+        warn_of_one_class(sizes[0], 4)
     wants = (method.exemplars if cfg.exemplars is None else cfg.exemplars) != 0
     check(
         carry is None or not wants or getattr(carry, "exemplars", None) is not None,

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/runs/01_configs.ipynb #d6cdb973
 from __future__ import annotations
-import math, os, types, typing
+import math, os, types, typing, warnings
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,9 +28,9 @@ from ..synthesis import SynthesisConfig, published_synthesis
 
 # %% auto #0
 __all__ = ['NO_BUDGET', 'PUBLISHED_BUDGETS', 'OWN_TUNING_SEED', 'current_names', 'RunConfig', 'setting_types', 'plain_value',
-           'check_type', 'check_like', 'replace_none', 'training_settings', 'synthesis_settings', 'profile',
-           'tuned_choice', 'trials_of_choice', 'profile_config', 'without_effect', 'profile_label', 'reported_repeats',
-           'tuning_repeat']
+           'check_type', 'check_like', 'replace_none', 'warn_of_one_class', 'training_settings', 'synthesis_settings',
+           'profile', 'tuned_choice', 'trials_of_choice', 'profile_config', 'without_effect', 'profile_label',
+           'reported_repeats', 'tuning_repeat']
 
 # %% ../../nbs/runs/01_configs.ipynb #0ldname2
 def current_names(
@@ -209,6 +209,16 @@ def replace_none(cfg: RunConfig, **published) -> TrainConfig:
     return TrainConfig(
         **{n: published.get(n, d) if getattr(cfg, n) is None else getattr(cfg, n) for n, d in names.items()}
     )
+
+# %% ../../nbs/runs/01_configs.ipynb #db0aa220
+def warn_of_one_class(
+    first: int,  # classes of the first task
+    stacklevel: int = 3,  # whose line the warning names
+) -> None:
+    "Warn of a first task from which a network learns nothing."
+    if first == 1:
+        said = "its cross-entropy is 0, and methods that keep the first task's network stay with a random one"
+        warnings.warn(f"the first task has one class: {said}; let two or more come first", stacklevel=stacklevel)
 
 # %% ../../nbs/runs/01_configs.ipynb #aa6bc9db
 def training_settings(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..carryover import TIERS, Carryover, ExemplarCarryover, allowed_tier, choose_exemplars, hand_over
 from ..carryover import load_carryover, n_bytes, refuse_few, save_carryover, take_exemplars
 from .configs import RunConfig, profile, profile_config, setting_types, synthesis_settings
-from .configs import profile_label, training_settings
+from .configs import profile_label, training_settings, warn_of_one_class
 from ..training import Callback, History, evaluate, listening, teacher_features, tell
 from .surroundings import loggers, usable_device
 from ..core.errors import StateError, check, progress, say
@@ -75,9 +75,8 @@ def check_run(
     if n > 1 and method.impressions and 0 < made.steps < made.warmup:
         said = f"{made.steps} steps of the synthesis end within its warm-up of {made.warmup}, far below its rate"
         warnings.warn(f"{said}; shorten it as well (--synthesis-warmup, synthesis_warmup=)", stacklevel=2)
-    if scenario.sizes[0] == 1 and n > 1:
-        said = "its cross-entropy is 0, and methods that keep the first task's network stay with a random one"
-        warnings.warn(f"the first task has one class: {said}; let two or more come first", stacklevel=2)
+    if n > 1:
+        warn_of_one_class(scenario.sizes[0])
     if method.summarises:
         for task in scenario.tasks:
             refuse_few(task.train, task.labels, cfg.k_min, task.class_names)
