@@ -1,8 +1,11 @@
 "Pretrained networks: bad inputs, libraries, the store, statistics within a budget, and what a user does with them."
 
+import itertools
 import json
+import time
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -379,13 +382,18 @@ def test_recommend_fits_what_may_be_kept(toy):
     train = toy(per_class=60, pixels=64)._store.splits["train"]
     ours = Candidate("census-any", TINY, (("features", "pretrained"),))
     some = (Candidate("ncm", TINY), Candidate("fine-tuning"), Candidate("replay"), ours)
-    asked = lambda **more: recommend(train.x, train.y, profile="smoke", candidates=some, **more)
+    asked = lambda **more: recommend(train.x, train.y, profile="smoke", **(dict(candidates=some) | more))
     every = asked()
     assert set(every.table.candidate) == {f"ncm on {TINY}", "fine-tuning", ours.name} and every.table.fits.all()
     assert every.method != "fine-tuning" and every.table.balanced.is_monotonic_decreasing
     assert [c.method for c in fitting("M0", False, False, some)] == ["fine-tuning"]
     short = asked(minutes=1e-5)
     assert len(short.table) == 1 and "no time was left" in short.reason and short.method == "ncm"
+    with pytest.MonkeyPatch.context() as slow:
+        clock = SimpleNamespace(monotonic=itertools.count().__next__, perf_counter=time.perf_counter)
+        slow.setattr("classimpression.adapters.recommend.time", clock)  # a second passes whenever somebody looks
+        cut = asked(minutes=4 / 60, candidates=some[:2])
+    assert set(cut.table.candidate) == {f"ncm on {TINY}"} and "fine-tuning: no time was left" in cut.reason
     with pytest.raises(ConfigError, match="no method fits"):
         recommend(train.x, train.y, tier="M0", candidates=some[:1])
 

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/adapters/05_recommend.ipynb #7ffaf3f5
 from __future__ import annotations
-import time
+import math, time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Iterator, Sequence
 import numpy as np
@@ -17,7 +17,7 @@ from ..methods.registry import find_method
 from ..metrics import class_recalls
 from ..runs.configs import profile_config
 from ..scenarios import two_at_a_time
-from ..training import evaluate
+from ..training import Callback, evaluate, listening
 from .estimator import IncrementalClassifier, number_labels
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['LITE0', 'LEVELS', 'CANDIDATES', 'Candidate', 'fitting', 'ranks', 'patient_ranks', 'folds', 'try_candidate',
-           'Recommendation', 'average', 'recommend', 'decide']
+           'Deadline', 'Recommendation', 'average', 'recommend', 'decide']
 
 # %% ../../nbs/adapters/05_recommend.ipynb #a62de7b1
 @dataclass(frozen=True)
@@ -159,6 +159,19 @@ def try_candidate(
         seconds=time.perf_counter() - start,
     )
 
+# %% ../../nbs/adapters/05_recommend.ipynb #2b2059e8
+class Deadline(Callback):
+    "Stops a training once its time is over. Raises `StateError`."
+
+    def __init__(
+        self,
+        end: float,  # of `time.monotonic`, seconds
+    ):
+        self.end = end
+
+    def on_epoch(self, *facts: object) -> None:
+        check(time.monotonic() < self.end, "no time was left", StateError)
+
 # %% ../../nbs/adapters/05_recommend.ipynb #6992a0ee
 @dataclass
 class Recommendation:
@@ -199,7 +212,7 @@ def recommend(
     tier: str = "M2",  # the most that may be carried: "M0" the network, "M1" also means, "M2" also second moments
     real_images: bool = False,  # may real images be kept?
     outside: bool = True,  # may a public network be used?
-    minutes: float = 10.0,  # for all trials together
+    minutes: float = 10.0,  # for all trials together; what goes on longer is stopped after an epoch
     n_folds: int = 2,  # of the cross-validation
     profile: str = "quick",  # budget of each training
     layout: str = "NCHW",  # order of the images' axes
@@ -226,11 +239,11 @@ def recommend(
     parts, rows, missed = list(folds(numbers.numpy(), n_folds, seed, whose, classes.tolist())), [], []
     end = time.monotonic() + 60 * minutes
     for c in progress(fit, "candidates"):
-        if rows and time.monotonic() > end:
-            missed.append(f"{c.name}: no time was left")
-            continue
+        late = Deadline(end if rows else math.inf)  # one at least is tried to its end
         try:
-            rows.append((c, average(c, [try_candidate(c, data, sizes, p, profile, seed) for p in parts])))
+            with listening(late):
+                late.on_epoch()
+                rows.append((c, average(c, [try_candidate(c, data, sizes, p, profile, seed) for p in parts])))
         except ClassImpressionError as e:
             missed.append(f"{c.name}: {e}")
     return decide(rows, missed, tier, real_images)
