@@ -296,7 +296,8 @@ def hand_over(
         new = class_means(task.train, task.labels, k_min)
         kept = new if carry is None else torch.cat([carry.means, new])
     copy, extra = frozen_copy(model), dict(extra or {})
-    raw = images_among([*memory_of(copy), *(e.value for e in extra.values())], task.train)
+    held = [*copy.state_dict().values(), *hidden_tensors(copy), *(e.value for e in extra.values())]
+    raw = images_among(held, task.train)
     packed = Carryover(copy, task.n_seen, kept, extra, raw=raw + (carry.raw if carry else 0))
     if packed.tier != "M0":
         refuse_few(task.train, task.labels, k_min)

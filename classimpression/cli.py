@@ -330,6 +330,7 @@ def settings_of(
 ) -> Any:  # a RunConfig
     "Settings that were typed, over those of a file, over those of the profile."
     from classimpression.runs.configs import RunConfig, current_names, profile_config, setting_types
+    from classimpression.runs.run_store import BEFORE
     from classimpression.scenarios import make_scenario
 
     found = current_names(config_file(path)) if path else {}
@@ -339,8 +340,8 @@ def settings_of(
         usual = make_scenario(found["scenario"], root=typed.get("root") or found.get("root"))
         found |= {k: None for k in ("class_order", "sizes") if found[k] == getattr(usual, k)}
     found = {k: v for k, v in found.items() if k not in OF_THE_DATA}
-    if set(setting_types()) <= set(found) | {"device", "out", "root"}:
-        return RunConfig.of(**found | dict(out=found.get("out") or "runs") | typed)
+    if 2 * len(set(found) & set(setting_types())) > len(setting_types()):  # a run's, perhaps of an earlier version
+        return RunConfig.of(**BEFORE | found | dict(out=found.get("out") or "runs") | typed)
     given = dict(profile="quick", method="class-impression") | found | typed
     return profile_config(given.pop("profile"), given.pop("method"), **given)
 

@@ -20,7 +20,7 @@ def class_weights(
     counts: Tensor | Sequence[int],  # training samples of each class, impressions included, [K]
 ) -> Tensor:  # float32 [K]; 1 for the most frequent class, more for the others
     "Inverse class frequencies. Raises `ConfigError` for a class without samples."
-    n = torch.as_tensor(counts, dtype=torch.float64)
+    n = torch.as_tensor(counts).cpu().double()  # not every device has 64 bits
     check(n.ndim == 1 and n.numel() > 0, f"counts must be one number per class, not of shape {tuple(n.shape)}")
     empty = [c for c, m in enumerate(n.tolist()) if not 0 < m < math.inf]
     check(

@@ -196,6 +196,8 @@ class Store:
         if what in ("pool", "selection"):
             return self.extra[what]() if what in self.extra else None
         check(what in ("train", "val"), f"a task has no {what!r} images", LeakError)
+        measured = what == "val" and self.splits["val"] is self.splits["test"] and self.gate.open is not None
+        check(not measured, "results are measured on the validation images: training must not see them", LeakError)
         if (t, what) not in self.cut:
             self.cut = {key: s for key, s in self.cut.items() if key[0] == t}  # one task's copies at a time
             self.cut[t, what] = self.part(what, "new", t)

@@ -27,9 +27,10 @@ from .tasks import Task
 
 # %% auto #0
 __all__ = ['Terms', 'draw_epoch', 'Batch', 'teacher_features', 'TaskData', 'seen_by_teacher', 'epoch_batches', 'first_model',
-           'start_model', 'History', 'predict', 'evaluate', 'accuracy', 'Callback', 'listening', 'tell', 'train_step',
-           'takes_one_image', 'joined', 'without_single', 'train_epoch', 'optimiser', 'train', 'mixed_features',
-           'pool_scores', 'unlabelled_scores', 'Centroids', 'class_impression_terms', 'term_weights_of', 'fit_task']
+           'start_model', 'History', 'predict', 'evaluate', 'accuracy', 'Callback', 'listening', 'tell',
+           'told_if_stopped', 'train_step', 'takes_one_image', 'joined', 'without_single', 'train_epoch', 'optimiser',
+           'train', 'mixed_features', 'pool_scores', 'unlabelled_scores', 'Centroids', 'class_impression_terms',
+           'term_weights_of', 'fit_task']
 
 # %% ../nbs/11_training.ipynb #6f0dfb80
 def draw_epoch(
@@ -86,7 +87,8 @@ class TaskData:
         self.real = task.train.to(cfg.device)
         self.x_syn = impressions.x.to(cfg.device) if impressions else self.real.images(torch.arange(0))
         self.y_syn = impressions.y.to(cfg.device) if impressions else self.real.y[:0]
-        self.pool = task.pool.to(cfg.device) if cfg.idc_weight and task.pool is not None else None
+        apart = cfg.idc_weight and cfg.idc_pool != "shared"  # else nobody asks for it
+        self.pool = task.pool.to(cfg.device) if apart and task.pool is not None else None
         self.augmented = bool(cfg.augment_shift or cfg.augment_flip)
         self.cached = teacher is not None and not self.augmented and not self.real.varies
         if self.cached:
@@ -244,6 +246,9 @@ class Callback:
         result: dict[str, Any],  # contents of result.json
     ) -> None: ...
 
+    def on_run_stopped(self) -> None:
+        "By an error or an interruption: whatever was opened is closed here."
+
 # %% ../nbs/11_training.ipynb #450546aa
 _LISTENING: ContextVar[tuple[Callback, ...]] = ContextVar("listening", default=())
 
@@ -267,6 +272,16 @@ def tell(
     "Tell everybody who listens."
     for c in _LISTENING.get():
         getattr(c, event)(*facts)
+
+# %% ../nbs/11_training.ipynb #e1a9a22e
+@contextmanager
+def told_if_stopped() -> Iterator[None]:
+    "Tell everybody who listens if the block does not reach its end."
+    try:
+        yield
+    except BaseException:
+        tell("on_run_stopped")
+        raise
 
 # %% ../nbs/11_training.ipynb #641e3ec6
 # a callable that gives the named loss terms of a batch
@@ -486,5 +501,5 @@ def fit_task(
     check(not needs, "the intra-domain loss needs task.pool; open the task with scenario.training(t, pool=cfg.pool)")
     if weights.get("distillation"):
         teacher = copy.deepcopy(carry.model).to(cfg.device, memory_format=torch.channels_last)
-    m = TaskData(task, impressions, cfg, teacher)
+    m = TaskData(task, impressions, replace(cfg, idc_weight=weights.get("intra_domain", 0.0)), teacher)
     return train(model, partial(epoch_batches, m), class_impression_terms(m, task, cfg, weights), weights, cfg, task)

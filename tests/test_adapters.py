@@ -284,3 +284,14 @@ def test_recommendations_keep_a_patient_in_one_fold(monkeypatch):
     seen.clear()
     module.recommend(x, y, tier="M1", outside=False)
     assert any(set(whose[a]) & set(whose[b]) for a, b, _ in seen)  # nobody said whose they are
+
+
+def test_recommendations_count_people_as_the_estimator_does():
+    from classimpression.adapters.recommend import Candidate, recommend
+
+    x, y = np.random.default_rng(0).integers(256, size=(96, 3, 16, 16), dtype=np.uint8), np.arange(96) % 2
+    whose = np.arange(96) // 2 % 6  # six people, and sixteen images of each
+    ask = dict(profile="smoke", outside=False, candidates=(Candidate("ncm"), Candidate("fine-tuning")))
+    advice = recommend(x, y, patients=whose, **ask)
+    assert advice.method == "fine-tuning" and "Not tried: ncm: " in advice.reason and "patients" in advice.reason
+    assert set(recommend(x, y, **ask).table.candidate) == {"ncm", "fine-tuning"}

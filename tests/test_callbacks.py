@@ -98,3 +98,19 @@ def test_loggers_are_refused_before_work(monkeypatch):
         monkeypatch.delitem(sys.modules, name, raising=False)
         with pytest.raises(ConfigError, match=f"{name} is not installed: pip install"):
             loggers(name)
+
+
+def test_a_run_that_stops_closes_what_was_opened(tmp_path, monkeypatch):
+    class Broken(Callback):
+        closed = 0
+
+        def on_task_end(self, row):
+            raise RuntimeError("no luck")
+
+        def on_run_stopped(self):
+            self.closed += 1
+
+    broken = Broken()
+    with pytest.raises(RuntimeError, match="no luck"):
+        run(profile_config("smoke", "ncm", out=str(tmp_path), until=2), callbacks=[broken])
+    assert broken.closed == 1

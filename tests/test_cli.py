@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from classimpression import cli
+from classimpression.core.files import read_json, write_json
 
 
 def call(capsys, *argv: str) -> tuple[int, str, str]:
@@ -271,3 +272,14 @@ def test_every_command_says_which_code_runs_where_a_clone_has_other_code(capsys,
     for argv in (["list", "profiles"], ["data", "list"]):
         code, out, err = call(capsys, *argv)
         assert code == 0 and out and "is not used" in err and str(clone) in err and err.count("\n") == 1
+
+
+TABLE = Path(__file__).parent.parent / "figures/main_table/blood_runs.json"
+
+
+@pytest.mark.skipif(not TABLE.exists(), reason="the committed results are not beside the tests")
+def test_settings_of_an_earlier_version_are_what_they_were(tmp_path):
+    row = next(r for r in read_json(TABLE) if r["method"] == "fine-tuning")
+    assert "initialisation" not in row["settings"], "made before the setting existed"
+    cfg = cli.settings_of({}, str(write_json(tmp_path / "settings.json", row["settings"])))
+    assert (cfg.initialisation, cfg.options) == ("torch", row["settings"]["options"])

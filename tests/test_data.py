@@ -793,3 +793,14 @@ def test_a_read_only_disk_is_said_to_be_one(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", refused)
     with pytest.raises(StateError, match="Read-only file system. Free some space or choose another"):
         write_bytes(tmp_path / "a.json", b"{}")
+
+
+def test_what_results_are_measured_on_is_not_seen_in_training(toy):
+    chosen = toy().on_validation()
+    with chosen.training(0) as task:
+        assert len(task.train) and task.selection is None
+        with pytest.raises(LeakError, match="results are measured on the validation images"):
+            task.val
+    assert len(chosen.test(0)) == len(toy().tasks[0].val)
+    with toy().training(0) as task:
+        assert len(task.val)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 import classimpression.runs.configs  # noqa: F401  registers all methods
 from classimpression.carryover import ExemplarCarryover, choose_exemplars, hand_over, load_carryover, save_carryover
@@ -165,3 +166,50 @@ def check_first_task(m, scenario, carry):
     mine = {k.removeprefix("net."): v for k, v in carry.model.backbone.state_dict().items()}
     same = [torch.equal(v, mine.get(k, torch.zeros(()))) for k, v in shared.items()]
     assert all(same) != bool(m.first), f"{m.name} says {m.first!r}"
+
+
+@pytest.mark.parametrize("place", ["statistical head", "head", "classifier", "wrapped network", "own network"])
+def test_training_images_are_found_wherever_a_model_keeps_them(place, toy):
+    from classimpression.heads import LinearHead
+    from classimpression.training import first_model
+
+    with toy().training(0) as task:
+        model, kept = first_model(task, TrainConfig()), task.train.x[:7].clone()
+        if place == "statistical head":
+            model.statistical_head = LinearHead(256, [2])
+            model.statistical_head.register_buffer("pictures", kept)
+        elif place == "wrapped network":
+            model.backbone = nn.Sequential(model.backbone)
+            model.backbone.features, model.backbone.pictures = model.backbone[0].features, [kept]
+        elif place == "classifier":
+            model.pictures = dict(some=[kept])
+        else:
+            (model.head if place == "head" else model.backbone).register_buffer("pictures", kept)
+        carry = hand_over(model, task, None, means=False)
+        assert (carry.raw, carry.tier) == (7, "reference")
+        assert hand_over(first_model(task, TrainConfig()), task, None, means=False).raw == 0
+
+
+def test_images_that_are_not_square_are_turned_within_a_border():
+    from classimpression.methods.prototypes import turn
+
+    x = torch.rand(2, 3, 4, 6)
+    turned = turn(x)
+    assert turned.shape == (8, 3, 6, 6)
+    assert torch.equal(turned[:2, :, 1:5], x) and torch.equal(turned[2:4], turned[:2].rot90(1, (2, 3)))
+    assert torch.equal(turn(x[..., :4])[:2], x[..., :4])
+
+
+@pytest.mark.parametrize("name", ["abd", "r-dfcil", "deepinversion"])
+def test_statistics_of_mixed_batches_are_an_option(name, toy):
+    found = []
+    for rule in ("joint", "frozen"):
+        scenario, carry = toy(), None
+        for t in range(2):
+            options = dict(steps=2, images=20)
+            with scenario.training(t) as task:
+                cfg = TrainConfig(epochs=1, batch_size=20, bn_statistics=rule)
+                model, _ = find_method(name).fit(carry, task, None, cfg, **options)
+                carry = hand_over(model, task, carry, means=False)
+        found.append(carry.model.backbone.stem[1].running_mean)
+    assert not torch.equal(*found)

@@ -203,3 +203,12 @@ def test_every_stored_run_can_be_chosen_in_the_browser():
         chosen = choose_results(runs, sorted({r["method"] for r in runs}), sorted({repeat_name(r) for r in runs}))
         assert len(chosen) == len(runs), name
         assert curves.by_method(chosen), f"{name}: runs are read as results are"
+
+
+def test_recalls_of_several_runs_show_their_range():
+    runs = [example_result("slda", s, [[90.0], [p, p]]) for s, p in ((0, 0.0), (1, 100.0))]
+    for some, said in ((runs, "mean and range of repeats"), (runs[:1], "95 % interval")):
+        ax = panels.plot_recalls(some).axes[0]
+        assert said in ax.get_xlabel()
+    ends = [line.get_segments()[0][:, 0] for line in panels.plot_recalls(runs).axes[0].collections]
+    assert any(abs(np.ptp(e) - 100) < 2 for e in ends), "one run knows a class, the other does not"

@@ -492,3 +492,15 @@ def test_a_model_is_built_again_from_its_facts():
     again = rebuild(model.spec)
     again.load_state_dict(model.state_dict())
     assert torch.allclose(again.features(torch.ones(1, 3, 28, 28)), net.features(torch.ones(1, 3, 28, 28)))
+
+
+def test_own_constants_are_made_where_the_data_are(monkeypatch):
+    "Shapes alone, on a card that is not there."
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        there = lambda *n: torch.empty(*n, device="cuda")
+        monkeypatch.setattr(packed, "directions", lambda cov: (there(24), there(24, 24)))
+        monkeypatch.setitem(packed.CODECS, "some", lambda λ, allowed: SimpleNamespace(r16=3, r8=2, r4=2))
+        made = packed.encode(there(24, 24).double(), 4000, "some")
+    assert {v.device.type for v in made.values()} == {"cuda"}

@@ -684,3 +684,43 @@ def test_a_synthesis_that_ends_within_its_warm_up_says_so(toy, tmp_path):
     cfg = tiny(tmp_path, synthesis_steps=3, synthesis_warmup=9)
     with pytest.warns(UserWarning, match="3 steps of the synthesis end within its warm-up of 9"):
         prepare(cfg, toy())
+
+
+def test_who_waited_gets_no_run_on_other_images(toy, tmp_path):
+    cfg = tiny(tmp_path)
+    a, b = toy(), toy(per_class=36)
+    done = run(cfg, a)
+    with pytest.raises(StateError, match="other images"):
+        run(cfg, b)
+    (done.folder / "settings.json").unlink()
+    with pytest.raises(StateError, match="run on other images"):
+        run(cfg, b)
+
+
+def test_what_is_shown_cannot_stop_what_is_made(tmp_path):
+    from classimpression.report.page import Page
+    from classimpression.runs.engine import run_all
+
+    cfg = profile_config("smoke", "ncm", out=str(tmp_path), until=2)
+    row = run_folder(cfg) / "task1" / "row.json"
+    row.parent.mkdir(parents=True)
+    row.write_text('{"task": 1, "accur')
+    page = Page(tmp_path / "report.html", [cfg])
+
+    def show(state):
+        page.update(state)
+        raise StateError("cannot write report.html")
+
+    with pytest.warns(UserWarning, match="the page stays as it was: cannot write report.html"):
+        (result,), failed = run_all([cfg], 1, lambda s: None, show=show)
+    assert not failed and len(result.data["tasks"]) == 2 and page.path.exists()
+
+
+def test_repeats_on_other_images_or_settings_share_no_file(toy, tmp_path):
+    one, two = run(tiny(tmp_path), toy()), run(tiny(tmp_path, seed=1), toy(per_class=36))
+    other = run(tiny(tmp_path, seed=2, weight_decay=0.1), toy())
+    assert other.data["profile"] != one.data["profile"], "settings of one's own are named"
+    merge_results(tmp_path / "all.json", [one])
+    with pytest.raises(StateError, match="differ: images"):
+        merge_results(tmp_path / "all.json", [two])
+    assert len(merge_results(tmp_path / "all.json", [other])) == 2

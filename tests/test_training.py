@@ -15,7 +15,7 @@ from classimpression.losses import intra_domain_loss, margin_loss, update_centro
 from classimpression.methods.registry import METHODS, find_method, joint, method
 from classimpression.models import batch_norms, build_classifier
 from classimpression.settings import TrainConfig, epoch_rate, published_training
-from classimpression.synthesis import SynthesisConfig, synthesize
+from classimpression.synthesis import Impressions, SynthesisConfig, synthesize
 from classimpression.training import Batch, TaskData, class_impression_terms, draw_epoch, epoch_batches, fit_task
 from classimpression.tasks import from_arrays
 from classimpression.training import accuracy, start_model
@@ -389,3 +389,21 @@ def test_epochs_chosen_for_later_tasks_are_not_the_first_task_s():
         changed = first(name, epochs=1, lr=0.004)
         assert changed.epochs == first(name).epochs > 1 and changed.lr == 0.004
     assert first("joint", epochs=7).epochs == 7  # every task is a first one
+
+
+def test_a_pool_that_no_loss_asks_for_is_not_drawn(toy, monkeypatch):
+    from classimpression import training
+
+    drawn = []
+    batches = training.epoch_batches
+    monkeypatch.setattr(training, "epoch_batches", lambda m, e: (drawn.append(b.pool) or b for b in batches(m, e)))
+    scenario, cfg = toy(), TrainConfig(epochs=1, batch_size=20)
+    with scenario.training(0, pool="new-train") as task:
+        carry = hand_over(fit_task(None, task, None, cfg)[0], task, None)
+    assert drawn and not any(p is not None for p in drawn)
+    some = Impressions(torch.rand(8, 3, 16, 16), torch.arange(8) % 2, {}, {})
+    for idc_pool, asked in (("shared", False), ("own", True)):
+        drawn.clear()
+        with scenario.again().training(1, pool="new-train") as task:
+            fit_task(carry, task, some, replace(cfg, idc_pool=idc_pool))
+        assert {p is not None for p in drawn} == {asked}

@@ -5,7 +5,7 @@
 # %% ../../nbs/adapters/05_recommend.ipynb #7ffaf3f5
 from __future__ import annotations
 import math, time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Iterator, Sequence
 import numpy as np
 import torch
@@ -142,12 +142,12 @@ def try_candidate(
     "Learn the tasks of one fold and measure on its held-out images."
     learn, held, order = fold
     place = {k: i for i, k in enumerate(order)}
-    renumber = lambda s: Split(s.x, torch.tensor([place[int(k)] for k in s.y]))
+    renumber = lambda s: replace(s, y=torch.tensor([place[int(k)] for k in s.y]))
     train, rest = (renumber(data.take(torch.from_numpy(rows))) for rows in (learn, held))
     est, start, first = c.estimator(profile, "NCHW", seed), time.perf_counter(), 0
     for n in sizes:
         part = train.where(list(range(first, first + n)))
-        est.partial_fit(part.x, part.y.numpy())
+        est.partial_fit(part.x, part.y.numpy(), patients=None if part.patient is None else part.patient.numpy())
         first += n
     recalls = class_recalls(evaluate(est.carry_.model, rest, first))
     real = isinstance(est.carry_, ExemplarCarryover)
@@ -228,11 +228,12 @@ def recommend(
     check_number("n_folds", n_folds, 2, integer=True)
     profile_config(profile, "ncm")  # refuses an unknown one
     numbers, classes = number_labels(y, np.array([]))
-    data = Split(as_split(X, np.zeros(len(X), np.int64), layout, bits=bits).x, numbers)
     sizes = two_at_a_time(len(classes)) if sizes is None else [int(n) for n in sizes]
-    whose = None if patients is None else number_patients(patients)[0].numpy()
-    n = len(numbers) if whose is None else len(whose)
+    people = None if patients is None else number_patients(patients)[0]
+    n = len(numbers) if people is None else len(people)
     check(n == len(numbers), f"patients must name one for each image: {len(numbers)} images, but {n} names")
+    data = Split(as_split(X, np.zeros(len(X), np.int64), layout, bits=bits).x, numbers, people)
+    whose = None if people is None else people.numpy()
     check(sum(sizes) == len(classes), f"tasks of {sizes} classes are not the {len(classes)} classes in y")
     fit = fitting(tier, real_images, outside, candidates)
     check(fit, "no method fits; allow means (tier='M1'), real images or a public network")

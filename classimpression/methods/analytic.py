@@ -6,7 +6,7 @@
 from __future__ import annotations
 import copy
 from functools import partial
-from typing import Callable
+from typing import Annotated, Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from ..carryover import Carryover
 from ..core.errors import DataError, check
 from ..core.seeding import generator
 from .registry import first_task, method
-from .registry import Count, Positive, Share, Weight, Whole
+from .registry import Count, Positive, Share, Weight, Whole, Within
 from ..models import Classifier, build_classifier, find_network, register_family, register_network
 from ..settings import TrainConfig
 from ..training import History, teacher_features
@@ -80,7 +80,7 @@ def fecam(
     cfg: TrainConfig,
     shrinkage1: Weight = 1.0,  # weight of the mean variance
     shrinkage2: Weight = 1.0,  # weight of the mean covariance
-    tukey: Share = 0.5,  # exponent of the features
+    tukey: Annotated[float, Within(1e-3, 1)] = 0.5,  # exponent of the features
     unit: bool = True,  # scale features to length 1, as the public code does?
 ) -> tuple[nn.Module, History]:
     "Mahalanobis distance with one normalised covariance per class (Goswami et al., 2023)."

@@ -303,12 +303,14 @@ def check_options(
     readout: str,
     share: float,
     jitter: float,
+    n_patches: int,
 ) -> None:
     "Raises `ConfigError` for options of Census that make no sense."
     check(layout in POSES, f"unknown layout {layout!r}; known: {', '.join(POSES)}")
     check(readout in READOUTS, f"unknown readout {readout!r}; known: {', '.join(READOUTS)}")
     check_number("share", share, 1e-6, 1)
     check_number("jitter", jitter, 0, 5)
+    check_number("n_patches", n_patches, CENTROIDS[layout], integer=True)
 
 # %% ../../nbs/methods/08_census.ipynb #b5a7d00d
 @method("census", "Census", tier="M2", own=True)
@@ -330,7 +332,7 @@ def census(
     rounds: Whole = 20,  # of k-means
 ) -> tuple[nn.Module, History]:
     "Discriminant or regression on patch codes over pooling regions, with a covariance that fits a budget."
-    check_options(layout, readout, share, jitter)
+    check_options(layout, readout, share, jitter, n_patches)
     new, head = task.train.to(cfg.device), partial(SketchedLDA, shrinkage=shrinkage, readout=readout)
     if carry is None:
         model, history = first_census(task, cfg, layout, head, n_patches, rounds)

@@ -392,6 +392,7 @@ def adagauss(
 ) -> tuple[nn.Module, History]:
     "Class Gaussians moved by a learned map, features kept from collapsing (Rypesc et al., 2024)."
     check(rule in ("density", "scripts"), f"rule must be density or scripts, not {rule!r}")
+    check(samples > dimensions, f"samples ({samples}) must be above dimensions ({dimensions})")
     weights, new = dict(cross_entropy=1.0, anti_collapse=collapse), task.train.to(cfg.device)
     old = None if carry is None else copy.deepcopy(carry.model).to(cfg.device)
     if old is None:

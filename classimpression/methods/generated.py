@@ -22,7 +22,7 @@ from ..models import batch_norms, called_norms, frozen_copy
 from .regularised import kd_loss, new_class_cross_entropy
 from ..settings import TrainConfig
 from ..synthesis import GroupStatistics, Impressions, captured_inputs, uncompiled
-from ..training import Batch, History, TaskData, epoch_batches, start_model, train
+from ..training import Batch, History, TaskData, epoch_batches, mixed_features, start_model, train
 
 # %% auto #0
 __all__ = ['REPLAY', 'Generator', 'diversity_loss', 'statistics_divergence', 'roughness', 'GeneratorConfig', 'generator_terms',
@@ -415,10 +415,11 @@ def r_dfcil(
         with torch.no_grad():
             model.head.blocks[-1].copy_(1e-3 * torch.randn(model.head.blocks[-1].shape))
         maps = nn.ModuleList(nn.Linear(old.n_features, 2 * old.n_features, bias=False) for _ in range(2)).to(cfg.device)
-    m = TaskData(task, impressions, cfg, copy.deepcopy(carry.model).to(cfg.device, memory_format=torch.channels_last))
+    teacher = copy.deepcopy(carry.model).to(cfg.device, memory_format=torch.channels_last)
+    m = TaskData(task, impressions, replace(cfg, idc_weight=0.0), teacher)  # without a pool
 
     def first(model: nn.Module, b: Batch) -> dict[str, Tensor]:
-        return r_dfcil_terms(model, model.features(b.x), b, old, maps)
+        return r_dfcil_terms(model, mixed_features(model, b, cfg.bn_statistics), b, old, maps)
 
     weights = dict(among_new=ce * (1 + 1 / alpha) / beta, outputs=hkd * alpha * beta, angles=rkd * alpha * beta)
     early = replace(cfg, epochs=max(1, cfg.epochs - late))

@@ -17,7 +17,7 @@ from ..core.seeding import generator, seeded
 from ..data import mean_of
 from ..heads import LinearHead
 from .registry import STEP_OPTIONS, first_task, learn, method
-from .registry import Positive, Weight, Whole
+from .registry import Count, Positive, Weight
 from .statistical import check_similarity
 from ..settings import TrainConfig
 from ..training import Batch, History, TaskData, epoch_batches, start_model, teacher_features, train
@@ -72,9 +72,13 @@ def draw_prototypes(
 
 # %% ../../nbs/methods/04_prototypes.ipynb #3debc242
 def turn(
-    x: Tensor,  # square images [B, C, S, S]
-) -> Tensor:  # [4B, C, S, S]: all upright, then all turned once, twice, three times
-    "Every image in four rotations."
+    x: Tensor,  # images [B, C, H, W]
+) -> Tensor:  # [4B, C, S, S], S the longer side: all upright, then all turned once, twice, three times
+    "Every image in four rotations, with a border where it is not square."
+    h, w = x.shape[2:]
+    if h != w:
+        top, left = (max(h, w) - h) // 2, (max(h, w) - w) // 2
+        x = F.pad(x, (left, max(h, w) - w - left, top, max(h, w) - h - top))
     return torch.cat([x.rot90(k, (2, 3)) for k in range(4)])
 
 # %% ../../nbs/methods/04_prototypes.ipynb #fa2ba700
@@ -296,7 +300,7 @@ def fit_fetril(
     task,
     impressions: None,
     cfg: TrainConfig,
-    head_epochs: Whole = 50,  # passes of the classifier over the features
+    head_epochs: Count = 50,  # passes of the classifier over the features
     similarity: Literal["euclidean", "cosine"] = "euclidean",  # of class means: "euclidean" or "cosine"
 ) -> tuple[nn.Module, History]:
     "A frozen backbone and a linear classifier on translated features (Petit et al. 2023)."

@@ -23,7 +23,7 @@ from ..models import find_network, makers_of
 from ..settings import TrainConfig
 from ..synthesis import Impressions
 from ..training import Batch, History, TaskData, epoch_batches, fit_task, start_model, teacher_features
-from ..training import train
+from ..training import mixed_features, train
 
 # %% auto #0
 __all__ = ['Fit', 'STEP_OPTIONS', 'METHODS', 'ELSEWHERE', 'OF_THE_RUN', 'Weight', 'Positive', 'Share', 'Whole', 'Count', 'Method',
@@ -350,11 +350,12 @@ def learn(
 ) -> tuple[nn.Module, History]:
     "Train on the loss terms of a method. `batch.old` holds the frozen model's features of the same images."
     model = start_model(carry, task, cfg) if model is None else model
-    m = TaskData(task, impressions, cfg, copy.deepcopy(carry.model).to(cfg.device, memory_format=torch.channels_last))
+    teacher = copy.deepcopy(carry.model).to(cfg.device, memory_format=torch.channels_last)
+    m = TaskData(task, impressions, replace(cfg, idc_weight=0.0), teacher)  # without a pool
     return train(
         model,
         lambda epoch: epoch_batches(m, epoch),
-        lambda epoch: lambda model, b: terms(model, model.features(b.x), b),
+        lambda epoch: lambda model, b: terms(model, mixed_features(model, b, cfg.bn_statistics), b),
         weights,
         cfg,
         task,

@@ -12,7 +12,7 @@ from .statistical import NearestMean, feature_means
 from ..carryover import Carryover, choose_exemplars, frozen_copy, take_exemplars
 from ..losses import distillation_loss, distillation_weight, margin_loss
 from .registry import UnionTask, first_task, learn, method, real_images
-from .registry import Positive, Weight, Whole
+from .registry import Count, Positive, Weight
 from .regularised import kd_loss
 from ..settings import TrainConfig
 from ..training import Batch, History, fit_task, teacher_features
@@ -207,7 +207,7 @@ def lucir(
     cfg: TrainConfig,
     base: Weight = 5.0,  # weight of the distillation when as many classes are old as new
     margin: Weight = 0.5,  # wanted gap between the true old class and the nearest new ones, in cosine
-    margin_k: Whole = 2,  # how many new classes are held at a distance
+    margin_k: Count = 2,  # how many new classes are held at a distance
     margin_weight: Weight = 1.0,  # weight of the margin loss
 ) -> tuple[nn.Module, History]:
     "Cosine head, distilled feature directions and a margin for kept images (Hou et al. 2019)."

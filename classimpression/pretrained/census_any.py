@@ -196,7 +196,7 @@ def logistic(
     centre, scale = standardised(f)
     z, K = (f - centre) / scale, int(y.max()) + 1
     share = 1 / torch.bincount(y, minlength=K).clamp(min=1).float() / K
-    w, b = torch.zeros(K, f.shape[1], requires_grad=True), torch.zeros(K, requires_grad=True)
+    w, b = (torch.zeros(*n, device=f.device, requires_grad=True) for n in ((K, f.shape[1]), (K,)))
 
     def loss() -> Tensor:
         return (F.cross_entropy(z @ w.T + b, y, reduction="none") * share[y]).sum() + penalty * w.square().sum()

@@ -129,7 +129,7 @@ def encode(
         scales8=s8,
         rows4=pack_nibbles(q4),
         scales4=s4,
-        rest=torch.zeros(len(cov)).half(),
+        rest=torch.zeros(len(cov), device=cov.device).half(),
     )
     lacks = cov.diagonal() - decode(found).diagonal() if not δ else δ.expand(len(cov))
     return found | dict(rest=lacks.clamp(min=0).half())

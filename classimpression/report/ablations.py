@@ -279,6 +279,7 @@ def main_effects(
     "What each loose value of a protocol's setting is worth against the strict one."
     import pandas as pd
 
+    check(frame.method.nunique() < 2, f"effects are those of one method, not of {sorted(set(frame.method))}", DataError)
     f = frame[[set(variants[v]) <= set(STRICT) for v in frame.variant]]
     f = f.assign(**{k: [str(variants[v].get(k, strict)) for v in f.variant] for k, strict in STRICT.items()})
     found = []

@@ -11,6 +11,7 @@ from .ablations import variants_of
 from .comparison import better_budget, title_of
 from ..carryover import TIERS
 from ..runs.configs import reported_repeats
+from ..core.errors import StateError, check
 from ..core.files import read_json
 from ..core.provenance import package_folder
 from ..runs.experiments import Experiment, experiments, find_experiment
@@ -63,7 +64,8 @@ def numbers_of(
     other: str,  # likewise
     measure: str = "balanced_accuracy",  # column
 ) -> dict:  # repeats, difference, low, high, p; ends and p are nan for fewer than two repeats
-    "One minus the other, on the repeats that both have."
+    "One minus the other, on the repeats that both have. Raises `StateError` for several runs of one repeat."
+    check(not rows.duplicated(["seed", "class_order", names]).any(), f"several runs of one repeat: {names}", StateError)
     both = rows.pivot_table(index=["seed", "class_order"], columns=names, values=measure)[[mine, other]].dropna()
     if both.empty:
         return dict(repeats="0") | dict.fromkeys(("difference", "low", "high", "p"), np.nan)
@@ -83,6 +85,7 @@ def part_verdict(
     compared = f"{e.base}, against: {without}"
     for (scenario, profile), _ in table.groupby(["scenario", "profile"]) if table is not None else ():
         rows = variants_of(table, e.name, scenario, profile)
+        rows = rows[rows.method == e.methods[0]]  # a table may hold other methods too
         if {e.base, without} <= set(rows.variant):
             about = dict(scenario=scenario, budget=profile, compared=compared, figure=f"{e.stem(scenario)}.png")
             found.append(about | numbers_of(rows, "variant", e.base, without))
@@ -140,7 +143,9 @@ def whole_verdict(
         compared = f"{title_of(mine)}, against: {title_of(best)} (best of {rivals.method.nunique()})"
         runs, source = compared_rows(find_experiment(claim["experiment"]), [mine, best], rows, figures)
         about = dict(scenario=scenario, budget=profile, compared=compared) | source
-        found.append(about | numbers_of(runs, "method", mine, best, measure))
+        numbers = numbers_of(runs, "method", mine, best, measure)
+        numbers["p"] = numbers["p"] * rivals.method.nunique()  # the best of so many was looked for in these runs
+        found.append(about | numbers)
     return found or [dict(compared=title_of(mine))]
 
 # %% ../../nbs/report/07_claims.ipynb #a1c0de07
@@ -161,10 +166,10 @@ CLAIM_COLUMNS = [
 # %% ../../nbs/report/07_claims.ipynb #af61cb38
 def corrected(
     verdict: str,  # of `verdict`
-    p: str,  # after Holm's correction; "": none
+    p: float,  # after Holm's correction; nan: none
 ) -> str:
     "A verdict that holds among all claims, or that it holds alone."
-    alone = verdict.endswith(" here") and p and float(p) >= 0.05
+    alone = verdict.endswith(" here") and p >= 0.05
     return verdict.replace(" here", " alone, not among all claims") if alone else verdict
 
 # %% ../../nbs/report/07_claims.ipynb #815e7d6d
@@ -181,8 +186,9 @@ def claim_verdicts(
             said = {"in favour, points": in_points(*numbers), "verdict": verdict(*numbers)}
             rows.append(dict(claim=c["claim"], experiment=c["experiment"]) | found | said)
     table = pd.DataFrame(rows).reindex(columns=CLAIM_COLUMNS)
-    table["p (Holm)"] = [f"{p:.3f}" if np.isfinite(p) else "" for p in holm(table.pop("p").to_numpy(dtype=float))]
-    table["verdict"] = [corrected(v, p) for v, p in zip(table.verdict, table["p (Holm)"])]
+    after = holm(table.pop("p").to_numpy(dtype=float))
+    table["verdict"] = [corrected(v, p) for v, p in zip(table.verdict, after)]
+    table["p (Holm)"] = [f"{p:.3f}" if np.isfinite(p) else "" for p in after]
     return table.fillna("")
 
 # %% ../../nbs/report/07_claims.ipynb #b4e2d1ef

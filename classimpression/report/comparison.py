@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
 from ..carryover import TIERS
-from ..core.errors import StateError, check
+from ..core.errors import check
 from ..runs.tables import TEXT, as_dict, mean_and_spread, merge_results, read_table, renewed
 from ..core.files import update_file, write_bytes
-from ..runs.run_store import BEFORE
 from ..methods.registry import registered
 from ..metrics import paired_interval
 from ..runs.tables import read_results, to_markdown, write_table
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['MAIN', 'MAIN_KEYS', 'LEFT_OUT', 'MEASURES', 'LATEX', 'FULL', 'main_rows', 'check_columns', 'merge_table',
            'merge_main', 'merge_runs', 'title_of', 'main_summary', 'latex_text', 'latex_table', 'save_summary',
-           'paired_table', 'rows_of', 'save_frame', 'read_filled', 'renew_frame', 'making', 'check_same_making',
-           'better_budget', 'budget_rows', 'runs_beside', 'budget_reading']
+           'paired_table', 'rows_of', 'save_frame', 'read_filled', 'renew_frame', 'better_budget', 'budget_rows',
+           'runs_beside', 'budget_reading']
 
 # %% ../../nbs/report/02_comparison.ipynb #e3bd1e0f
 MAIN = (
@@ -263,35 +262,6 @@ def renew_frame(
         return renewed(old, frame, keys)
 
     return update_file(path, read_filled, change, save_frame)
-
-# %% ../../nbs/report/02_comparison.ipynb #26c00002
-def making(
-    run: dict,  # a result
-) -> tuple[str, str]:
-    "What all rows of a table have in common: rule of the first weights, and numbers."
-    settings = BEFORE | run.get("settings", {})
-    return settings["initialisation"], settings.get("dtype", "float32")
-
-# %% ../../nbs/report/02_comparison.ipynb #26c00003
-def check_same_making(
-    path: str | Path,  # of `merge_runs`; may be missing
-    results: Iterable[Any],  # runs that are to be added
-    scenario: str,  # name
-    profile: str,  # name
-) -> str:  # how all these runs were made, in words
-    "Raise `StateError` unless new runs and those of the table began alike."
-    mine = lambda r: (r["scenario"]["name"], r["profile"].partition(",")[0]) == (scenario, profile)  # variants too
-    old = [r for r in read_results(path) if mine(r)]
-    there, new = {making(r) for r in old}, {making(as_dict(r)) for r in results}
-    words = {m: f"first weights by the rule {m[0]!r}, computed in {m[1]}" for m in there | new}
-    check(
-        len(words) <= 1 or not new,
-        f"{path} and the new runs began differently ({'; '.join(sorted(words.values()))}): a table compares runs of "
-        f"one kind. "
-        "Give figures another folder, or move the old table away and make all its runs again",
-        StateError,
-    )
-    return "; ".join(sorted(words.values())) or "no runs yet"
 
 # %% ../../nbs/report/02_comparison.ipynb #b0d6e706
 FULL = "faithful"  # profile with the published epochs and impressions, and an equal objective of the synthesis

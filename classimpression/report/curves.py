@@ -88,6 +88,8 @@ def by_method(
         f"these results belong to different task sequences: {sorted(kinds)}; draw them one by one",
         DataError,
     )
+    images = {r["scenario"].get("checksum") for rs in out.values() for r in rs}
+    check(len(images) == 1, "these results were made on different images of one name; draw them one by one", DataError)
     return {m: sorted(rs, key=lambda r: r["seed"]) for m, rs in out.items()}
 
 # %% ../../nbs/report/04_curves.ipynb #c8c949f1

@@ -5,11 +5,13 @@
 # %% ../../nbs/report/13_page.ipynb #2fdb8d80
 from __future__ import annotations
 import base64, html, io, os, re, time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Iterable, Sequence
+from typing import Any, Iterable, Iterator, Sequence
 import numpy as np
 from torch import Tensor
 from ..carryover import TIERS
+from ..core.errors import StateError
 from ..core.files import read_json, write_bytes
 from ..core.provenance import environment
 from ..methods.registry import find_method
@@ -51,8 +53,14 @@ def strips(
 def finished_rows(
     configs: Iterable[RunConfig],  # runs, finished or not
 ) -> list[list[dict]]:  # of each run the rows of its finished tasks
-    "What the disk holds of some runs."
-    return [[read_json(p, ShownRow) for p in sorted(run_folder(c).glob("task*/row.json"))] for c in configs]
+    "What the disk holds of some runs; a damaged row is made again by its run."
+
+    def rows(folder: Path) -> Iterator[dict]:
+        for p in sorted(folder.glob("task*/row.json")):
+            with suppress(StateError):
+                yield read_json(p, ShownRow)
+
+    return [list(rows(run_folder(c))) for c in configs]
 
 # %% ../../nbs/report/13_page.ipynb #4d25ad80
 def bars(

@@ -165,16 +165,18 @@ def plot_confusion(
 def plot_recalls(
     results: Iterable[Any] | Any,  # results of one scenario, or a single one
 ) -> Figure:
-    "Recall of every class after the last task, per method."
+    """Recall of every class after the last task, per method: of one run with its interval, of several their mean and
+    range.
+    """
     groups, facts = one_order(results)
+    several = max(map(len, groups.values())) > 1
     colours = method_colours(groups)
     names = [short_name(n, 40) for n in facts["class_names"]]
     with style():
         fig, [[ax]] = new_figure(width=4.6, height=0.9 + 0.34 * len(names))
         for i, (method, rs) in enumerate(groups.items()):
-            mid, low, high = (
-                np.mean([r["tasks"][-1][k] for r in rs], 0) for k in ("recalls", "recall_low", "recall_high")
-            )
+            all_, *ends = (np.array([r["tasks"][-1][k] for r in rs]) for k in ("recalls", "recall_low", "recall_high"))
+            mid, low, high = (all_.mean(0), all_.min(0), all_.max(0)) if several else (a[0] for a in (all_, *ends))
             y = np.arange(len(mid)) + (i - (len(groups) - 1) / 2) * 0.7 / len(groups)
             ax.hlines(y, low, high, color=colours[method], lw=1.2, alpha=0.7)
             ax.plot(mid, y, "o", ms=4, color=colours[method], label=rs[0]["title"], clip_on=False)
@@ -182,7 +184,10 @@ def plot_recalls(
             ax.axhline(edge - 0.5, color="#bbbbbb", lw=0.6)
         ax.set_yticks(range(len(names)), names)
         ax.invert_yaxis()
-        ax.set(xlim=(0, 100), xlabel="recall (%), with 95 % interval")
+        ax.set(
+            xlim=(0, 100),
+            xlabel="recall (%), mean and range of repeats" if several else "recall (%), with 95 % interval",
+        )
         ax.grid(axis="x", lw=0.4, alpha=0.6)
         columns = max(1, 62 // (4 + max(len(rs[0]["title"]) for rs in groups.values())))  # that 4.6 inches hold
         fig.legend(

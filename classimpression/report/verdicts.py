@@ -133,13 +133,14 @@ def stand_elsewhere() -> set[str]:  # registered methods
 # %% ../../nbs/report/03_verdicts.ipynb #3ea88593
 def expected_but_missing(
     frame: DataFrame,  # rows of the table
-    repeats: list[int],  # asked for
+    repeats: list[int],  # asked for, which are the seeds of their runs
     methods: Iterable[str],  # asked for
 ) -> DataFrame:  # one row per method with fewer runs
-    "Methods with fewer runs than repeats, but for those with a table of their own."
+    "Methods without a run for each of these repeats, but for those with a table of their own."
     import pandas as pd
 
-    n, wanted = frame.groupby("method").size(), [m for m in methods if m not in stand_elsewhere()]
+    n = frame[frame.seed.isin(repeats)].groupby("method").seed.nunique()
+    wanted = [m for m in methods if m not in stand_elsewhere()]
     rows = [dict(method=m, runs=int(n.get(m, 0)), wanted=len(repeats)) for m in wanted if n.get(m, 0) < len(repeats)]
     return pd.DataFrame(rows, columns=["method", "runs", "wanted"])
 
@@ -208,7 +209,8 @@ def merge_bootstrap(
 
     def change(old: DataFrame | None) -> DataFrame:
         old = frame if old is None else old
-        kept = old[[(m, s) not in made for m, s in zip(old.method, old.seed, strict=True)]]
+        pairs = zip(old.method, old.against, old.seed, strict=True)
+        kept = old[[not {(m, s), (other, s)} & made for m, other, s in pairs]]
         both = pd.concat([d for d in (kept, frame) if len(d)] or [frame])
         return both.sort_values(["seed", "method"], kind="stable").reset_index(drop=True)
 

@@ -287,8 +287,10 @@ def profile_config(
     tuned: bool = True,  # with the hyper-parameters that tuning chose?
     **settings,  # what overrides the profile, e.g. seed=1
 ) -> RunConfig:
-    "Settings of a method under a profile."
-    find_method(method)
+    """Settings of a method under a profile. What is given here, such as epochs=3, also goes before the recipe's and the
+    tuned value for the tasks after the first.
+    """
+    recipe = find_method(method).training
     settings["scenario"], root = placed(settings.get("scenario", RunConfig.scenario), settings.get("root"))
     settings |= ({"root": str(root)} if root else {}) | {"device": settings.get("device") or "auto"}
     scenario = settings["scenario"]
@@ -297,6 +299,8 @@ def profile_config(
     parts = [part for source in (p, own) for part in (source.get("all", {}), source.get(method, {}))]
     given = {k: v for part in [*parts, settings] for k, v in part.items()}
     options = {k: v for part in [chosen, *parts, settings] for k, v in (part.get("options") or {}).items()}
+    typed = settings.get("options") or {}
+    options |= {k: v for k, v in settings.items() if k in recipe | options and k not in typed}
     given["device"] = usable_device(given["device"])
     if given.get("dtype") == "auto":
         given["dtype"] = number_type(given["device"])[0]
@@ -325,12 +329,22 @@ def profile_label(
 ) -> str:  # "standard", "standard, epochs=3", ...
     "What results call the budget: the profile's name, and what differs from it."
     known = {p.stem for p in (package_folder() / "assets" / "profiles").glob("*.json")}
+    if cfg.profile == "custom":
+        usual = asdict(RunConfig(method=cfg.method, scenario=cfg.scenario))
+        usual["sizes"] = cfg.sizes if cfg.sizes == usual_sizes else None
+        own = {k: v for k, v in asdict(cfg).items() if k not in NO_BUDGET and v != usual[k]}
+        return ", ".join(["custom", *(f"{k}={v}" for k, v in own.items())])
     if cfg.profile not in known:
         return cfg.profile
     tuned, untuned = (asdict(profile_config(cfg.profile, cfg.method, t, scenario=cfg.scenario)) for t in (True, False))
     tuned["sizes"] = cfg.sizes if usual_sizes is None or cfg.sizes == list(usual_sizes) else None
     apart = (*NO_BUDGET, *without_effect(cfg.method))
     changed = {k: v for k, v in asdict(cfg).items() if k not in apart and v != tuned[k]}
+    rest = lambda options: {k: v for k, v in (options or {}).items() if k not in changed}
+    if all((cfg.options or {}).get(k, v) == v for k, v in changed.items()) and rest(cfg.options) == rest(
+        tuned["options"]
+    ):
+        changed.pop("options", None)  # what was given holds after the first task as well
     if cfg.options == untuned["options"] and "options" in changed:
         del changed["options"]
         if cfg.profile not in PUBLISHED_BUDGETS:

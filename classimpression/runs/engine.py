@@ -4,7 +4,8 @@
 
 # %% ../../nbs/runs/04_engine.ipynb #257f09df
 from __future__ import annotations
-import importlib, ipaddress, json, os, queue, re, select, signal, socket, subprocess, sys, tempfile, threading, time
+import importlib, ipaddress, json, os, queue, re, select, signal, socket, subprocess, sys, tempfile, threading
+import time, warnings
 from collections import deque
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -358,6 +359,12 @@ def watched(
     "Tell about every task that is finished while the block runs."
     seen, ended = set(progress.rows()), threading.Event()
 
+    def shown(state: str) -> None:
+        try:
+            show(state)
+        except (ClassImpressionError, OSError) as e:  # a page is a courtesy: the runs go on
+            warnings.warn(f"the page stays as it was: {e}", stacklevel=2)
+
     def look() -> None:
         for p, c in progress.rows().items():
             if p not in seen:
@@ -369,13 +376,13 @@ def watched(
                 state = f"{progress}, about {duration(progress.left())} left"
                 where = f"task {row['task']} of {progress.tasks[p.parent.parent][1]}"
                 tell(f"  {progress.name(c)}: {where}, {row['accuracy']:.1f} %, {spent(row)}; {state}")
-                show(state)
+                shown(state)
 
     def watch() -> None:
         while not ended.wait(every):
             look()
 
-    show(f"{progress}, about {duration(progress.left())} left")
+    shown(f"{progress}, about {duration(progress.left())} left")
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:

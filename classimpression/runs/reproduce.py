@@ -7,11 +7,11 @@ from __future__ import annotations
 import ast, importlib.util, json, os, posixpath, re, shlex, shutil, socket, sys, tempfile, threading, time
 from collections import Counter
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator
 from .configs import RunConfig
-from ..core.errors import OLD_NAMES, check, check_number
+from ..core.errors import OLD_NAMES, ClassImpressionError, check, check_number
 from ..scenarios import FOLDER, inside, placed
 from ..core.files import read_json, write_bytes, write_json
 from .surroundings import usable_jobs
@@ -22,13 +22,13 @@ from .engine import fresh_environment, missing, run_all, serve
 from .experiments import Experiment, clock_seconds, entries, estimate, expected_seconds, experiments
 from .experiments import find_experiment, machine_factor, measured_seconds, plan_runs, planned
 from .run_store import finished_run, run_folder, run_lock
-from .tables import figures_folder
+from .tables import check_same_making, figures_folder
 
 # %% auto #0
 __all__ = ['REPOSITORY', 'RENAMED', 'NOTE', 'READY', 'ASKS', 'NOTEBOOK_SECONDS', 'NEXT', 'OPENERS', 'notebook_folder',
            'find_notebook', 'parse_value', 'parameters_of', 'with_parameters', 'check_writable', 'moved_links',
            'tidy_notebook', 'text_shown', 'in_one_go', 'note_of', 'add_notes', 'execute', 'become_kernel',
-           'serve_kernels', 'own_kernel', 'execute_alone', 'Job', 'jobs_of', 'job_of', 'notebook_cost',
+           'serve_kernels', 'own_kernel', 'execute_alone', 'Job', 'jobs_of', 'job_of', 'check_tables', 'notebook_cost',
            'expected_clock', 'cost_text', 'plan_text', 'shorter', 'called', 'closing_text', 'stopped_text',
            'check_papermill', 'make_runs', 'execute_all', 'made_since', 'reproduce', 'stopped_at', 'reason', 'failures',
            'close']
@@ -384,6 +384,16 @@ def job_of(
     configs, variants = [c for cs in plan.values() for c in cs], [v for v, cs in plan.items() for _ in cs]
     return Job(e, p, configs, figures_folder(p["figures"], p.get("profile", entry["budget"])), variants)
 
+# %% ../../nbs/runs/09_reproduce.ipynb #4d6c5445
+def check_tables(
+    jobs: list[Job],  # from `jobs_of`
+) -> None:
+    "Raises `StateError` for a table that stands there and would refuse the runs that are to be made."
+    for j in jobs:
+        made = [dict(settings=asdict(c)) for c in j.configs]
+        scenario, profile = (j.parameters.get(k, "") for k in ("scenario", "profile"))
+        check_same_making(j.figures / f"{j.stem}_runs.json", made, scenario, profile)
+
 # %% ../../nbs/runs/09_reproduce.ipynb #046b2441
 NOTEBOOK_SECONDS = 8.0  # a notebook that only reads: its kernel starts, imports and draws
 
@@ -575,6 +585,8 @@ def reproduce(
     )
     if only_plan:
         return 0
+    if jobs >= 0:
+        check_tables(todo)
     check_writable(*{j.figures for j in todo}, *{j.parameters["out"] for j in todo if "out" in j.parameters})
     shown = page(todo[0].figures / "report.html", configs) if page else None
     if shown:
@@ -586,7 +598,7 @@ def reproduce(
         done = execute_all(todo, max(jobs, 1))
     except KeyboardInterrupt as e:
         said = stopped_text(configs)
-        with suppress(OSError):  # the page is a courtesy, the stop is not
+        with suppress(OSError, ClassImpressionError):  # the page is a courtesy, the stop is not
             if shown:
                 shown.finish(said)
         raise type(e)(said) from None
@@ -643,11 +655,11 @@ def close(
     state = f"Failed after {duration(seconds)} ({what})." if wrong else f"Done in {duration(seconds)}: {what}."
     profiles = {j.parameters.get("profile") for j in todo}
     following = {} if wrong else {f"{called()} {c}": why for c, why in NEXT.items() if c.split()[-1] not in profiles}
-    if shown:
-        shown.finish(state, [p for p in done.values() if p], following, wrong)
     for line, path in wrong.items():
         print(f"classimpression: {line}" + (f"; up to there: {path}" if path else ""), file=sys.stderr)
     print(state, file=sys.stderr if wrong else sys.stdout, flush=True)
+    if shown:
+        shown.finish(state, [p for p in done.values() if p], following, wrong)
     made = len(made_since(todo, time.time() - seconds)) + bool(shown)
     print(closing_text(todo[0].figures, made, shown and shown.path, following), flush=True)
     return int(bool(wrong))

@@ -16,7 +16,7 @@ from ..carryover import TIERS, Carryover, ExemplarCarryover, allowed_tier, choos
 from ..carryover import load_carryover, n_bytes, refuse_few, save_carryover, take_exemplars
 from .configs import RunConfig, profile, profile_config, setting_types, synthesis_settings
 from .configs import profile_label, training_settings, warn_of_one_class
-from ..training import Callback, History, evaluate, listening, teacher_features, tell
+from ..training import Callback, History, evaluate, listening, teacher_features, tell, told_if_stopped
 from .surroundings import loggers, usable_device
 from ..core.errors import StateError, check, progress, say
 from ..core.files import read_json, write_json
@@ -442,9 +442,13 @@ def run(
     with run_lock(folder), listening(*callbacks, *loggers()):
         if fresh:
             clear(folder)
+        check_settings(folder, owner(cfg, scenario))
         if not (folder / "result.json").exists():
             all_tasks(cfg, scenario, method, folder, base)  # or another process has done it while we waited
-    return RunResult.load(folder)
+    done = RunResult.load(folder)
+    same = done.data["scenario"]["checksum"] == scenario.checksum
+    check(same, f"{folder} holds a run on other images; delete it, or choose another out", StateError)
+    return done
 
 # %% ../../nbs/runs/03_runner.ipynb #168cbb2e
 def clear(
@@ -470,7 +474,6 @@ def all_tasks(
     try:
         if cfg.threads:
             torch.set_num_threads(cfg.threads)
-        check_settings(folder, owner(cfg, scenario))
         for junk in folder.rglob(".*.tmp"):
             junk.unlink(missing_ok=True)  # what a killed run was writing
         n = cfg.until or len(scenario.tasks)
@@ -478,11 +481,12 @@ def all_tasks(
         for t in range(len(rows), n):
             (folder / f"task{t + 1}" / "row.json").unlink(missing_ok=True)  # one that does not fit
         tell("on_run_start", folder.name, asdict(replace(cfg, root=None, out="")))
-        for t in range(len(rows), n):
-            carry = run_task(cfg, scenario, method, carry, t, folder, base)
-            rows.append(read_row(folder, t, plan_of(scenario), rows))
-            say(f"{cfg.method}: task {t + 1} of {n}, {rows[-1]['accuracy']:.1f} %")
-            tell("on_task_end", rows[-1])
+        with told_if_stopped():
+            for t in range(len(rows), n):
+                carry = run_task(cfg, scenario, method, carry, t, folder, base)
+                rows.append(read_row(folder, t, plan_of(scenario), rows))
+                say(f"{cfg.method}: task {t + 1} of {n}, {rows[-1]['accuracy']:.1f} %")
+                tell("on_task_end", rows[-1])
         result = sealed(collect(cfg, scenario, method, rows, started, folder.name))
         write_json(folder / "result.json", result)
         tell("on_run_end", result)

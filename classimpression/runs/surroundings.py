@@ -4,7 +4,7 @@
 
 # %% ../../nbs/runs/00_surroundings.ipynb #95590bdd
 from __future__ import annotations
-import importlib.util, os, platform, re, sys, time
+import importlib.util, math, os, platform, re, sys, time
 from pathlib import Path
 from typing import Any
 import torch
@@ -15,7 +15,7 @@ from ..training import Callback
 
 # %% auto #0
 __all__ = ['SIXTEEN_BITS', 'LOGGERS', 'best_device', 'usable_device', 'step_seconds', 'processor', 'bfloat16_gain', 'number_type',
-           'usable_jobs', 'TensorBoard', 'MLflow', 'loggers']
+           'container_limits', 'usable_jobs', 'TensorBoard', 'MLflow', 'loggers']
 
 # %% ../../nbs/runs/00_surroundings.ipynb #92cee263
 def best_device() -> str:
@@ -78,7 +78,7 @@ def bfloat16_gain(
     cache: str | Path | None = None,  # folder of the measurement; None: the user's cache folder
 ) -> float:  # how many times as fast a step is
     "Measured once for a processor or card and a version of torch."
-    name = processor()[0] if device == "cpu" else torch.cuda.get_device_name(device)
+    name = processor()[0] if torch.device(device).type == "cpu" else torch.cuda.get_device_name(device)
     folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "classimpression"
     path, key = Path(folder) / "bfloat16.json", f"{name}, torch {torch.__version__}"
     try:
@@ -96,7 +96,10 @@ def number_type(
     cache: str | Path | None = None,  # folder of the measurement
 ) -> tuple[str, str]:  # "float32" or "bfloat16", and why
     "What `dtype=\"auto\"` means on this machine."
-    if device == "cpu" and not SIXTEEN_BITS & processor()[1]:
+    kind = torch.device(device).type
+    if kind not in ("cpu", "cuda"):
+        return "float32", f"16 bits were never measured on {kind}"
+    if kind == "cpu" and not SIXTEEN_BITS & processor()[1]:
         return (
             "float32",
             "this processor has neither AVX-512 BF16 nor AMX: it would emulate 16 bits, several times slower",
@@ -105,19 +108,32 @@ def number_type(
     said = f"a training step in bfloat16 takes 1/{gain} of the time in float32 here (measured once)"
     return ("bfloat16" if gain >= 1.2 else "float32"), said
 
+# %% ../../nbs/runs/00_surroundings.ipynb #92d92daa
+def container_limits(
+    folder: str | Path = "/sys/fs/cgroup",  # of the control group, version 2
+) -> tuple[float, float]:  # cores, gigabytes; infinite where nothing limits them
+    "What a container or a job of a cluster may use."
+    said = lambda name: p.read_text().split() if (p := Path(folder) / name).is_file() else ["max"]
+    cores, (memory,) = said("cpu.max"), said("memory.max")
+    most = math.inf if memory == "max" else int(memory) / 1e9
+    return math.inf if cores[0] == "max" else int(cores[0]) / int(cores[1]), most
+
 # %% ../../nbs/runs/00_surroundings.ipynb #83b3558e
 def usable_jobs(
     cores: int | None = None,  # that this process may use; None: asked
     memory: float | None = None,  # gigabytes that are free; None: asked
 ) -> int:  # at least 1
-    "How many runs at a time suit this machine."
+    "How many runs at a time suit this machine; two share a GPU."
+    most_cores, most_memory = container_limits()
     if cores is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = min(cores, max(1, int(min(most_cores, 1e6))))
     info = Path("/proc/meminfo")
     if memory is None:
         found = re.search(r"MemAvailable:\s+(\d+)", info.read_text()) if info.exists() else None
-        memory = int(found[1]) / 1e6 if found else 8.0
-    return max(1, min(cores if cores <= 2 else cores - 1, int(memory / 1.2)))
+        memory = min(int(found[1]) / 1e6 if found else 8.0, most_memory)
+    here = max(1, min(cores if cores <= 2 else cores - 1, int(memory / 1.2)))
+    return here if best_device() == "cpu" else min(here, 2)
 
 # %% ../../nbs/runs/00_surroundings.ipynb #945c0ea0
 class TensorBoard(Callback):
@@ -142,6 +158,9 @@ class TensorBoard(Callback):
         self.writer.flush()
 
     def on_run_end(self, result: dict) -> None:
+        self.writer.close()
+
+    def on_run_stopped(self) -> None:
         self.writer.close()
 
 # %% ../../nbs/runs/00_surroundings.ipynb #06553a8c
@@ -176,6 +195,11 @@ class MLflow(Callback):
 
         mlflow.log_metrics({f"final_{k}": v for k, v in result["metrics"].items() if isinstance(v, (int, float))})
         mlflow.end_run()
+
+    def on_run_stopped(self) -> None:
+        import mlflow
+
+        mlflow.end_run("FAILED")
 
 # %% ../../nbs/runs/00_surroundings.ipynb #d5053d4f
 LOGGERS = (

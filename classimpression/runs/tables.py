@@ -11,20 +11,20 @@ import msgspec
 import numpy as np
 from ..core.errors import ConfigError, DataError, StateError, check, check_name, check_text
 from ..core.files import checked_json, lock_of, read_json, update_file, write_bytes, write_json
-from .run_store import Count, ResultFacts, check_result, check_seal, identity, sealed
+from .run_store import BEFORE, Count, ResultFacts, check_result, check_seal, identity, sealed
 from ..metrics import contradictions, summarise, task_summary
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 # %% auto #0
-__all__ = ['OF_RUN', 'OF_TASK', 'OF_SEQUENCE', 'COLUMNS', 'KEYS', 'TEXT', 'LEDGER', 'SHOWN', 'SHORT', 'OWN_FOLDERS',
+__all__ = ['OF_RUN', 'OF_TASK', 'OF_SEQUENCE', 'COLUMNS', 'KEYS', 'TEXT', 'LEDGER', 'OF_REPEATS', 'SHOWN', 'SHORT', 'OWN_FOLDERS',
            'ShownScenario', 'ShownTask', 'ShownResult', 'as_dict', 'check_reported', 'read_results', 'example_result',
            'tidy', 'TableFacts', 'csv_digest', 'read_ledger', 'table_bytes', 'read_table', 'write_table', 'seal_tables',
            'broken_tables', 'read_rows', 'renewed', 'merge_rows', 'rounded', 'add_measurement', 'shortened',
-           'write_results', 'merge_results', 'mean_and_spread', 'summary', 'learned', 'unlearned', 'reading', 'gaps',
-           'cell_text', 'to_markdown', 'Markdown', 'short_summary', 'scenario_text', 'reported_tables',
-           'figures_folder', 'reported_files']
+           'write_results', 'check_one_kind', 'merge_results', 'making', 'check_same_making', 'mean_and_spread',
+           'summary', 'learned', 'unlearned', 'reading', 'gaps', 'cell_text', 'to_markdown', 'Markdown',
+           'short_summary', 'scenario_text', 'reported_tables', 'figures_folder', 'reported_files']
 
 # %% ../../nbs/runs/06_tables.ipynb #1ed14770
 class ShownScenario(msgspec.Struct):
@@ -398,6 +398,32 @@ def write_results(
     lines = [json.dumps(results[k], ensure_ascii=False) for k in sorted(results)]
     write_bytes(path, ("[\n" + ",\n".join(lines) + "\n]\n").encode())
 
+# %% ../../nbs/runs/06_tables.ipynb #d73c0e8b
+OF_REPEATS = ("seed", "class_order", "sizes", "snapshots", "threads", "device", "k_min")  # may differ between repeats
+
+
+def check_one_kind(
+    path: str | Path,  # of the file, for the message
+    results: Iterable[dict],  # all that it would hold
+    new: Iterable[dict],  # those that are to be added
+    variants: bool = False,  # do runs of one method and repeat differ in their settings? Then only images are compared
+) -> None:
+    "Raises `StateError` if repeats of a method would differ in settings or images."
+    where = lambda r: (r["scenario"]["name"], *r["scenario"]["sizes"], r["profile"], r["protocol"], r["method"])
+    own = lambda r: (
+        {} if variants else {k: v for k, v in identity(r.get("settings", {})).items() if k not in OF_REPEATS}
+    )
+    kind = lambda r: own(r) | {"images": r["scenario"].get("checksum")}
+    asked = {where(r): kind(r) for r in new}
+    for r in results:
+        mine, there = asked.get(where(r), kind(r)), kind(r)
+        other = ", ".join(
+            f"{k} {there.get(k)} and {mine.get(k)}" for k in sorted(there | mine) if there.get(k) != mine.get(k)
+        )
+        said = f"{path}: repeats of {r['method']} ({r['profile']}) on {r['scenario']['name']} differ: {other}"
+        way = "make all of them again in one command, or give figures another folder"
+        check(not other, f"{said}; a table compares runs of one kind: {way}", StateError)
+
 # %% ../../nbs/runs/06_tables.ipynb #e75c4542
 def merge_results(
     path: str | Path,  # name.json; made if it is missing
@@ -405,7 +431,9 @@ def merge_results(
     without: tuple[str, ...] = (),  # what their tasks need not keep
     variants: bool = False,  # do runs of one method and repeat differ in their settings?
 ) -> list[dict]:  # all results in the file as it is now
-    "Add results to a file, in place of older ones of the same scenario, profile, method and repeat."
+    """Add results to a file, in place of older ones of the same scenario, profile, method and repeat. Raises
+    `StateError` for repeats that differ in settings or images.
+    """
 
     def key(r: dict) -> str:
         s = r["scenario"]
@@ -416,9 +444,43 @@ def merge_results(
         )
 
     new = [shortened(as_dict(r), without) for r in results]
-    change = lambda old: {key(r): r for r in [*(old or []), *new]}
+
+    def change(old: list[dict] | None) -> dict[str, dict]:
+        both = {key(r): r for r in [*(old or []), *new]}
+        check_one_kind(path, both.values(), new, variants)
+        return both
+
     merged = update_file(path, read_results, change, write_results)
     return [merged[k] for k in sorted(merged)]
+
+# %% ../../nbs/runs/06_tables.ipynb #2f767088
+def making(
+    run: dict,  # a result
+) -> tuple[str, str]:
+    "What all rows of a table have in common: rule of the first weights, and numbers."
+    settings = BEFORE | run.get("settings", {})
+    return settings["initialisation"], settings.get("dtype", "float32")
+
+# %% ../../nbs/runs/06_tables.ipynb #728499c8
+def check_same_making(
+    path: str | Path,  # of `merge_runs`; may be missing
+    results: Iterable[Any],  # runs that are to be added
+    scenario: str,  # name
+    profile: str,  # name
+) -> str:  # how all these runs were made, in words
+    "Raise `StateError` unless new runs and those of the table began alike."
+    mine = lambda r: (r["scenario"]["name"], r["profile"].partition(",")[0]) == (scenario, profile)  # variants too
+    old = [r for r in read_results(path) if mine(r)]
+    there, new = {making(r) for r in old}, {making(as_dict(r)) for r in results}
+    words = {m: f"first weights by the rule {m[0]!r}, computed in {m[1]}" for m in there | new}
+    check(
+        len(words) <= 1 or not new,
+        f"{path} and the new runs began differently ({'; '.join(sorted(words.values()))}): a table compares runs of "
+        f"one kind. "
+        "Give figures another folder (--figures again), or move the old table away and make all its runs again",
+        StateError,
+    )
+    return "; ".join(sorted(words.values())) or "no runs yet"
 
 # %% ../../nbs/runs/06_tables.ipynb #48f322b5
 SHOWN = {

@@ -14,7 +14,7 @@ from ..core.provenance import package_folder
 from .engine import raise_failures, run_all
 from .run_store import finished_run, run_folder
 from ..methods.registry import find_method
-from ..scenarios import own_sizes
+from ..scenarios import make_scenario
 from .runner import RunConfig, RunResult
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def trial_configs(
     )
     check(len(trials) <= N_TRIALS, f"{name!r} has {len(trials)} trials; every method gets at most {N_TRIALS}")
     pair = tuning_repeat(scenario)
-    n = sum(own_sizes(scenario, settings.get("root"))) if pair["class_order"] is None else len(pair["class_order"])
-    joint = dict(sizes=[n]) if name == "joint" else {}
+    n = lambda: len(pair["class_order"] or make_scenario(scenario, root=settings.get("root")).class_order)
+    joint = dict(sizes=[n()]) if name == "joint" else {}
     return [
         profile_config(
             profile, name, tuned=False, scenario=scenario, eval_split="val", options=o, **pair, **joint, **settings
@@ -136,9 +136,11 @@ def with_choice(
     search, in stages, keeps the first one beside it.
     """
     name, before = choice["scenario"].removesuffix("-mini"), known.get(method, {})
-    others = before.get("scenarios", {})
+    others, first = before.get("scenarios", {}), before.get("scenario", "blood").removesuffix("-mini")
     if name != "blood" and before:
         return known | {method: before | dict(scenarios=others | {name: choice})}
+    if first != "blood":  # tuned elsewhere before: that choice stays where it was made
+        return known | {method: choice | dict(scenarios=others | {first: before})}
     kept = {k: before[k] for k in ("scenarios", "first_search") if before.get(k)}
     if "spread" in choice and before and "spread" not in before:
         kept["first_search"] = {k: v for k, v in before.items() if k != "scenarios"}

@@ -98,9 +98,11 @@ def release(
     fewest: int,  # smallest number of images behind a class mean
     half: bool = False,  # store kernels and matrices in 16 bits? For large networks; loading gives float32 again
 ) -> dict:  # the card's facts
-    "Write the models of a run with a card. Raises `ConfigError` for a run that kept real images."
+    "Write the models of a run with a card. Raises `ConfigError` for a run that kept real images or saw test images."
     d, folder = result.data, Path(folder)
     check(d["data_free"], f"{d['run_id']} kept real images or was helped by them; only data-free runs are released")
+    asked = f"{d['run_id']} was made under the protocol {d['protocol']!r}; only runs of the strict one are released"
+    check(d["protocol"] == "strict", asked)
     names = [f"task{t + 1}.safetensors" for t in range(len(d["tasks"]))]
     for t, name in enumerate(names):
         carry = result.carry(t)

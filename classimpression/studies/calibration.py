@@ -12,6 +12,7 @@ from ..report.comparison import title_of
 from ..core.errors import DataError, check, check_number, progress
 from ..data import Split, to_unit
 from ..runs.run_store import RunResult
+from ..runs.tables import as_dict
 from ..metrics import balanced_accuracy, confusion_matrix, wilson_interval
 from ..report.plots import method_colours, new_figure, short_name, style
 from ..tasks import Scenario
@@ -104,7 +105,7 @@ def calibration_rows(
 
 # %% ../../nbs/studies/05_calibration.ipynb #5a725a2b
 def recall_rows(
-    results: Iterable[RunResult],  # finished runs
+    results: Iterable[Any],  # finished runs, or what a file holds of them
 ) -> (
     DataFrame
 ):  # method, class, runs, images, recall, lowest, highest (over runs), low, high (interval of the median run)
@@ -112,10 +113,10 @@ def recall_rows(
     import pandas as pd
 
     found: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    for r in results:
-        conf = np.asarray(r.data["tasks"][-1]["confusion"])
-        for k, name in enumerate(r.data["scenario"]["class_names"]):
-            found.setdefault((r.data["method"], name), []).append((int(conf[k, k]), int(conf[k].sum())))
+    for r in map(as_dict, results):
+        conf = np.asarray(r["tasks"][-1]["confusion"])
+        for k, name in enumerate(r["scenario"]["class_names"]):
+            found.setdefault((r["method"], name), []).append((int(conf[k, k]), int(conf[k].sum())))
     rows = []
     for (method, name), hits in found.items():
         hits = sorted(hits)

@@ -77,11 +77,17 @@ JOBS = {
     "first-session-ridge": Job(
         "First-session adaptation, ridge", "first-session", options=dict(adapt_epochs=2, readout="ridge"), minutes=4
     ),
-    "moving": Job("Prototypes on a network that learns on (LDC), moved", "ldc", LEARNS, dict(lr=0.01), minutes=5),
-    "still": Job(
-        "Prototypes on a network that learns on (LDC), left", "ldc", LEARNS, dict(lr=0.01, map_epochs=0), minutes=5
+    "moving": Job(
+        "Prototypes on a network that learns on (LDC), moved", "ldc", LEARNS, dict(lr=0.01, batch_size=64), minutes=5
     ),
-    "joint-tuned": Job("Joint fine-tuning", "joint", LEARNS | dict(epochs=3), dict(lr=0.01), minutes=25),
+    "still": Job(
+        "Prototypes on a network that learns on (LDC), left",
+        "ldc",
+        LEARNS,
+        dict(lr=0.01, batch_size=64, map_epochs=0),
+        minutes=5,
+    ),
+    "joint-tuned": Job("Joint fine-tuning", "joint", LEARNS | dict(epochs=3), dict(lr=0.01, batch_size=64), minutes=25),
     "class-impression": Job(
         "Class Impression, public network",
         "class-impression",

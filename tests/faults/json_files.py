@@ -10,13 +10,13 @@ import numpy as np
 from classimpression.core.files import MOST_JSON, read_json, write_json
 from classimpression.echo.store import CineStore, cine_splits, write_store
 from classimpression.report.ablations import base_from_main
-from classimpression.report.comparison import check_same_making, runs_beside
+from classimpression.report.comparison import runs_beside
 from classimpression.report.explorers import ResultsBrowser, as_html, load_results
 from classimpression.report.panels import earlier_runs
 from classimpression.report.verify import merge_details
 from classimpression.runs.experiments import measured_seconds
 from classimpression.runs.reproduce import parse_value
-from classimpression.runs.tables import add_measurement, example_result, merge_results, read_results
+from classimpression.runs.tables import add_measurement, check_same_making, example_result, merge_results, read_results
 from classimpression.runs.tuning import chosen_before
 from classimpression.runs.weights import released
 
