@@ -199,7 +199,12 @@ def plot_regimes(
             line[0].set_ylabel("mean recall, %")
         for ax in axes[-1]:
             ax.set_xlabel("steps")
-        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+        fig.legend(
+            *axes[0, 0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=3 if len(tasks) > 1 else 1,
+            fontsize=8,
+        )
     return fig
 
 # %% ../../nbs/studies/13_regimes.ipynb #35c00016
