@@ -384,7 +384,9 @@ def pretrained_table(
     "The block of methods on a public network's features, as its own page has it."
     path = Path(figures) / "pretrained" / "README.md"
     found = BLOCK.search(path.read_text(encoding="utf-8")) if path.exists() else None
-    told = "Images of 28 pixels, enlarged to 112; a *reference* carries images, needs all, or has over a tenth of their bytes in statistics"
+    told = (
+        "Images of 28 pixels, enlarged to 112; a *reference* carries images, needs all, or over a tenth of their bytes"
+    )
     told += " ([targets, plan and runs](pretrained/README.md))."
     return ["## A public network's features, blood and organa", told, found[1].strip()] if found else []
 

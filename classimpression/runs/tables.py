@@ -464,14 +464,14 @@ def making(
 # %% ../../nbs/runs/06_tables.ipynb #728499c8
 def check_same_making(
     path: str | Path,  # of `merge_runs`; may be missing
-    results: Iterable[Any],  # runs that are to be added
+    results: Iterable[Any],  # runs that are to be added, or what is known of them before
     scenario: str,  # name
     profile: str,  # name
 ) -> str:  # how all these runs were made, in words
     "Raise `StateError` unless new runs and those of the table began alike."
     mine = lambda r: (r["scenario"]["name"], r["profile"].partition(",")[0]) == (scenario, profile)  # variants too
     old = [r for r in read_results(path) if mine(r)]
-    there, new = {making(r) for r in old}, {making(as_dict(r)) for r in results}
+    there, new = {making(r) for r in old}, {making(getattr(r, "data", r)) for r in results}
     words = {m: f"first weights by the rule {m[0]!r}, computed in {m[1]}" for m in there | new}
     check(
         len(words) <= 1 or not new,

@@ -12,7 +12,6 @@ from ..report.comparison import title_of
 from ..core.errors import DataError, check, check_number, progress
 from ..data import Split, to_unit
 from ..runs.run_store import RunResult
-from ..runs.tables import as_dict
 from ..metrics import balanced_accuracy, confusion_matrix, wilson_interval
 from ..report.plots import method_colours, new_figure, short_name, style
 from ..tasks import Scenario
@@ -113,7 +112,7 @@ def recall_rows(
     import pandas as pd
 
     found: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    for r in map(as_dict, results):
+    for r in (getattr(r, "data", r) for r in results):
         conf = np.asarray(r["tasks"][-1]["confusion"])
         for k, name in enumerate(r["scenario"]["class_names"]):
             found.setdefault((r["method"], name), []).append((int(conf[k, k]), int(conf[k].sum())))
