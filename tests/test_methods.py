@@ -213,3 +213,14 @@ def test_statistics_of_mixed_batches_are_an_option(name, toy):
                 carry = hand_over(model, task, carry, means=False)
         found.append(carry.model.backbone.stem[1].running_mean)
     assert not torch.equal(*found)
+
+
+def test_settings_that_a_method_never_reads_are_no_options_of_it():
+    for m in METHODS.values():
+        theirs = {"distillation", "rho", "idc_pool"} - set(m.hyper_parameters)
+        for k in theirs:
+            if m.impressions:
+                assert k in sort_options(m, {k: 1.0})[0]
+                continue
+            with pytest.raises(ConfigError, match=f"has no options .'{k}'"):
+                sort_options(m, {k: 1.0})

@@ -26,11 +26,11 @@ from ..training import Batch, History, TaskData, epoch_batches, fit_task, start_
 from ..training import mixed_features, train
 
 # %% auto #0
-__all__ = ['Fit', 'STEP_OPTIONS', 'METHODS', 'ELSEWHERE', 'OF_THE_RUN', 'Weight', 'Positive', 'Share', 'Whole', 'Count', 'Method',
-           'method', 'load_methods', 'registered', 'find_method', 'foreign_source', 'network_code', 'descriptions',
-           'sort_options', 'Within', 'declared_values', 'check_option', 'what_fits', 'cached', 'price_of_cached',
-           'first_task', 'learn', 'class_impression', 'class_impression_balanced', 'ccsi', 'fine_tuning', 'UnionTask',
-           'real_images', 'joint']
+__all__ = ['Fit', 'STEP_OPTIONS', 'METHODS', 'ELSEWHERE', 'OF_THE_RUN', 'OF_THE_PAPER', 'Weight', 'Positive', 'Share', 'Whole',
+           'Count', 'Method', 'method', 'load_methods', 'registered', 'find_method', 'foreign_source', 'network_code',
+           'descriptions', 'sort_options', 'Within', 'declared_values', 'check_option', 'what_fits', 'cached',
+           'price_of_cached', 'first_task', 'learn', 'class_impression', 'class_impression_balanced', 'ccsi',
+           'fine_tuning', 'UnionTask', 'real_images', 'joint']
 
 # %% ../../nbs/methods/01_registry.ipynb #5122039b
 Fit = Callable[..., tuple[nn.Module, History]]
@@ -202,14 +202,20 @@ OF_THE_RUN = {
     "initialisation",
     "head",
 }  # settings that no recipe may change: what is seen, and what is shared
+OF_THE_PAPER = {
+    *("distillation", "margin", "margin_weight", "margin_k"),
+    *("idc_weight", "idc_classes", "idc_pool", "rho", "tau"),
+}  # settings that only the losses of the paper's method read
 
 
 def sort_options(
     m: Method,  # the method
     options: dict | None,  # what differs from its recipe
 ) -> tuple[dict, dict]:  # training settings, hyper-parameters
-    "The recipe with the given changes. Raises `ConfigError` for a name that is neither."
+    "The recipe with the given changes. Raises `ConfigError` for a name that is neither, or that it never reads."
     given, settings = m.training | (options or {}), {f.name for f in fields(TrainConfig)} - OF_THE_RUN
+    if not m.impressions and m.fit.__module__.startswith("classimpression."):  # one of your own may read what it likes
+        settings -= OF_THE_PAPER
     unknown = sorted(set(given) - settings - set(m.hyper_parameters))
     check(
         not unknown,
