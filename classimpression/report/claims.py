@@ -144,7 +144,8 @@ def whole_verdict(
         runs, source = compared_rows(find_experiment(claim["experiment"]), [mine, best], rows, figures)
         about = dict(scenario=scenario, budget=profile, compared=compared) | source
         numbers = numbers_of(runs, "method", mine, best, measure)
-        numbers["p"] = numbers["p"] * rivals.method.nunique()  # the best of so many was looked for in these runs
+        chosen_here = source["experiment"] == "main_table"  # the best of so many was looked for in these very runs
+        numbers["p"] = numbers["p"] * (rivals.method.nunique() if chosen_here else 1)
         found.append(about | numbers)
     return found or [dict(compared=title_of(mine))]
 
