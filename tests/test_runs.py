@@ -724,3 +724,16 @@ def test_repeats_on_other_images_or_settings_share_no_file(toy, tmp_path):
     with pytest.raises(StateError, match="differ: images"):
         merge_results(tmp_path / "all.json", [two])
     assert len(merge_results(tmp_path / "all.json", [other])) == 2
+
+
+def test_a_registered_scenario_can_be_tuned_on(monkeypatch):
+    from classimpression import scenarios
+    from classimpression.runs.tuning import trial_configs
+
+    monkeypatch.setattr(scenarios, "MADE", dict(scenarios.MADE))
+    mini = lambda name, order, sizes, root, size, verify: scenarios.make_scenario(
+        "blood-mini", order, sizes, root, size
+    )
+    scenarios.register_scenario("of-my-own", mini)
+    assert {c.scenario for c in trial_configs("lwf", "of-my-own")} == {"of-my-own"}
+    assert trial_configs("joint", "of-my-own")[0].sizes == [8]

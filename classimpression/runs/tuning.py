@@ -14,16 +14,27 @@ from ..core.provenance import package_folder
 from .engine import raise_failures, run_all
 from .run_store import finished_run, run_folder
 from ..methods.registry import find_method
-from ..scenarios import make_scenario
+from ..scenarios import is_own, make_scenario, own_sizes
 from .runner import RunConfig, RunResult
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['N_TRIALS', 'SHOWN', 'trial_configs', 'choose', 'chosen_before', 'add_choice', 'tune', 'with_choice', 'stage_plan',
-           'staged_configs', 'trial_row', 'repeat_spread', 'nearest_of_best', 'stage_trials', 'search_file',
-           'one_trial', 'tune_in_stages', 'rival_plan', 'searched']
+__all__ = ['N_TRIALS', 'SHOWN', 'n_classes_of', 'trial_configs', 'choose', 'chosen_before', 'add_choice', 'tune', 'with_choice',
+           'stage_plan', 'staged_configs', 'trial_row', 'repeat_spread', 'nearest_of_best', 'stage_trials',
+           'search_file', 'one_trial', 'tune_in_stages', 'rival_plan', 'searched']
+
+# %% ../../nbs/runs/05_tuning.ipynb #3fb7c110
+def n_classes_of(
+    scenario: str,  # named, registered, or a folder of one's own
+    root: str | None,  # folder of the data files
+    order: list[int] | None,  # of the classes, where it is committed
+) -> int:
+    "How many classes a scenario has; images of one's own are not read for it."
+    if order:
+        return len(order)
+    return sum(own_sizes(scenario, root)) if is_own(scenario) else make_scenario(scenario, root=root).n_classes
 
 # %% ../../nbs/runs/05_tuning.ipynb #3c0b6def
 N_TRIALS = 8
@@ -45,8 +56,7 @@ def trial_configs(
     )
     check(len(trials) <= N_TRIALS, f"{name!r} has {len(trials)} trials; every method gets at most {N_TRIALS}")
     pair = tuning_repeat(scenario)
-    n = lambda: len(pair["class_order"] or make_scenario(scenario, root=settings.get("root")).class_order)
-    joint = dict(sizes=[n()]) if name == "joint" else {}
+    joint = dict(sizes=[n_classes_of(scenario, settings.get("root"), pair["class_order"])]) if name == "joint" else {}
     return [
         profile_config(
             profile, name, tuned=False, scenario=scenario, eval_split="val", options=o, **pair, **joint, **settings
