@@ -102,6 +102,14 @@ def test_notebooks_are_clean(copy):
         )
 
 
+@needs_notebooks
+def test_widgets_leave_no_state_that_nothing_shows():
+    for notebook in ALL:
+        found = json.loads(notebook.read_text())
+        shown = any("widget" in k for c in found["cells"] for o in c.get("outputs", []) for k in o.get("data", {}))
+        assert shown or "widgets" not in found["metadata"], f"take metadata.widgets out of {notebook.name}"
+
+
 def test_the_door_is_light_and_complete():
     code = """if True:
         import sys, time
