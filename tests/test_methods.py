@@ -105,7 +105,7 @@ def test_all_methods_of_the_comparison_are_there():
         *read_json(package_folder() / "assets" / "trials.json"),
         *read_json(package_folder() / "assets" / "stages.json")["methods"],
         *("census-any", "joint-probe", "first-session"),  # by figures/pretrained/plan.md
-        "ccsi",  # not searched: it takes what the row that balances once was given
+        *read_json(package_folder() / "assets" / "rivals.json")["methods"],
     }
     for m in METHODS.values():
         assert m.fit.__doc__ and m.title, m.name
