@@ -342,6 +342,13 @@ def test_executed_notebooks_have_todays_names_or_say_which_they_have():
         assert notes == [wanted] * bool(wanted), f"{path}: run classimpression.runs.reproduce.add_notes()"
 
 
+@pytest.mark.skipif(not EXECUTED, reason="the executed notebooks are not beside the tests")
+def test_notebooks_that_compute_for_minutes_are_in_the_plan_with_their_time():
+    taken = {k: s for k, s in experiments.notebook_seconds(EXECUTED).items() if s > 60}
+    costs = experiments.measured_seconds("none")
+    assert len(taken) > 5 and not {k for k, s in taken.items() if costs.get(k, 0.0) < s / 2}
+
+
 @pytest.mark.skipif(not EXECUTED, reason="the measured minutes are not beside the tests")
 @pytest.mark.parametrize("profile", ["first", "quick"])
 def test_the_estimate_is_right_within_a_third(profile, tmp_path, monkeypatch):
