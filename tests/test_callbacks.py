@@ -60,7 +60,7 @@ def test_a_run_tells_its_callbacks_and_those_of_the_variable(tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
     monkeypatch.setenv(LOGGERS, f"tensorboard:{tmp_path}/curves")
     heard = Heard()
-    cfg = profile_config("smoke", "fine-tuning", out=str(tmp_path), until=2)
+    cfg = profile_config("smoke", "fine-tuning", out=str(tmp_path), until=2, first_epochs=2)
     result = run(cfg, callbacks=[heard])
     assert heard.calls == [
         ("start", result.folder.name, "fine-tuning"),
