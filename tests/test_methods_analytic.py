@@ -444,7 +444,7 @@ def test_patch_codes_by_loops(channels, pixels):
     g = torch.Generator().manual_seed(0)
     x = torch.randint(256, (12, channels, pixels, pixels), generator=g, dtype=torch.uint8)
     net = PatchFeatures(channels, n_centroids=7)
-    net.learn(x, g, patches=400, rounds=2)
+    net.learn(x, g, patches=400, rounds=2, k_min=1)
     unit = x[:2].float() / 255
     codes = torch.zeros(7, pixels - 5, pixels - 5)
     for i in range(pixels - 5):
@@ -471,7 +471,7 @@ def test_whitening_makes_patches_white():
     with pytest.raises(ConfigError, match="300 vectors for 400"):
         net.learn(x, g, patches=300, rounds=0)
     net.learn(
-        x, generator(0, "p"), patches=400, rounds=0
+        x, generator(0, "p"), patches=400, rounds=0, k_min=1
     )  # no rounds: the centroids are the whitened patches, in another order
     λ = torch.linalg.eigvalsh(torch.cov(net.centroids.T))
     assert λ.max() < 1.001 and λ[-1] > 0.9 and net.centroids.mean(0).abs().max() < 1e-3
@@ -486,6 +486,31 @@ def test_kmeans_improves_and_survives_empty_clusters():
     ]
     assert cost == sorted(cost, reverse=True) and cost[-1] < 0.9 * cost[0]
     assert kmeans(torch.ones(10, 2), 3, 2, torch.Generator()).isfinite().all()
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_no_centroid_rests_on_few_images_or_patients(known):
+    "Alone in its cluster, a patch could be read off the stored centroids."
+    g = torch.Generator().manual_seed(0)
+    x, patient = torch.randint(256, (60, 1, 12, 12), generator=g, dtype=torch.uint8), torch.arange(60) // 3
+    whose = patient if known else None
+
+    def seen(k_min):
+        net = PatchFeatures(1, n_centroids=200)
+        net.learn(x, torch.Generator().manual_seed(1), 600, 3, whose, k_min)
+        g = torch.Generator().manual_seed(1)
+        n, i, j = (torch.randint(m, (600,), generator=g) for m in (60, 7, 7))
+        p = (
+            torch.stack([x[a, 0, b : b + 6, c : c + 6].flatten() for a, b, c in zip(n, i, j, strict=True)]).float()
+            / 255
+        )
+        p = (p - p.mean(1, keepdim=True)) / (p.var(1, correction=0, keepdim=True) + 10 / 255**2).sqrt()
+        return torch.cdist(net.centroids, (p - net.mean) @ net.whiten), net
+
+    raw, _ = seen(1)
+    floor, net = seen(10)
+    assert raw.min() < 1e-3, "some centroid is a patch"
+    assert floor.min() > 1 and torch.equal(net.mean, seen(1)[1].mean)
 
 
 def test_patches_come_from_the_first_task_only(toy):

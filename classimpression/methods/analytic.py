@@ -22,7 +22,7 @@ from ..training import History, teacher_features
 
 # %% auto #0
 __all__ = ['Start', 'count', 'ncm', 'slda', 'fecam', 'ranpac', 'acil', 'Levels', 'levels', 'see_levels', 'trained_ridge',
-           'untrained_ridge', 'kmeans', 'PatchFeatures', 'patches']
+           'untrained_ridge', 'of_many', 'kmeans', 'PatchFeatures', 'patches']
 
 # %% ../../nbs/methods/07_analytic.ipynb #626c2e1d
 Start = Callable[[], tuple[Classifier, History]]
@@ -218,6 +218,25 @@ def untrained_ridge(
         carry, task, cfg, start, partial(Ridge, n_random=random, penalty=penalty, balanced=balanced, seed=cfg.seed)
     )
 
+# %% ../../nbs/methods/07_analytic.ipynb #951577b7
+def of_many(
+    c: Tensor,  # centroids [k, D]
+    x: Tensor,  # the vectors that they are means of [N, D]
+    nearest: Tensor,  # centroid of each vector [N]; k: of none
+    whose: Tensor,  # number of the image or patient that each vector is of [N]
+    k_min: int,  # fewest of these behind a centroid
+) -> Tensor:  # [k, D]
+    "Centroids; one with less behind it becomes the mean of the nearest vector of each of the `k_min` nearest."
+    behind = torch.bincount(torch.stack([nearest, whose], 1).unique(dim=0)[:, 0], minlength=len(c) + 1)[:-1]
+    c, n = c.clone(), min(k_min, len(whose.unique()))
+    for few in (behind < n).nonzero()[:, 0].split(64):
+        d = torch.cdist(c[few], x)
+        each = whose.expand_as(d)
+        closest = d.new_full((len(few), int(whose.max()) + 1), torch.inf).scatter_reduce(1, each, d, "amin")
+        taken = (d == closest.gather(1, each)) & (d <= closest.topk(n, largest=False).values[:, -1:])
+        c[few] = taken.to(x.dtype) @ x / taken.sum(1, keepdim=True)
+    return c
+
 # %% ../../nbs/methods/07_analytic.ipynb #afbb2017
 @torch.no_grad()
 def kmeans(
@@ -225,15 +244,17 @@ def kmeans(
     k: int,  # number of centroids
     rounds: int,  # of Lloyd's algorithm
     g: torch.Generator,  # draws the first centroids among the vectors
+    whose: Tensor | None = None,  # number of the image or patient that each vector is of [N]
+    k_min: int = 10,  # fewest of these behind a centroid, where they are known
 ) -> Tensor:  # [k, D]
     "Centroids of clusters; one that loses all its vectors stays where it was."
     check(len(x) >= k, f"{len(x)} vectors for {k} centroids; draw more")
-    c = x[torch.randperm(len(x), generator=g)[:k].to(x.device)]
+    c, nearest = x[torch.randperm(len(x), generator=g)[:k].to(x.device)], x.new_full((len(x),), k, dtype=torch.int64)
     for _ in range(rounds):
         nearest = torch.cat([(c.square().sum(1) - 2 * b @ c.T).argmin(1) for b in x.split(8192)])
         n = torch.bincount(nearest, minlength=k)[:, None]
         c = torch.where(n > 0, torch.zeros_like(c).index_add_(0, nearest, x) / n.clamp(min=1), c)
-    return c
+    return c if whose is None else of_many(c, x, nearest, whose, k_min)
 
 # %% ../../nbs/methods/07_analytic.ipynb #21dfb708
 class PatchFeatures(nn.Module):
@@ -255,8 +276,16 @@ class PatchFeatures(nn.Module):
         self.register_buffer("centroids", torch.zeros(n_centroids, d))
 
     @torch.no_grad()
-    def learn(self, x: Tensor, g: torch.Generator, patches: int = 50_000, rounds: int = 20) -> None:
-        "Find whitening and centroids from patches of images x, uint8 [N, C, H, W]."
+    def learn(
+        self,
+        x: Tensor,  # images, uint8 [N, C, H, W]
+        g: torch.Generator,  # draws patches and first centroids
+        patches: int = 50_000,  # that the centroids are found from
+        rounds: int = 20,  # of k-means
+        patient: Tensor | None = None,  # number of each image's patient [N]
+        k_min: int = 10,  # fewest images, or patients where they are known, behind a centroid
+    ) -> None:
+        "Find whitening and centroids from patches of images."
         self.check(x)
         s = self.side
         n, rows, columns = (
@@ -268,7 +297,8 @@ class PatchFeatures(nn.Module):
         self.mean = p.mean(0)
         λ, v = torch.linalg.eigh(torch.cov(p.double().T))
         self.whiten = (v / (λ.clamp(min=0) + 0.1).sqrt() @ v.T).float()
-        self.centroids = kmeans((p - self.mean) @ self.whiten, len(self.centroids), rounds, g)
+        whose = n if patient is None else patient.to(n.device)[n]
+        self.centroids = kmeans((p - self.mean) @ self.whiten, len(self.centroids), rounds, g, whose, k_min)
 
     def check(self, x: Tensor) -> None:
         check(
@@ -329,7 +359,7 @@ def patches(
     def start() -> tuple[Classifier, History]:
         new = task.train.to(cfg.device)
         model = build_classifier("patches", new.x.shape[1], [len(task.labels)], cfg.seed).to(cfg.device)
-        model.backbone.learn(new.x, generator(cfg.seed, "patches"), n_patches, rounds)
+        model.backbone.learn(new.x, generator(cfg.seed, "patches"), n_patches, rounds, new.patient)
         return model, History()
 
     return count(

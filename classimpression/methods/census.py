@@ -120,11 +120,18 @@ class Census(nn.Module):
         return x[..., top:bottom, left:right] if bottom else x
 
     @torch.no_grad()
-    def learn(self, x: Tensor, g: torch.Generator, patches: int = 50_000, rounds: int = 20) -> None:
-        "Find margins, patches and scale from images x, uint8 [N, C, H, W], of the first task."
+    def learn(
+        self,
+        x: Tensor,  # images of the first task, uint8 [N, C, H, W]
+        g: torch.Generator,  # draws patches, centroids and the images that give the scale
+        patches: int = 50_000,  # that the centroids are found from
+        rounds: int = 20,  # of k-means
+        patient: Tensor | None = None,  # number of each image's patient [N]
+    ) -> None:
+        "Find margins, patches and scale."
         self.box = crop_box(x).to(x.device)
         for p in self.patches:
-            p.learn(self.cut(x), g, patches, rounds)
+            p.learn(self.cut(x), g, patches, rounds, patient)
         few = x[torch.randperm(len(x), generator=g)[:2000].to(x.device)]
         f = torch.cat([self.describe(b.float() / 255) for b in few.split(256)])
         sd = f.std(0, correction=0)
@@ -290,11 +297,12 @@ def first_census(
 ) -> tuple[Classifier, History]:
     "The shared network with patches and an empty statistical head."
     known, history = first_task(task, cfg)
-    x = task.train.to(cfg.device).x
+    new = task.train.to(cfg.device)
+    x = new.x
     net = Census(known.backbone, x.shape[1], layout).to(cfg.device)
     name = f"census-{layout}-{known.network}"
     model = Classifier(net, known.head, head(net.n_features), name, known.channels).to(cfg.device).eval()
-    net.learn(x, generator(cfg.seed, "patches"), n_patches, rounds)
+    net.learn(x, generator(cfg.seed, "patches"), n_patches, rounds, new.patient)
     return model, history
 
 # %% ../../nbs/methods/08_census.ipynb #ba92d0e0

@@ -59,10 +59,17 @@ class SideBySide(nn.Module):
         return self.frozen.public_bytes
 
     @torch.no_grad()
-    def learn(self, x: Tensor, g: torch.Generator, patches: int = 50_000, rounds: int = 20) -> None:
-        "Find patches and scales from images x, uint8 [N, C, H, W], of the first task."
+    def learn(
+        self,
+        x: Tensor,  # images of the first task, uint8 [N, C, H, W]
+        g: torch.Generator,  # draws patches, centroids and the images that give the scales
+        patches: int = 50_000,  # that the centroids are found from
+        rounds: int = 20,  # of k-means
+        patient: Tensor | None = None,  # number of each image's patient [N]
+    ) -> None:
+        "Find patches and scales."
         if self.census:
-            self.census.learn(x, g, patches, rounds)
+            self.census.learn(x, g, patches, rounds, patient)
         few = x[torch.randperm(len(x), generator=g)[:2000].to(x.device)]
         self.centre, self.scale = standardised(teacher_features(self.frozen, few))
 
@@ -123,9 +130,10 @@ def start_backbone(
     "A classifier with the asked features, its statistical head still missing. Raises `ConfigError` for unknown words."
     check(features in FEATURES, f"unknown features {features!r}; known: {', '.join(FEATURES)}")
     check(layout in POSES, f"unknown layout {layout!r}; known: {', '.join(POSES)}")
-    x, history, known = task.train.x.to(cfg.device), History(), None
+    x, whose, history, known = task.train.x.to(cfg.device), task.train.patient, History(), None
     if not isinstance(x, Tensor):  # they stay on disk: patches and scales are found from some of them
-        x = x[torch.randperm(len(x), generator=generator(cfg.seed, "start"))[:4000]]
+        some = torch.randperm(len(x), generator=generator(cfg.seed, "start"))[:4000]
+        x, whose = x[some], None if whose is None else whose[some]
     if features != "pretrained":
         known, history = first_task(task, cfg)
     if features == "codes":
@@ -135,7 +143,7 @@ def start_backbone(
         net = find_network(name)(x.shape[1])
         if net.census:
             net.census.net = known.backbone
-    net.to(cfg.device).learn(x, generator(cfg.seed, "patches"), n_patches, rounds)
+    net.to(cfg.device).learn(x, generator(cfg.seed, "patches"), n_patches, rounds, whose)
     head = known.head if known else LinearHead(net.n_features, [], bias=False)
     return Classifier(net, head, None, name, x.shape[1]).to(cfg.device).eval(), history
 

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 # %% auto #0
-__all__ = ['SHARED', 'ASKED', 'ROW', 'NOTHING', 'UNITS', 'VALUE', 'ALWAYS', 'HOLDS', 'REPORTED', 'BLOCK', 'START', 'END',
+__all__ = ['SHARED', 'ASKED', 'ROW', 'NOTHING', 'UNITS', 'VALUE', 'ALWAYS', 'OLDER', 'HOLDS', 'REPORTED', 'BLOCK', 'START', 'END',
            'page_texts', 'questions', 'chosen', 'per_repeat', 'Measured', 'subtracted', 'measured', 'of_line',
            'as_text', 'side', 'figure_of', 'answer', 'experiment_list', 'answers_text', 'told_by', 'campaign_values',
            'command_minutes', 'pretrained_values', 'tour_values', 'fill_values', 'first_look', 'short_table',
-           'short_text', 'comparison_tables', 'foundation_tables', 'pretrained_table', 'tables_text', 'fill_block',
-           'filled_pages', 'fill_readme', 'fill_beside']
+           'newest_rows', 'short_text', 'comparison_tables', 'foundation_tables', 'pretrained_table', 'tables_text',
+           'fill_block', 'filled_pages', 'fill_readme', 'fill_beside']
 
 # %% ../../nbs/report/11_readme.ipynb #5b1e0a02
 SHARED = ("table", "measure", "kind", "value", "figure", "notebook")  # what rows take from their question
@@ -283,7 +283,8 @@ def fill_values(
     return VALUE.sub(renewed, text)
 
 # %% ../../nbs/report/11_readme.ipynb #7d0a1c06
-ALWAYS = ("joint", "class-impression", "fine-tuning", "untrained-ridge")  # methods in every short table
+ALWAYS = ("joint", "class-impression", "class-impression-balanced", "fine-tuning", "untrained-ridge")  # always shown
+OLDER = "‡"  # marks numbers of earlier defaults
 HOLDS = {"M0": "the network", "M1": "network, mean per class", "M2": "network, second moments"}
 
 
@@ -316,25 +317,40 @@ def short_table(
         }
         for s in names:
             g = mine[mine.scenario == s]
+            mark = OLDER if g.get("older", g.own * 0).any() else ""
             row |= {
-                f"{s}: balanced": mean_and_spread(g.balanced_accuracy, 1) if len(g) else "–",
-                f"{s}: worst class": mean_and_spread(g.worst_class_recall, 1) if len(g) else "–",
+                f"{s}: balanced": mean_and_spread(g.balanced_accuracy, 1) + mark if len(g) else "–",
+                f"{s}: worst class": mean_and_spread(g.worst_class_recall, 1) + mark if len(g) else "–",
             }
         rows.append(row | {"repeats": ", ".join(str((mine.scenario == s).sum()) for s in names)})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/report/11_readme.ipynb #7d0a1c09
+# %% ../../nbs/report/11_readme.ipynb #ef1f2349
 REPORTED = ("standard", "small")  # profiles whose results the pages show
 
 
+def newest_rows(
+    figures: str | Path,  # folder with main_table/runs.csv and, where they were run, recipes/runs.csv
+) -> DataFrame:  # one row per run, in the order of the main table; `older`: made with earlier defaults
+    "Of every method on every data set the runs with today's defaults, or else the main table's."
+    import pandas as pd
+
+    main, recipes = (Path(figures) / name / "runs.csv" for name in ("main_table", "recipes"))
+    rows = read_table(main)
+    if not recipes.exists():
+        return rows.assign(older=False)
+    new = read_table(recipes)
+    of = lambda frame: frame.scenario + " " + frame.method
+    return pd.concat([rows[~of(rows).isin(of(new))].assign(older=True), new.assign(older=False)])
+
+# %% ../../nbs/report/11_readme.ipynb #7d0a1c09
 def short_text(
     figures: str | Path,  # folder with main_table/runs.csv
 ) -> str:
     "The short table in Markdown."
-    path = Path(figures) / "main_table/runs.csv"
-    if not path.exists():
+    if not (Path(figures) / "main_table/runs.csv").exists():
         return "No comparison yet."
-    frame = read_table(path)
+    frame = newest_rows(figures)
     return to_markdown(short_table(frame[(frame.profile == "standard") & (frame.protocol == "strict")]))
 
 # %% ../../nbs/report/11_readme.ipynb #5b1e0a23
