@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 MAIN_RUNS = "main_table/runs.csv"  # in the folder of reported results
 
 # %% auto #0
-__all__ = ['MAIN_RUNS', 'CLAIM_COLUMNS', 'RULES', 'verdict', 'in_points', 'table_at', 'numbers_of', 'part_verdict', 'rivals_of',
-           'common_repeats', 'compared_rows', 'whole_verdict', 'corrected', 'claim_verdicts', 'target_name',
-           'mean_reached', 'share_reached', 'times_reached', 'difference_reached', 'target_verdict', 'tier_verdict',
-           'target_verdicts', 'wanted', 'found_runs', 'planned_runs', 'is_struck', 'inventory', 'struck_reasons']
+__all__ = ['MAIN_RUNS', 'CLAIM_COLUMNS', 'RULES', 'COUNTED', 'verdict', 'in_points', 'table_at', 'numbers_of', 'part_verdict',
+           'rivals_of', 'common_repeats', 'compared_rows', 'whole_verdict', 'corrected', 'claim_verdicts',
+           'target_name', 'mean_reached', 'share_reached', 'times_reached', 'difference_reached', 'target_verdict',
+           'tier_verdict', 'target_verdicts', 'wanted', 'found_runs', 'planned_runs', 'is_struck', 'inventory',
+           'struck_reasons']
 
 # %% ../../nbs/report/07_claims.ipynb #6ce926cd
 def verdict(
@@ -144,8 +145,7 @@ def whole_verdict(
         runs, source = compared_rows(find_experiment(claim["experiment"]), [mine, best], rows, figures)
         about = dict(scenario=scenario, budget=profile, compared=compared) | source
         numbers = numbers_of(runs, "method", mine, best, measure)
-        chosen_here = source["experiment"] == "main_table"  # the best of so many was looked for in these very runs
-        numbers["p"] = numbers["p"] * (rivals.method.nunique() if chosen_here else 1)
+        numbers["p"] = numbers["p"] * rivals.method.nunique()  # the best of so many was looked for on these repeats
         found.append(about | numbers)
     return found or [dict(compared=title_of(mine))]
 
@@ -357,6 +357,9 @@ def is_struck(
     return any(map(named, rules))
 
 # %% ../../nbs/report/07_claims.ipynb #ec99b813
+COUNTED = ("planned", "found", "struck", "missing")  # planned is the sum of the others
+
+
 def inventory(
     figures: str | Path = "figures",  # folder of reported results
     profile: str = "standard",  # of the plan
@@ -364,18 +367,19 @@ def inventory(
     "What the plan asks for and what is there: runs, or, where no runs are listed, executed notebooks."
     import pandas as pd
 
-    figures, rows = Path(figures), []
+    figures, known = Path(figures), {}
     for e in experiments().values():
         for w in wanted(e, profile) if e.name != "report" else ():  # the page on which this table stands
             there, plan, counted = found_runs(figures, e, w), planned_runs(e, w), "runs"
             if there is None:
                 there = {"notebook"} if (figures / f"{e.stem(w['scenario'])}.ipynb").exists() else set()
                 plan, counted = {"notebook"}, "notebooks"
-            about = dict(experiment=e.name, scenario=w["scenario"] or "", budget=w["budget"], counted=counted)
             struck = {r for r in plan - there if counted == "runs" and is_struck(e, w["scenario"], r)}
-            lacks = len(plan - there - struck)
-            rows.append(about | dict(planned=len(plan), found=len(there), struck=len(struck), missing=lacks))
-    return pd.DataFrame(rows)
+            sets = known.setdefault((e.name, w["scenario"] or "", w["budget"], counted), [set() for _ in COUNTED])
+            for mine, more in zip(sets, (plan, plan & there, struck, plan - there - struck), strict=True):
+                mine |= more  # a run of two entries of the plan is one run
+    rows = [(*about, *map(len, sets)) for about, sets in known.items()]
+    return pd.DataFrame(rows, columns=["experiment", "scenario", "budget", "counted", *COUNTED])
 
 # %% ../../nbs/report/07_claims.ipynb #a1c0de0a
 def struck_reasons() -> DataFrame:  # experiment, what, why

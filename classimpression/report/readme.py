@@ -136,7 +136,8 @@ def as_text(
     if m is None:
         return "not run here"
     form = {"difference": "+.1f", "share": ".1f", "area": ".2f"}[kind]
-    return f"{m.value:{form}}" + (f" [{m.low:{form}}, {m.high:{form}}]" if np.isfinite(m.low) else "")
+    low, high = (max(m.low, 0), min(m.high, 100)) if kind == "share" else (m.low, m.high)  # no share is outside
+    return f"{m.value:{form}}" + (f" [{low:{form}}, {high:{form}}]" if np.isfinite(m.low) else "")
 
 # %% ../../nbs/report/11_readme.ipynb #3d925389
 def side(
