@@ -15,18 +15,21 @@ from ..report.plots import SPARE, new_figure, save_figure, style
 from ..runs.configs import RunConfig, profile_config, tuning_repeat
 from ..runs.engine import raise_failures, run_all
 from ..runs.run_store import RunResult, finished_run
+from .regimes import recognised
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['declared_plan', 'declared_configs', 'declared_rows', 'plot_price', 'run_plan']
+__all__ = ['declared_plan', 'declared_configs', 'declared_rows', 'plot_price', 'shares_taken', 'run_plan']
 
 # %% ../../nbs/studies/18_cheaper_synthesis.ipynb #44daddcf
-def declared_plan() -> dict:  # scenario, profile, method, options, seeds, margin, base, variants
-    "The committed plan."
-    return read_json(package_folder() / "assets" / "cheaper_synthesis.json")
+def declared_plan(
+    name: str = "cheaper",  # or "recognised"
+) -> dict:  # scenario, profile, method, options, seeds, margin, base, variants
+    "A committed plan."
+    return read_json(package_folder() / "assets" / f"{name}_synthesis.json")
 
 
 def declared_configs(
@@ -78,21 +81,30 @@ def plot_price(
         ax.legend(title="before each task (diamond: chosen)", loc="center left", bbox_to_anchor=(1.01, 0.5))
     return fig
 
+# %% ../../nbs/studies/18_cheaper_synthesis.ipynb #8558f220
+def shares_taken(
+    result: RunResult,  # of a method with impressions
+) -> list[float]:  # per cent, before every task from the second
+    "Share of the impressions that the network takes for what they stand for."
+    return [recognised(result.carry(t - 1), result.impressions(t)) for t in range(1, len(result.data["tasks"]))]
+
 # %% ../../nbs/studies/18_cheaper_synthesis.ipynb #11f5d199
 def run_plan(
-    figures: str | Path = "figures",  # folder for synthesis/cheaper.csv, .json and .png
+    figures: str | Path = "figures",  # folder for synthesis/NAME.csv, .json and .png
+    name: str = "cheaper",  # of the plan
     jobs: int = 1,  # runs at a time, each in a process of its own; 0: in this process
     tell: Callable[[str], None] = print,  # told about each run
     **settings,  # root, out
 ) -> DataFrame:  # of `declared_rows`
     "Run what is not finished yet, then write table and figure. Raises if a run failed."
-    plan = declared_plan()
+    plan = declared_plan(name)
     configs = declared_configs(plan, **settings)
     raise_failures(run_all([c for runs in configs.values() for c in runs], jobs, tell)[1])
     results = {name: [RunResult.load(finished_run(c)) for c in runs] for name, runs in configs.items()}
-    stem = Path(figures) / "synthesis" / "cheaper"
+    stem = Path(figures) / "synthesis" / name
     made = [{k: v for k, v in r.data.items() if k not in LEFT_OUT} for runs in results.values() for r in runs]
     write_json(f"{stem}.json", dict(plan=plan, runs=made))  # settings, seed, checksum, versions, duration of each
-    rows = save_frame(f"{stem}.csv", declared_rows(plan, results))
+    taken = [fmean(v for r in runs for v in shares_taken(r)) for runs in results.values()]
+    rows = save_frame(f"{stem}.csv", declared_rows(plan, results).assign(recognised=taken).round(2))
     save_figure(plot_price(rows, plan["margin"]), f"{stem}.png")
     return rows
