@@ -185,8 +185,9 @@ def plot_by_tier(
             label = task_axis(ax, sizes, measure)
             ax.set_title(TIER_TITLES[tier])
             label_ends(ax, ends, 6.5)
-        for ax in axes.flat[len(tiers) :]:
-            ax.set_visible(False)
+        for i in range(len(tiers), rows * cols):
+            axes.flat[i].set_visible(False)
+            axes.flat[i - cols].tick_params(labelbottom=True)  # none below it has them
         fig.supxlabel("after task (classes seen)", fontsize=8)
         fig.supylabel(label, fontsize=8)
     return fig
