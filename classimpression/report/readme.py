@@ -255,14 +255,17 @@ def pretrained_values(
 def tour_values(
     figures: str | Path,  # folder with regimes/tour.csv
 ) -> dict[str, str]:  # name -> text
-    "Between what per cent old and new classes of the tour end over seeds and instructions, balanced once and twice."
+    """Between what per cent old and new classes of the tour end over seeds and instructions, balanced once and twice, and
+    how many impressions are recognised, with the tour's weight of the cross-entropy and the published one.
+    """
     between = lambda v: f"{v.min():.0f} and {v.max():.0f} %"
 
     def ends(t: DataFrame) -> list[str]:
-        once, twice = t[~t.class_weights], t[t.class_weights]
-        return [between(v) for v in (once.old, once.new, twice.old, twice.new)]
+        once, twice = (t[(t.class_weights == w) & (t.ce_weight > 1)] for w in (False, True))
+        taken = (once.recognised, t[t.ce_weight == 1].recognised)
+        return [between(v) for v in (once.old, once.new, twice.old, twice.new, *taken)]
 
-    names = ("tour-old", "tour-new", "tour-twice-old", "tour-twice-new")
+    names = ("tour-old", "tour-new", "tour-twice-old", "tour-twice-new", "tour-recognised", "tour-recognised-published")
     return told_by(Path(figures) / "regimes" / "tour.csv", names, ends)
 
 # %% ../../nbs/report/11_readme.ipynb #7d0e0024

@@ -242,19 +242,24 @@ def tour_rows(
     first_epochs: int = 12,  # of the first task
     epochs: int = 5,  # of the second
     steps: int = 150,  # of the synthesis
+    ce_weight: float = 10.0,  # of the cross-entropy in the synthesis
 ) -> list[dict]:  # balanced twice, then once
-    "Mean recall (per cent of test images) of the two old and the two new classes after the tour's second task."
+    """Mean recall (per cent of test images) of the two old and the two new classes after the tour's second task, and the
+    share of the impressions that the network takes for what they stand for.
+    """
     rows, instructions = [], torch.backends.cpu.get_cpu_capability()
     with data.training(0) as task:
         carry = hand_over(fit_task(None, task, None, TrainConfig(seed=seed, epochs=first_epochs))[0], task, None)
-    impressions = synthesize(carry, SynthesisConfig(groups=2, steps=steps, warmup=20), seed, task=1)
+    cfg = SynthesisConfig(groups=2, steps=steps, warmup=20, ce_weight=ce_weight)
+    impressions = synthesize(carry, cfg, seed, task=1)
+    same = dict(seed=seed, ce_weight=ce_weight, instructions=instructions, recognised=recognised(carry, impressions))
     for weighted in (True, False):
         cfg = TrainConfig(seed=seed, epochs=epochs, classes_per_task=2, class_weighting=weighted)
         again = data.again()
         with again.training(1, pool=cfg.pool) as task:
             model, _ = fit_task(carry, task, impressions, cfg)
         old, new = class_recalls(evaluate(model, again.test(1), 4)).reshape(2, 2).mean(1).tolist()
-        rows.append(dict(seed=seed, class_weights=weighted, instructions=instructions, old=old, new=new))
+        rows.append(same | dict(class_weights=weighted, old=old, new=new))
     return rows
 
 # %% ../../nbs/studies/13_regimes.ipynb #a70c11e1
