@@ -109,8 +109,28 @@ def test_noise_is_keyed_and_epsilon_falls_with_it():
     f, y = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
     a, b, other = (protection.with_noise(f, y, 0.5, seed) for seed in (0, 0, 1))
     assert torch.equal(a.cov, b.cov) and not torch.equal(a.cov, other.cov)
-    eps = [protection.epsilon(m) for m in (0, 0.1, 1, 10)]
+    eps = [protection.epsilon(m, m) for m in (0, 0.1, 1, 10)]
     assert eps[0] == math.inf and eps == sorted(eps, reverse=True)
+
+
+@pytest.mark.parametrize("counts", [(60, 60), (150, 20), (20, 50, 90)])
+def test_no_exchanged_image_moves_the_covariance_further_than_the_bound(counts):
+    "Neighbouring sets: one image of the smallest class becomes another of it; random, and the worst case."
+    g = torch.Generator().manual_seed(len(counts))
+    y, C, few = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), 3.0, counts.index(min(counts))
+    mine = (y == few).nonzero()[:, 0]
+    bound = protection.most_moved(C, y.bincount())
+    cut = lambda f: f * (C / f.norm(dim=1).clamp(min=C))[:, None]
+    cov = lambda f: Moments.of(f, y, range(len(counts))).cov
+    exchanged = lambda f, x: torch.where((torch.arange(len(y)) == mine[0])[:, None], x, f)
+    moved = lambda f, x: (cov(exchanged(f, x)) - cov(f)).norm()
+
+    far = [cut(torch.randn(len(y), 5, generator=g, dtype=torch.float64) * 9) for _ in range(20)]
+    assert all(float(moved(f, -f[mine[0]])) <= bound for f in far)
+    worst = far[0].clone()
+    worst[mine] = torch.tensor([C, 0, 0, 0, 0], dtype=torch.float64)
+    assert 0.99 * bound < float(moved(worst, -worst[mine[0]])) <= bound * (1 + 1e-9)
+    assert bound > 1.9 * 2 * C**2 / len(y), "not the bound of one covariance over all images"
 
 
 def test_card_says_when_the_controls_fail():

@@ -22,19 +22,28 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['INTRO', 'OUTRO', 'epsilon', 'with_noise', 'coarser', 'protections', 'plot_audit', 'plot_mean_areas',
+__all__ = ['INTRO', 'OUTRO', 'epsilon', 'most_moved', 'with_noise', 'coarser', 'protections', 'plot_audit', 'plot_mean_areas',
            'plot_protections', 'verdict_of', 'told_by_controls', 'told_by_placebo', 'told_of_method', 'told_of_means',
            'data_card']
 
 # %% ../../nbs/studies/09_defences.ipynb #4ac7b979
 def epsilon(
-    multiplier: float,  # sigma
+    *multipliers: float,  # sigma of each release
     delta: float = 1e-5,
 ) -> float:  # infinite without noise
-    "Epsilon of two Gaussian releases, each with this noise multiplier."
-    if multiplier <= 0:
+    "Epsilon of Gaussian releases with these noise multipliers, all of the same images."
+    if min(multipliers) <= 0:
         return math.inf
-    return (ρ := 1 / multiplier**2) + 2 * math.sqrt(ρ * math.log(1 / delta))
+    ρ = sum(1 / (2 * m**2) for m in multipliers)
+    return ρ + 2 * math.sqrt(ρ * math.log(1 / delta))
+
+# %% ../../nbs/studies/09_defences.ipynb #60c359bc
+def most_moved(
+    C: float | Tensor,  # length of the longest vector
+    counts: Tensor,  # images of each class [K]
+) -> float:
+    "How far one image, exchanged for another of its class, moves the mean covariance within a class, at most."
+    return 4 * float(C) ** 2 / (len(counts) * int(counts.min()))
 
 # %% ../../nbs/studies/09_defences.ipynb #07552198
 def with_noise(
@@ -54,7 +63,7 @@ def with_noise(
     means = s.means + multiplier * 2 * C / y.bincount()[:, None] * draw(*s.means.shape)
     noise = draw(*s.cov.shape).triu()
     noise = noise + noise.triu(1).T
-    λ, v = torch.linalg.eigh(s.cov + multiplier * 2 * C**2 / len(f) * noise)
+    λ, v = torch.linalg.eigh(s.cov + multiplier * most_moved(C, y.bincount()) * noise)
     return Moments(means, (v * λ.clamp(min=1e-6 * float(s.cov.diagonal().mean()))) @ v.T)
 
 # %% ../../nbs/studies/09_defences.ipynb #3444ede9
@@ -95,7 +104,7 @@ def protections(
             dict(
                 protection=name,
                 strength=strength,
-                epsilon=round(epsilon(strength), 2) if name == "noise" else None,
+                epsilon=round(epsilon(strength, strength), 2) if name == "noise" else None,
                 dimensions=f.shape[1],
                 balanced_accuracy=round(recalls_of(s, judged, unseen.y, shrinkage), 2),
                 means_area=means["area"],
