@@ -161,6 +161,24 @@ def test_card_warns_where_placebos_are_found():
     assert "Read with care" not in card() and "means, pixels: 0.87" in card(area=0.87, low=0.8)
 
 
+def test_no_leak_is_declared_where_the_placebo_gets_as_far():
+    row = dict(members=9, others=9, area=0.875, low=0.863, high=0.885, tpr=0.35, tpr_low=0.3, tpr_high=0.4)
+    rows = pd.DataFrame([dict(method="class-impression", published="mean images", attack="likelihood ratio") | row])
+    placebo = lambda high: pd.DataFrame([dict(space="pixels", published="means") | row | dict(area=0.85, high=high)])
+    assert protection.told_of_method("class-impression", rows, placebo(0.88)).endswith(": as its placebo).")
+    assert protection.told_of_method("class-impression", rows, placebo(0.86)).endswith(": leak).")
+    assert "leak, not controlled" in protection.told_of_method("class-impression", rows)
+
+
+def test_means_are_safe_beyond_the_last_success_only():
+    "Above, below, above one half: nothing that was tried is safe."
+    sizes = lambda *low: pd.DataFrame(dict(k=[10, 20, 50], low=low))
+    assert protection.told_of_means("pixels", sizes(0.6, 0.45, 0.55)).endswith("no number that was tried is safe.")
+    assert protection.told_of_means("pixels", sizes(0.6, 0.45, 0.45)).endswith(
+        "up to 10 images; from 20 on, no longer."
+    )
+
+
 def test_a_placebo_needs_images_beside_those_asked_about():
     data = make_scenario("blood-mini")
     train = data.joint(0, reference=True)

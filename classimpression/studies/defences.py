@@ -5,7 +5,7 @@
 # %% ../../nbs/studies/09_defences.ipynb #8e0a42d1
 from __future__ import annotations
 import math
-from typing import TYPE_CHECKING, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Sequence
 import torch
 from torch import Tensor
 from .attacks import Candidates, covariance_attack, mean_attack, own_moments, success
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['INTRO', 'OUTRO', 'epsilon', 'most_moved', 'with_noise', 'coarser', 'protections', 'plot_audit', 'plot_mean_areas',
-           'plot_protections', 'verdict_of', 'told_by_controls', 'told_by_placebo', 'told_of_method', 'told_of_means',
-           'data_card']
+__all__ = ['SAME_FEATURES', 'INTRO', 'OUTRO', 'epsilon', 'most_moved', 'with_noise', 'coarser', 'protections', 'plot_audit',
+           'plot_mean_areas', 'plot_protections', 'placebo_of', 'verdict_of', 'told_by_controls', 'told_by_placebo',
+           'told_of_item', 'told_of_method', 'told_of_means', 'data_card']
 
 # %% ../../nbs/studies/09_defences.ipynb #4ac7b979
 def epsilon(
@@ -207,10 +207,34 @@ def plot_protections(
         fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
     return fig
 
+# %% ../../nbs/studies/09_defences.ipynb #e6a09cb7
+SAME_FEATURES = dict(fecam="slda", fetril="slda")  # the network of the first task, frozen
+
+
+def placebo_of(
+    method: str,  # registered
+    published: str,  # as in `audit_run`
+    placebos: DataFrame | None,  # from the function of this name
+) -> Any:  # a row; None: none was tried
+    "The placebo over the same vectors and of the same kind of statistic."
+    if placebos is None:
+        return None
+    kind = "means" if published.startswith("mean") else "covariance" if published == "covariance of features" else ""
+    space = "pixels" if published == "mean images" else f"features, {title_of(SAME_FEATURES.get(method, method))}"
+    found = placebos[(placebos.space == space) & (placebos.published == kind)]
+    return found.iloc[0] if len(found) else None
+
 # %% ../../nbs/studies/09_defences.ipynb #8193fec2
-def verdict_of(row) -> str:
-    "leak, trace or nothing found."
-    return "leak" if row["low"] > 0.5 and row["area"] > 0.6 else "trace" if row["low"] > 0.5 else "nothing found"
+def verdict_of(
+    row,  # area, low and high
+    placebo=None,  # likewise, from `placebo_of`
+) -> str:
+    "nothing found, the other way round, as its placebo, trace, or leak."
+    if row["low"] <= 0.5:
+        return "the other way round" if row["high"] < 0.5 else "nothing found"
+    if placebo is not None and row["low"] <= placebo["high"]:
+        return "as its placebo"
+    return "leak" if row["area"] > 0.6 else "trace"
 
 # %% ../../nbs/studies/09_defences.ipynb #e0cf6a4d
 def told_by_controls(
@@ -234,41 +258,58 @@ def told_by_placebo(
         "**Read with care:** attacks on statistics of images that were *not* asked about find members too "
         f"({found}). The images that were never learned from differ from the training images in more than that, "
         "as they do if they come from other patients. Numbers below say how well somebody is recognised as "
-        "belonging to these patients or this scanner; only what goes beyond the placebo is about single images."
+        "belonging to these patients or this scanner; only what goes beyond its placebo is about single images."
+    )
+
+# %% ../../nbs/studies/09_defences.ipynb #ff813513
+def told_of_item(
+    rows: DataFrame,  # of `audit_run`, the attacks on one thing
+    placebo=None,  # from `placebo_of`
+) -> str:
+    "What was handed on, how far the attacks got, and the verdict."
+    r = rows.loc[(rows.area - 0.5).abs().idxmax()]
+    word = verdict_of(r, placebo)
+    word += ", not controlled" if placebo is None and word in ("leak", "trace") else ""
+    beside = f", placebo {placebo['area']:.2f}" if placebo is not None else ""
+    return (
+        f"{r['published']} (strongest attack {r['area']:.2f}{beside}, up to {100 * rows.tpr.max():.0f} % of members "
+        f"found at 1 % false alarms: {word})"
     )
 
 # %% ../../nbs/studies/09_defences.ipynb #9708c30e
 def told_of_method(
     method: str,  # registered
     rows: DataFrame,  # of `audit_run`, of this method
+    placebos: DataFrame | None = None,  # from the function of this name
 ) -> str:
-    "The strongest attack on each thing that a method hands on."
-    worst = rows.loc[rows.groupby("published").area.idxmax()]
-    found = "; ".join(
-        f"{r['published']} (strongest attack {r['area']:.2f}, {100 * r['tpr']:.0f} % of members found at 1 % "
-        f"false alarms: {verdict_of(r)})"
-        for _, r in worst.iterrows()
-    )
-    return f"**{title_of(method)}** hands on {found}."
+    "Each thing that a method hands on, with the attack furthest from one half and its verdict."
+    found = [told_of_item(g, placebo_of(method, what, placebos)) for what, g in rows.groupby("published")]
+    return f"**{title_of(method)}** hands on {'; '.join(found)}."
 
 # %% ../../nbs/studies/09_defences.ipynb #049f2556
 def told_of_means(
     space: str,  # pixels or features
     sizes: DataFrame,  # from `mean_areas`, of this space
+    placebo=None,  # of means in this space, a row of `placebos`
 ) -> str:
     "Up to how many images behind a mean an attacker learns something."
-    open_, safe = sizes[sizes.low > 0.5].k, sizes[sizes.low <= 0.5].k
-    many = f"up to {open_.max()} images" if len(open_) else "at none of the tried numbers of images"
-    end = f"; from {safe.min()} on, no longer." if len(safe) else "; no number that was tried is safe."
-    start = f"From a mean in {space} an attacker learns whether an image is behind it, better than by guessing, "
-    return start + many + end
+    bar, than = (0.5, "guessing") if placebo is None else (placebo["high"], f"a placebo ({placebo['area']:.2f})")
+    reached = max(sizes[sizes.low > bar].k, default=0)
+    safe = min(sizes[sizes.k > reached].k, default=None)
+    many = f"up to {reached} images" if reached else "at none of the tried numbers of images"
+    end = "; no number that was tried is safe" if safe is None else f"; from {safe} on, no longer" if reached else ""
+    start = f"From a mean in {space} an attacker learns whether an image is behind it, better than by {than}, "
+    return start + many + end + "."
 
 # %% ../../nbs/studies/09_defences.ipynb #e8b04068
 INTRO = """No image is handed on by the methods below. What is handed on was attacked: an attacker who holds an image, \
 the numbers that were handed on, and other images of the same kind has to say whether the image was among the training \
 images. 0.5 is guessing, 1 is certainty."""
-OUTRO = """Not being found out by these attacks is no proof of safety; being found out is proof of a leak. MedMNIST \
-names no patients, so images were counted, not people; several images of one patient would make attacks stronger."""
+OUTRO = """Not being found out by these attacks is no proof of safety. Being found out is proof of a leak of single \
+images only beyond what a placebo finds. *As its placebo*: patients or scanner are recognised at most, no single \
+image is shown. *Not controlled*: no placebo was tried, so it may be patients or scanner too. *The other way round*: \
+members and others differ, but not as the attack expects. MedMNIST names no patients, so images were counted, not \
+people; several images of one patient would make attacks stronger."""
 
 
 def data_card(
@@ -280,6 +321,7 @@ def data_card(
 ) -> str:  # Markdown
     "What leaves the hospital with each method, and what the attacks found in it."
     parts = [f"# What leaves the hospital: {name}", INTRO, told_by_controls(controls), told_by_placebo(placebo)]
-    parts += [told_of_method(m, g) for m, g in rows.groupby("method", sort=False)]
-    means = "\n".join(told_of_means(space, g) for space, g in sizes.groupby("space", sort=False))
+    parts += [told_of_method(m, g, placebo) for m, g in rows.groupby("method", sort=False)]
+    known = {} if placebo is None else {r["space"]: r for _, r in placebo[placebo.published == "means"].iterrows()}
+    means = "\n".join(told_of_means(s, g, known.get(s)) for s, g in sizes.groupby("space", sort=False))
     return "\n\n".join(filter(None, [*parts, means, OUTRO])) + "\n"
