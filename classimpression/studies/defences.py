@@ -8,7 +8,7 @@ import math
 from typing import TYPE_CHECKING, Any, Callable, Sequence
 import torch
 from torch import Tensor
-from .attacks import Candidates, covariance_attack, mean_attack, own_moments, success
+from .attacks import Candidates, covariance_attack, mean_attack, own_moments, roc_area, success
 from .attacks import within_class
 from ..report.comparison import title_of
 from ..core.errors import progress
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['SAME_FEATURES', 'INTRO', 'OUTRO', 'epsilon', 'most_moved', 'with_noise', 'coarser', 'protections', 'plot_audit',
-           'plot_mean_areas', 'plot_protections', 'placebo_of', 'verdict_of', 'told_by_controls', 'told_by_placebo',
-           'told_of_item', 'told_of_method', 'told_of_means', 'data_card']
+__all__ = ['RIDGES', 'SAME_FEATURES', 'INTRO', 'OUTRO', 'epsilon', 'most_moved', 'with_noise', 'coarser', 'ridge_scores',
+           'protections', 'plot_audit', 'plot_mean_areas', 'plot_protections', 'placebo_of', 'verdict_of',
+           'told_by_controls', 'told_by_placebo', 'told_of_item', 'told_of_method', 'told_of_means', 'data_card']
 
 # %% ../../nbs/studies/09_defences.ipynb #4ac7b979
 def epsilon(
@@ -77,6 +77,22 @@ def coarser(
     rest = λ[rank:].sum() / D
     return Moments(s.means, (v[:, :rank] * λ[:rank]) @ v[:, :rank].T + rest * torch.eye(D, dtype=λ.dtype))
 
+# %% ../../nbs/studies/09_defences.ipynb #7ae9d6bb
+RIDGES = (1e-3, 1e-2, 0.1, 1.0)  # shares of the mean variance
+
+
+def ridge_scores(
+    asked: Tensor,  # vectors of the candidates [N, D]
+    c: Candidates,
+    s: Moments,  # published
+    mine: Tensor,  # vectors of the attacker's images [M, D]
+) -> dict[float, Tensor]:  # ridge -> score [N] within classes; 0: the attack of the audit
+    "The attack on the covariance, with each ridge on both sides."
+    own = {0.0: own_moments(mine, c.own.y, c.classes)}
+    own |= {t: own_moments(mine, c.own.y, c.classes, t / (1 + t)) for t in RIDGES}
+    score = lambda t, o: covariance_attack(asked, c.y, s.means, s.cov, c.classes, o, t or 1e-6)
+    return {t: within_class(score(t, o), c.y) for t, o in own.items()}
+
 # %% ../../nbs/studies/09_defences.ipynb #5aef4dce
 def protections(
     f: Tensor,  # vectors of the training images [N, D]
@@ -88,17 +104,18 @@ def protections(
     ranks: Sequence[int] = (),
     shrinkage: float = 3e-3,  # of the discriminant
     draws: int = 1000,  # of the bootstrap
-) -> list[dict]:  # protection, strength, epsilon, balanced_accuracy, then what `success` gives for covariance and means
+) -> list[dict]:  # protection, strength, epsilon, balanced_accuracy, means_area, ridge, then what `success` gives
     "What noise, or a lower rank, does to attack and accuracy."
-    asked, own, judged, rows = vectors(c.x), own_moments(vectors(c.own.x), c.own.y, c.classes), vectors(unseen.x), []
+    asked, mine, judged, rows = vectors(c.x), vectors(c.own.x), vectors(unseen.x), []
+    own = own_moments(mine, c.own.y, c.classes)
     ways = [("noise", m, lambda m=m: with_noise(f, y, m)) for m in multipliers] + [
         ("rank", r, lambda r=r: coarser(with_noise(f, y, 0.0), r)) for r in ranks if r < f.shape[1]
     ]
     for name, strength, make in progress(ways, "protections"):
         s = make()
-        found = success(
-            within_class(covariance_attack(asked, c.y, s.means, s.cov, c.classes, own), c.y), c.member, draws
-        )
+        scores = ridge_scores(asked, c, s, mine)
+        ridge = max(scores, key=lambda t: roc_area(scores[t], c.member))
+        found = success(scores[ridge], c.member, draws)
         means = success(within_class(mean_attack(asked, c.y, s.means, c.classes, own), c.y), c.member, draws)
         rows.append(
             dict(
@@ -108,6 +125,7 @@ def protections(
                 dimensions=f.shape[1],
                 balanced_accuracy=round(recalls_of(s, judged, unseen.y, shrinkage), 2),
                 means_area=means["area"],
+                ridge=ridge,
             )
             | found
         )
