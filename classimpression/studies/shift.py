@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..core.errors import ConfigError, check
 from ..core.seeding import generator
+from ..data import Split
 from ..methods.analytic import kmeans
 from ..methods.census import READOUTS
 from ..methods.statistical import Gaussians, NearestMean, Ridge, StreamingLDA
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['CUTS', 'FOLDS', 'SETTINGS', 'BUDGET', 'HEADS', 'Answer', 'looks', 'within_classes', 'nearest', 'clusters_alike',
-           'cut', 'Setting', 'census_answers', 'other_answer', 'answers', 'agreement', 'plot_forecasts']
+__all__ = ['CUTS', 'FOLDS', 'SETTINGS', 'BUDGET', 'HEADS', 'Answer', 'looks', 'within_classes', 'nearest_training', 'nearest',
+           'clusters_alike', 'cut', 'Setting', 'census_answers', 'other_answer', 'answers', 'agreement',
+           'plot_forecasts']
 
 # %% ../../nbs/studies/16_shift.ipynb #c4489663
 def looks(
@@ -60,6 +62,18 @@ def within_classes(
     for k in y.unique():
         r[y == k] -= s[y == k].mean(0)
     return r / r.std(0).clamp(min=1e-6)
+
+# %% ../../nbs/studies/16_shift.ipynb #6edba2ab
+def nearest_training(
+    x: Tensor,  # images that are asked about, uint8 [N, C, H, W]
+    y: Tensor,  # their labels [N]
+    train: Split,  # training images, without those
+) -> Tensor:  # [N] grey levels, 0 to 255
+    "Distance to the nearest training image of the class."
+    flat, found = lambda v: v.float().flatten(1), torch.zeros(len(x))
+    for k in y.unique().tolist():
+        found[y == k] = torch.cdist(flat(x[y == k]), flat(train.x[train.y == k])).amin(1)
+    return found / x[0].numel() ** 0.5
 
 # %% ../../nbs/studies/16_shift.ipynb #77e348f6
 CUTS, FOLDS = ("random", "alike", "looks", "jitter"), 5
