@@ -311,7 +311,9 @@ def told_of_means(
     placebo=None,  # of means in this space, a row of `placebos`
 ) -> str:
     "Up to how many images behind a mean an attacker learns something."
-    bar, than = (0.5, "guessing") if placebo is None else (placebo["high"], f"a placebo ({placebo['area']:.2f})")
+    bar, than = 0.5, "guessing"
+    if placebo is not None:
+        bar, than = max(0.5, placebo["high"]), f"a placebo ({placebo['area']:.2f})"
     reached = max(sizes[sizes.low > bar].k, default=0)
     safe = min(sizes[sizes.k > reached].k, default=None)
     many = f"up to {reached} images" if reached else "at none of the tried numbers of images"
