@@ -109,8 +109,28 @@ def test_noise_is_keyed_and_epsilon_falls_with_it():
     f, y = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
     a, b, other = (protection.with_noise(f, y, 0.5, seed) for seed in (0, 0, 1))
     assert torch.equal(a.cov, b.cov) and not torch.equal(a.cov, other.cov)
-    eps = [protection.epsilon(m) for m in (0, 0.1, 1, 10)]
+    eps = [protection.epsilon(m, m) for m in (0, 0.1, 1, 10)]
     assert eps[0] == math.inf and eps == sorted(eps, reverse=True)
+
+
+@pytest.mark.parametrize("counts", [(60, 60), (150, 20), (20, 50, 90)])
+def test_no_exchanged_image_moves_the_covariance_further_than_the_bound(counts):
+    "Neighbouring sets: one image of the smallest class becomes another of it; random, and the worst case."
+    g = torch.Generator().manual_seed(len(counts))
+    y, C, few = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), 3.0, counts.index(min(counts))
+    mine = (y == few).nonzero()[:, 0]
+    bound = protection.most_moved(C, y.bincount())
+    cut = lambda f: f * (C / f.norm(dim=1).clamp(min=C))[:, None]
+    cov = lambda f: Moments.of(f, y, range(len(counts))).cov
+    exchanged = lambda f, x: torch.where((torch.arange(len(y)) == mine[0])[:, None], x, f)
+    moved = lambda f, x: (cov(exchanged(f, x)) - cov(f)).norm()
+
+    far = [cut(torch.randn(len(y), 5, generator=g, dtype=torch.float64) * 9) for _ in range(20)]
+    assert all(float(moved(f, -f[mine[0]])) <= bound for f in far)
+    worst = far[0].clone()
+    worst[mine] = torch.tensor([C, 0, 0, 0, 0], dtype=torch.float64)
+    assert 0.99 * bound < float(moved(worst, -worst[mine[0]])) <= bound * (1 + 1e-9)
+    assert bound > 1.9 * 2 * C**2 / len(y), "not the bound of one covariance over all images"
 
 
 def test_card_says_when_the_controls_fail():
@@ -139,6 +159,24 @@ def test_card_warns_where_placebos_are_found():
         pd.DataFrame([dict(space="pixels", published="means", images=50) | row | more]),
     )
     assert "Read with care" not in card() and "means, pixels: 0.87" in card(area=0.87, low=0.8)
+
+
+def test_no_leak_is_declared_where_the_placebo_gets_as_far():
+    row = dict(members=9, others=9, area=0.875, low=0.863, high=0.885, tpr=0.35, tpr_low=0.3, tpr_high=0.4)
+    rows = pd.DataFrame([dict(method="class-impression", published="mean images", attack="likelihood ratio") | row])
+    placebo = lambda high: pd.DataFrame([dict(space="pixels", published="means") | row | dict(area=0.85, high=high)])
+    assert protection.told_of_method("class-impression", rows, placebo(0.88)).endswith(": as its placebo).")
+    assert protection.told_of_method("class-impression", rows, placebo(0.86)).endswith(": leak).")
+    assert "leak, not controlled" in protection.told_of_method("class-impression", rows)
+
+
+def test_means_are_safe_beyond_the_last_success_only():
+    "Above, below, above one half: nothing that was tried is safe."
+    sizes = lambda *low: pd.DataFrame(dict(k=[10, 20, 50], low=low))
+    assert protection.told_of_means("pixels", sizes(0.6, 0.45, 0.55)).endswith("no number that was tried is safe.")
+    assert protection.told_of_means("pixels", sizes(0.6, 0.45, 0.45)).endswith(
+        "up to 10 images; from 20 on, no longer."
+    )
 
 
 def test_a_placebo_needs_images_beside_those_asked_about():

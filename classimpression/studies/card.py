@@ -14,7 +14,7 @@ from .privacy import carried_attacks
 from ..training import evaluate
 
 # %% auto #0
-__all__ = ['stored', 'membership', 'markdown', 'class_rows', 'card']
+__all__ = ['stored', 'membership', 'told', 'markdown', 'class_rows', 'card']
 
 # %% ../../nbs/studies/15_card.ipynb #6ea847e5
 def stored(
@@ -46,6 +46,19 @@ def membership(
         dict(published=what, attack=attack) | success(within_class(score, c.y), c.member, draws)
         for what, attack, score, _ in carried_attacks(carry, c, n)
     ]
+
+# %% ../../nbs/studies/15_card.ipynb #485d5027
+def told(
+    found: list[dict],  # from `membership`
+) -> str:
+    "Which attacks differ from guessing, and in which direction."
+    names = lambda rows: "; ".join(f"{r['published']} by {r['attack']}" for r in rows)
+    above, below = [r for r in found if r["low"] > 0.5], [r for r in found if r["high"] < 0.5]
+    said = [f"Learned images are told from others by: {names(above)}."] if above else []
+    said += (
+        [f"Learned images score lower than others, against what the attack expects: {names(below)}."] if below else []
+    )
+    return " ".join(said) or "No attack tells learned images from others."
 
 # %% ../../nbs/studies/15_card.ipynb #0df7458c
 def markdown(head: list[str], rows: list[Sequence]) -> str:
@@ -86,8 +99,6 @@ def card(
         "balanced accuracy": f"{balanced_accuracy(conf):.1f} %; worst class {worst_class_recall(conf):.1f} %",
     }
     found = membership(carry, learned, unseen, **audit)
-    leaks = [f"{r['published']} by {r['attack']}" for r in found if r["low"] > 0.5]
-    said = f"Learned images are told from others by: {'; '.join(leaks)}." if leaks else "No attack beats guessing."
     attacks = [
         [r["published"], r["attack"], r["members"], f"{r['area']:.2f}", f"{r['low']:.2f} to {r['high']:.2f}"]
         for r in found
@@ -102,9 +113,10 @@ def card(
                 "## Accuracy on images never seen, all classes at once",
                 markdown(["class", "images", "recall, %", "95 % interval"], class_rows(conf, names)),
                 "## What a membership attack finds",
-                said + " Area one half is guessing; more candidates make intervals narrower.",
+                told(found) + " Area one half is guessing; more candidates make intervals narrower.",
                 markdown(["what", "attack", "members", "area", "95 % interval"], attacks),
-                "Attacks of others may find more. No number here is a guarantee for a single patient.",
+                "If learned and unseen images come from other patients or scanners, an attack may recognise those, "
+                "not the images. Attacks of others may find more. No number here is a guarantee for a single patient.",
             ]
         )
         + "\n"

@@ -5,10 +5,10 @@
 # %% ../../nbs/studies/09_defences.ipynb #8e0a42d1
 from __future__ import annotations
 import math
-from typing import TYPE_CHECKING, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Sequence
 import torch
 from torch import Tensor
-from .attacks import Candidates, covariance_attack, mean_attack, own_moments, success
+from .attacks import Candidates, covariance_attack, mean_attack, own_moments, roc_area, success
 from .attacks import within_class
 from ..report.comparison import title_of
 from ..core.errors import progress
@@ -22,19 +22,28 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['INTRO', 'OUTRO', 'epsilon', 'with_noise', 'coarser', 'protections', 'plot_audit', 'plot_mean_areas',
-           'plot_protections', 'verdict_of', 'told_by_controls', 'told_by_placebo', 'told_of_method', 'told_of_means',
-           'data_card']
+__all__ = ['RIDGES', 'SAME_FEATURES', 'INTRO', 'OUTRO', 'epsilon', 'most_moved', 'with_noise', 'coarser', 'ridge_scores',
+           'protections', 'plot_audit', 'plot_mean_areas', 'plot_protections', 'placebo_of', 'verdict_of',
+           'told_by_controls', 'told_by_placebo', 'told_of_item', 'told_of_method', 'told_of_means', 'data_card']
 
 # %% ../../nbs/studies/09_defences.ipynb #4ac7b979
 def epsilon(
-    multiplier: float,  # sigma
+    *multipliers: float,  # sigma of each release
     delta: float = 1e-5,
 ) -> float:  # infinite without noise
-    "Epsilon of two Gaussian releases, each with this noise multiplier."
-    if multiplier <= 0:
+    "Epsilon of Gaussian releases with these noise multipliers, all of the same images."
+    if min(multipliers) <= 0:
         return math.inf
-    return (ρ := 1 / multiplier**2) + 2 * math.sqrt(ρ * math.log(1 / delta))
+    ρ = sum(1 / (2 * m**2) for m in multipliers)
+    return ρ + 2 * math.sqrt(ρ * math.log(1 / delta))
+
+# %% ../../nbs/studies/09_defences.ipynb #60c359bc
+def most_moved(
+    C: float | Tensor,  # length of the longest vector
+    counts: Tensor,  # images of each class [K]
+) -> float:
+    "How far one image, exchanged for another of its class, moves the mean covariance within a class, at most."
+    return 4 * float(C) ** 2 / (len(counts) * int(counts.min()))
 
 # %% ../../nbs/studies/09_defences.ipynb #07552198
 def with_noise(
@@ -54,7 +63,7 @@ def with_noise(
     means = s.means + multiplier * 2 * C / y.bincount()[:, None] * draw(*s.means.shape)
     noise = draw(*s.cov.shape).triu()
     noise = noise + noise.triu(1).T
-    λ, v = torch.linalg.eigh(s.cov + multiplier * 2 * C**2 / len(f) * noise)
+    λ, v = torch.linalg.eigh(s.cov + multiplier * most_moved(C, y.bincount()) * noise)
     return Moments(means, (v * λ.clamp(min=1e-6 * float(s.cov.diagonal().mean()))) @ v.T)
 
 # %% ../../nbs/studies/09_defences.ipynb #3444ede9
@@ -68,6 +77,22 @@ def coarser(
     rest = λ[rank:].sum() / D
     return Moments(s.means, (v[:, :rank] * λ[:rank]) @ v[:, :rank].T + rest * torch.eye(D, dtype=λ.dtype))
 
+# %% ../../nbs/studies/09_defences.ipynb #7ae9d6bb
+RIDGES = (1e-3, 1e-2, 0.1, 1.0)  # shares of the mean variance
+
+
+def ridge_scores(
+    asked: Tensor,  # vectors of the candidates [N, D]
+    c: Candidates,
+    s: Moments,  # published
+    mine: Tensor,  # vectors of the attacker's images [M, D]
+) -> dict[float, Tensor]:  # ridge -> score [N] within classes; 0: the attack of the audit
+    "The attack on the covariance, with each ridge on both sides."
+    own = {0.0: own_moments(mine, c.own.y, c.classes)}
+    own |= {t: own_moments(mine, c.own.y, c.classes, t / (1 + t)) for t in RIDGES}
+    score = lambda t, o: covariance_attack(asked, c.y, s.means, s.cov, c.classes, o, t or 1e-6)
+    return {t: within_class(score(t, o), c.y) for t, o in own.items()}
+
 # %% ../../nbs/studies/09_defences.ipynb #5aef4dce
 def protections(
     f: Tensor,  # vectors of the training images [N, D]
@@ -79,26 +104,28 @@ def protections(
     ranks: Sequence[int] = (),
     shrinkage: float = 3e-3,  # of the discriminant
     draws: int = 1000,  # of the bootstrap
-) -> list[dict]:  # protection, strength, epsilon, balanced_accuracy, then what `success` gives for covariance and means
+) -> list[dict]:  # protection, strength, epsilon, balanced_accuracy, means_area, ridge, then what `success` gives
     "What noise, or a lower rank, does to attack and accuracy."
-    asked, own, judged, rows = vectors(c.x), own_moments(vectors(c.own.x), c.own.y, c.classes), vectors(unseen.x), []
+    asked, mine, judged, rows = vectors(c.x), vectors(c.own.x), vectors(unseen.x), []
+    own = own_moments(mine, c.own.y, c.classes)
     ways = [("noise", m, lambda m=m: with_noise(f, y, m)) for m in multipliers] + [
         ("rank", r, lambda r=r: coarser(with_noise(f, y, 0.0), r)) for r in ranks if r < f.shape[1]
     ]
     for name, strength, make in progress(ways, "protections"):
         s = make()
-        found = success(
-            within_class(covariance_attack(asked, c.y, s.means, s.cov, c.classes, own), c.y), c.member, draws
-        )
+        scores = ridge_scores(asked, c, s, mine)
+        ridge = max(scores, key=lambda t: roc_area(scores[t], c.member))
+        found = success(scores[ridge], c.member, draws)
         means = success(within_class(mean_attack(asked, c.y, s.means, c.classes, own), c.y), c.member, draws)
         rows.append(
             dict(
                 protection=name,
                 strength=strength,
-                epsilon=round(epsilon(strength), 2) if name == "noise" else None,
+                epsilon=round(epsilon(strength, strength), 2) if name == "noise" else None,
                 dimensions=f.shape[1],
                 balanced_accuracy=round(recalls_of(s, judged, unseen.y, shrinkage), 2),
                 means_area=means["area"],
+                ridge=ridge,
             )
             | found
         )
@@ -198,10 +225,34 @@ def plot_protections(
         fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
     return fig
 
+# %% ../../nbs/studies/09_defences.ipynb #e6a09cb7
+SAME_FEATURES = dict(fecam="slda", fetril="slda")  # the network of the first task, frozen
+
+
+def placebo_of(
+    method: str,  # registered
+    published: str,  # as in `audit_run`
+    placebos: DataFrame | None,  # from the function of this name
+) -> Any:  # a row; None: none was tried
+    "The placebo over the same vectors and of the same kind of statistic."
+    if placebos is None:
+        return None
+    kind = "means" if published.startswith("mean") else "covariance" if published == "covariance of features" else ""
+    space = "pixels" if published == "mean images" else f"features, {title_of(SAME_FEATURES.get(method, method))}"
+    found = placebos[(placebos.space == space) & (placebos.published == kind)]
+    return found.iloc[0] if len(found) else None
+
 # %% ../../nbs/studies/09_defences.ipynb #8193fec2
-def verdict_of(row) -> str:
-    "leak, trace or nothing found."
-    return "leak" if row["low"] > 0.5 and row["area"] > 0.6 else "trace" if row["low"] > 0.5 else "nothing found"
+def verdict_of(
+    row,  # area, low and high
+    placebo=None,  # likewise, from `placebo_of`
+) -> str:
+    "nothing found, the other way round, as its placebo, trace, or leak."
+    if row["low"] <= 0.5:
+        return "the other way round" if row["high"] < 0.5 else "nothing found"
+    if placebo is not None and row["low"] <= placebo["high"]:
+        return "as its placebo"
+    return "leak" if row["area"] > 0.6 else "trace"
 
 # %% ../../nbs/studies/09_defences.ipynb #e0cf6a4d
 def told_by_controls(
@@ -225,41 +276,60 @@ def told_by_placebo(
         "**Read with care:** attacks on statistics of images that were *not* asked about find members too "
         f"({found}). The images that were never learned from differ from the training images in more than that, "
         "as they do if they come from other patients. Numbers below say how well somebody is recognised as "
-        "belonging to these patients or this scanner; only what goes beyond the placebo is about single images."
+        "belonging to these patients or this scanner; only what goes beyond its placebo is about single images."
+    )
+
+# %% ../../nbs/studies/09_defences.ipynb #ff813513
+def told_of_item(
+    rows: DataFrame,  # of `audit_run`, the attacks on one thing
+    placebo=None,  # from `placebo_of`
+) -> str:
+    "What was handed on, how far the attacks got, and the verdict."
+    r = rows.loc[(rows.area - 0.5).abs().idxmax()]
+    word = verdict_of(r, placebo)
+    word += ", not controlled" if placebo is None and word in ("leak", "trace") else ""
+    beside = f", placebo {placebo['area']:.2f}" if placebo is not None else ""
+    return (
+        f"{r['published']} (strongest attack {r['area']:.2f}{beside}, up to {100 * rows.tpr.max():.0f} % of members "
+        f"found at 1 % false alarms: {word})"
     )
 
 # %% ../../nbs/studies/09_defences.ipynb #9708c30e
 def told_of_method(
     method: str,  # registered
     rows: DataFrame,  # of `audit_run`, of this method
+    placebos: DataFrame | None = None,  # from the function of this name
 ) -> str:
-    "The strongest attack on each thing that a method hands on."
-    worst = rows.loc[rows.groupby("published").area.idxmax()]
-    found = "; ".join(
-        f"{r['published']} (strongest attack {r['area']:.2f}, {100 * r['tpr']:.0f} % of members found at 1 % "
-        f"false alarms: {verdict_of(r)})"
-        for _, r in worst.iterrows()
-    )
-    return f"**{title_of(method)}** hands on {found}."
+    "Each thing that a method hands on, with the attack furthest from one half and its verdict."
+    found = [told_of_item(g, placebo_of(method, what, placebos)) for what, g in rows.groupby("published")]
+    return f"**{title_of(method)}** hands on {'; '.join(found)}."
 
 # %% ../../nbs/studies/09_defences.ipynb #049f2556
 def told_of_means(
     space: str,  # pixels or features
     sizes: DataFrame,  # from `mean_areas`, of this space
+    placebo=None,  # of means in this space, a row of `placebos`
 ) -> str:
     "Up to how many images behind a mean an attacker learns something."
-    open_, safe = sizes[sizes.low > 0.5].k, sizes[sizes.low <= 0.5].k
-    many = f"up to {open_.max()} images" if len(open_) else "at none of the tried numbers of images"
-    end = f"; from {safe.min()} on, no longer." if len(safe) else "; no number that was tried is safe."
-    start = f"From a mean in {space} an attacker learns whether an image is behind it, better than by guessing, "
-    return start + many + end
+    bar, than = 0.5, "guessing"
+    if placebo is not None:
+        bar, than = max(0.5, placebo["high"]), f"a placebo ({placebo['area']:.2f})"
+    reached = max(sizes[sizes.low > bar].k, default=0)
+    safe = min(sizes[sizes.k > reached].k, default=None)
+    many = f"up to {reached} images" if reached else "at none of the tried numbers of images"
+    end = "; no number that was tried is safe" if safe is None else f"; from {safe} on, no longer" if reached else ""
+    start = f"From a mean in {space} an attacker learns whether an image is behind it, better than by {than}, "
+    return start + many + end + "."
 
 # %% ../../nbs/studies/09_defences.ipynb #e8b04068
 INTRO = """No image is handed on by the methods below. What is handed on was attacked: an attacker who holds an image, \
 the numbers that were handed on, and other images of the same kind has to say whether the image was among the training \
 images. 0.5 is guessing, 1 is certainty."""
-OUTRO = """Not being found out by these attacks is no proof of safety; being found out is proof of a leak. MedMNIST \
-names no patients, so images were counted, not people; several images of one patient would make attacks stronger."""
+OUTRO = """Not being found out by these attacks is no proof of safety. Being found out is proof of a leak of single \
+images only beyond what a placebo finds. *As its placebo*: patients or scanner are recognised at most, no single \
+image is shown. *Not controlled*: no placebo was tried, so it may be patients or scanner too. *The other way round*: \
+members and others differ, but not as the attack expects. MedMNIST names no patients, so images were counted, not \
+people; several images of one patient would make attacks stronger."""
 
 
 def data_card(
@@ -271,6 +341,7 @@ def data_card(
 ) -> str:  # Markdown
     "What leaves the hospital with each method, and what the attacks found in it."
     parts = [f"# What leaves the hospital: {name}", INTRO, told_by_controls(controls), told_by_placebo(placebo)]
-    parts += [told_of_method(m, g) for m, g in rows.groupby("method", sort=False)]
-    means = "\n".join(told_of_means(space, g) for space, g in sizes.groupby("space", sort=False))
+    parts += [told_of_method(m, g, placebo) for m, g in rows.groupby("method", sort=False)]
+    known = {} if placebo is None else {r["space"]: r for _, r in placebo[placebo.published == "means"].iterrows()}
+    means = "\n".join(told_of_means(s, g, known.get(s)) for s, g in sizes.groupby("space", sort=False))
     return "\n\n".join(filter(None, [*parts, means, OUTRO])) + "\n"

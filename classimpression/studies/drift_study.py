@@ -15,7 +15,8 @@ from ..data import Split
 from ..runs.run_store import RunResult
 from ..metrics import paired_interval
 from ..models import find_network
-from .moments import ESTIMATORS, AtHand, Estimator, Moments, Probe, by_class, recalls_of
+from .moments import ESTIMATORS, AtHand, Estimator, Moments, Probe, by_class, nearest_recalls
+from .moments import recalls_of
 from ..report.plots import new_figure, style
 from ..scenarios import Scenario
 from ..training import teacher_features
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 # %% auto #0
-__all__ = ['OURS', 'SHOWN', 'Step', 'codes_of', 'validation_of', 'run_census', 'probe', 'drift_steps', 'study_readouts',
-           'against', 'readout_summary', 'plot_readouts', 'readout_reading', 'study_drift', 'drift_summary',
-           'plot_drift', 'drift_reading']
+__all__ = ['OURS', 'APART', 'SHOWN', 'Step', 'codes_of', 'validation_of', 'run_census', 'probe', 'drift_steps', 'study_readouts',
+           'against', 'readout_summary', 'plot_readouts', 'readout_reading', 'read_apart', 'study_drift',
+           'drift_summary', 'plot_drift', 'drift_reading']
 
 # %% ../../nbs/studies/02_drift_study.ipynb #31aa0001
 @dataclass(frozen=True)
@@ -203,7 +204,8 @@ def plot_readouts(
     "Balanced accuracy after the last task, per estimator: the network alone, and codes beside it."
     import seaborn as sns
 
-    names, last = [*ESTIMATORS, "true"], rows[rows.task == rows.task.max()]
+    last = rows[rows.task == rows.task.max()]
+    names = [n for n in (*ESTIMATORS, "true") if n in set(last.statistics)]
     with style():
         fig, axes = new_figure(1, 1, 7, 0.3 * len(names) + 1)
         ax, part = axes[0, 0], last[last.features != "codes"]
@@ -233,18 +235,46 @@ def readout_reading(
 ) -> str:
     "What the figure says, in words and numbers."
     s = readout_summary(rows).set_index(["features", "statistics"])["mean"]
-    best = max((n for n in ESTIMATORS if n != "as they were"), key=lambda n: s["network", n])
+    names = [n for n in ESTIMATORS if ("network", n) in s]  # older tables have fewer
+    best = max((n for n in names if n != "as they were"), key=lambda n: s["network", n])
     lines = [
         f"Network alone, after the last task: stale statistics {s['network', 'as they were']:.1f} %, true ones "
         f"{s['network', 'true']:.1f} %; the best estimator, {best}, {s['network', best]:.1f} %."
     ]
-    together = max((n for n in ESTIMATORS), key=lambda n: s["codes and network", n])
+    together = max(names, key=lambda n: s["codes and network", n])
     lines.append(
         f"Codes alone {s['codes', 'true']:.1f} %; with the moving network beside them "
         f"{s['codes and network', 'true']:.1f} % if its statistics were known, "
         f"{s['codes and network', together]:.1f} % with the best estimate ({together})."
     )
     return "\n".join(lines)
+
+# %% ../../nbs/studies/02_drift_study.ipynb #6c8ce526
+APART = (
+    "as they were",
+    "SDC, new images",
+    "SDC at its published width, new images",
+    "ADC, new images",
+    "LDC, new images",
+)
+APART += ("map, new images", "map, means only, new images")
+
+
+def read_apart(
+    steps: Iterable[Step],  # of a run
+    names: tuple = APART,  # of `ESTIMATORS`
+) -> DataFrame:  # seed, statistics, discriminant, nearest_mean: balanced accuracy after the last task, per cent
+    "The moved statistics, read with their covariance and without."
+    import pandas as pd
+
+    stats = {}
+    for s in steps:
+        for name in names:
+            stats[name] = s.truth if s.hand is None else ESTIMATORS[name](stats[name], s.hand).join(s.new)
+    f, net = s.val[:, s.n_codes :], slice(s.n_codes, None)
+    read = lambda m: dict(discriminant=recalls_of(m, f, s.val_y), nearest_mean=nearest_recalls(m, f, s.val_y))
+    rows = {name: read(m.part(net)) for name, m in (stats | dict(true=s.truth)).items()}
+    return pd.DataFrame([dict(seed=s.seed, statistics=name) | r for name, r in rows.items()])
 
 # %% ../../nbs/studies/02_drift_study.ipynb #31aa0004
 def study_drift(

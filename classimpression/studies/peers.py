@@ -16,7 +16,7 @@ __all__ = ['WHOLE', 'RATES', 'KEPT', 'KD', 'TEMPERATURE', 'CONTENDER', 'ours', '
            'whole_apart', 'whole_rows']
 
 # %% ../../nbs/studies/12_peers.ipynb #27b8e282
-WHOLE = ("fine-tuning", "lwf", "icarl", "replay")
+WHOLE = ("fine-tuning", "lwf", "icarl")
 RATES, KEPT, KD, TEMPERATURE = dict(batch_size=40, lr=0.05, momentum=0.9, weight_decay=5e-4), 20, 3.0, 2.0
 
 
@@ -69,7 +69,7 @@ def strategy(
     import torch
     from avalanche.evaluation.metrics import accuracy_metrics
     from avalanche.training.plugins import EvaluationPlugin
-    from avalanche.training.supervised import ICaRL, LwF, Naive, Replay
+    from avalanche.training.supervised import ICaRL, LwF, Naive
     from classimpression.models import SmallNet
 
     body = SmallNet(channels)
@@ -85,7 +85,6 @@ def strategy(
     kind, more = {
         "fine-tuning": (Naive, {}),
         "lwf": (LwF, dict(alpha=KD, temperature=TEMPERATURE)),
-        "replay": (Replay, dict(mem_size=KEPT * n_classes)),
     }[method]
     return kind(model=model, criterion=torch.nn.CrossEntropyLoss(), **more, **same)
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Published', 'pixels', 'published', 'distance_likeness', 'impression_attacks', 'carried_attacks', 'audit_run',
-           'traced', 'nearer_to_training', 'mean_areas', 'overfitted', 'controls', 'not_asked', 'within_covariance',
-           'placebos']
+           'traced', 'nearer_to_training', 'mean_areas', 'overfitted', 'within_covariance', 'covariance_control',
+           'controls', 'not_asked', 'placebos']
 
 # %% ../../nbs/studies/08_privacy.ipynb #0ff45594
 @dataclass(frozen=True)
@@ -282,6 +282,29 @@ def overfitted(
         opt.step()
     return model.eval()
 
+# %% ../../nbs/studies/08_privacy.ipynb #1a8da08c
+def within_covariance(
+    parts: list[Tensor],  # vectors of each class [n, D] float64
+) -> Tensor:  # [D, D]
+    "Covariance around the means of the classes."
+    return sum((p - p.mean(0)).T @ (p - p.mean(0)) for p in parts) / sum(map(len, parts))
+
+# %% ../../nbs/studies/08_privacy.ipynb #d829c130
+def covariance_control(
+    c: Candidates,
+    seed: int = 0,  # keys the projection
+    draws: int = 1000,  # of the bootstrap
+) -> dict:  # control, then what `success` gives
+    "The covariance of the members alone, in half as many dimensions."
+    n = int(c.member.sum())
+    turn = torch.randn(c.x[0].numel(), n // 2, generator=generator(seed, "controls", "covariance"), dtype=torch.float64)
+    f, mine = (pixels(x).double() @ turn for x in (c.x, c.own.x))
+    parts = [f[c.member & (c.y == k)] for k in c.classes]
+    means, own = torch.stack([p.mean(0) for p in parts]), own_moments(mine, c.own.y, c.classes)
+    s = covariance_attack(f, c.y, means, within_covariance(parts), c.classes, own)
+    named = dict(control=f"covariance of {n} images in {n // 2} dimensions")
+    return named | success(within_class(s, c.y), c.member, draws)
+
 # %% ../../nbs/studies/08_privacy.ipynb #7b84b960
 def controls(
     train: Split,  # training images
@@ -312,6 +335,7 @@ def controls(
         dict(control="mean of 2 images") | {k: few[k] for k in network},
         dict(control=f"network trained on {len(known)} images until it knows them") | network,
         dict(control="noisy copies as impressions") | copied,
+        covariance_control(c, seed, draws),
     ]
 
 # %% ../../nbs/studies/08_privacy.ipynb #9acebo02
@@ -326,13 +350,6 @@ def not_asked(
     said = f"the classes {lost} have no training images beside those that are asked about; ask about fewer"
     check(not lost, said, DataError)
     return rest
-
-# %% ../../nbs/studies/08_privacy.ipynb #1a8da08c
-def within_covariance(
-    parts: list[Tensor],  # vectors of each class [n, D] float64
-) -> Tensor:  # [D, D]
-    "Covariance around the means of the classes."
-    return sum((p - p.mean(0)).T @ (p - p.mean(0)) for p in parts) / sum(map(len, parts))
 
 # %% ../../nbs/studies/08_privacy.ipynb #5afa8540
 def placebos(

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['GROWTH', 'GOALS', 'exponent', 'growth_rows', 'exponents', 'head_rows', 'import_rows', 'measure', 'goal_table',
-           'bench', 'measure_settings', 'plot_speed', 'plot_growth']
+__all__ = ['GROWTH', 'GOALS', 'exponent', 'prices', 'growth_rows', 'exponents', 'head_rows', 'import_rows', 'measure',
+           'goal_table', 'bench', 'measure_settings', 'plot_speed', 'plot_growth']
 
 # %% ../../nbs/studies/17_scaling.ipynb #4eb83d52
 def exponent(
@@ -44,6 +44,15 @@ def exponent(
     x, y = ([math.log(v) for v in values] for values in (n, cost))
     mx, my = sum(x) / len(x), sum(y) / len(y)
     return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum((a - mx) ** 2 for a in x)
+
+# %% ../../nbs/studies/17_scaling.ipynb #2d52ecec
+def prices(
+    n: list[float],  # sizes, growing
+    cost: list[float],  # seconds
+) -> tuple[float, float]:  # between the two smallest sizes, and between the two largest
+    "What one more costs."
+    slope = lambda i, j: (cost[j] - cost[i]) / (n[j] - n[i])
+    return slope(0, 1), slope(-2, -1)
 
 # %% ../../nbs/studies/17_scaling.ipynb #71745447
 GROWTH = {
@@ -76,13 +85,14 @@ def growth_rows(
 # %% ../../nbs/studies/17_scaling.ipynb #5268d3a7
 def exponents(
     rows: DataFrame,  # of `growth_rows`
-) -> DataFrame:  # quantity, step, from, to, seconds, memory
-    "Fitted exponents of every quantity."
+) -> DataFrame:  # quantity, step, from, to, seconds, memory, first_price, last_price (microseconds for one more)
+    "Fitted exponents and prices of every quantity."
     import pandas as pd
 
     fit = lambda g, what: (
         round(exponent(list(g.n), list(g[what])), 2) + 0.0 if g[what].notna().all() and (g[what] > 0).all() else None
     )
+    price = lambda g: [float(f"{1e6 * p:.3g}") for p in prices(list(g.n), list(g.seconds))]
     return pd.DataFrame(
         [
             dict(
@@ -91,6 +101,7 @@ def exponents(
                 **{"from": g.n.min(), "to": g.n.max()},
                 seconds=fit(g, "seconds"),
                 memory=fit(g, "peak_memory_mb"),
+                **dict(zip(("first_price", "last_price"), price(g))),
             )
             for q, g in rows.groupby("quantity", sort=False)
         ]
@@ -258,7 +269,9 @@ def plot_speed(
 def plot_growth(
     rows: DataFrame,  # of `growth_rows`
 ) -> Figure:
-    "Seconds and megabytes against classes, tasks, pixels, images and impressions."
+    "Seconds and megabytes against classes, tasks, pixels, images and impressions; the price at the largest sizes."
+    from matplotlib.ticker import EngFormatter, LogLocator
+
     fits = exponents(rows).set_index("quantity")
     with style():
         fig, axes = new_figure(2, len(fits), 2.3 * len(fits), 4, sharex="col")
@@ -276,10 +289,14 @@ def plot_growth(
                 ax.plot(g.n, g[what] * (1e3 if what == "seconds" else 1), "o-", color="#0072B2")
                 ax.set(xscale="log", yscale="log", ylabel=unit if ax in axes[:, 0] else "")
                 low, high = ax.get_ylim()
-                ax.set_ylim(low / 2, max(high * 2, 5 * low))
-                ax.yaxis.set_major_formatter("{x:g}")  # so that noise looks like noise
+                ax.set_ylim(low / 2, max(high * 2, 5 * low))  # so that noise looks like noise
                 ax.set_title(f"{g.step.iloc[0]}, exponent {p:g}" if p == p and p is not None else g.step.iloc[0])
-                ax.set_xticks(list(g.n), list(map(str, g.n)))
+                ax.set_xticks(list(g.n), map(EngFormatter(sep=""), g.n))
                 ax.minorticks_off()
+                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                ax.yaxis.set_major_formatter("{x:,g}")
+            last = fits.loc[name, "last_price"]
+            note = f"one more: {last:,.3g} µs" if last < 1000 else f"one more: {last / 1000:,.3g} ms"
+            column[0].text(0.05, 0.9, note, transform=column[0].transAxes, fontsize=6.5, color="#555555")
             column[-1].set_xlabel(name)
     return fig
