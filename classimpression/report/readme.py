@@ -255,8 +255,8 @@ def pretrained_values(
 def tour_values(
     figures: str | Path,  # folder with regimes/tour.csv
 ) -> dict[str, str]:  # name -> text
-    """Between what per cent old and new classes of the tour end over seeds and instructions, balanced once and twice, and
-    how many impressions are recognised, with the tour's weight of the cross-entropy and the published one.
+    """Between what per cent old and new classes of the tour end over seeds and instructions, balanced once and twice,
+    and how many impressions are recognised, with the tour's weight of the cross-entropy and the published one.
     """
     between = lambda v: f"{v.min():.0f} and {v.max():.0f} %"
 

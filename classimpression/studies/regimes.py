@@ -244,8 +244,8 @@ def tour_rows(
     steps: int = 150,  # of the synthesis
     ce_weight: float = 10.0,  # of the cross-entropy in the synthesis
 ) -> list[dict]:  # balanced twice, then once
-    """Mean recall (per cent of test images) of the two old and the two new classes after the tour's second task, and the
-    share of the impressions that the network takes for what they stand for.
+    """Mean recall (per cent of test images) of the two old and the two new classes after the tour's second task, and
+    the share of the impressions that the network takes for what they stand for.
     """
     rows, instructions = [], torch.backends.cpu.get_cpu_capability()
     with data.training(0) as task:
