@@ -56,7 +56,8 @@ def test_every_method_is_an_estimator(name, tmp_path):
     p, scores = est.predict_proba(x), est.decision_function(x)
     assert p.shape == (8, 3) and np.allclose(p.sum(1), 1) and (p >= 0).all()
     assert (
-        list(est.classes_) == ["eosinophil", "platelet", "basophil"]
+        list(est.arrival_) == ["eosinophil", "platelet", "basophil"]
+        and list(est.classes_) == sorted(est.arrival_)
         and (est.predict(x) == est.classes_[scores.argmax(1)]).all()
     )
     assert 0 <= est.score(x, est.predict(x)[::-1]) <= est.score(x, est.predict(x)) == 1
@@ -97,6 +98,26 @@ def test_scikit_learn_takes_it():
     assert cross_val_score(est, x, y, cv=2).shape == (2,)
     channels_last = IncrementalClassifier("ncm", "smoke", "NHWC", 3).fit(x.transpose(0, 2, 3, 1), y)
     assert np.array_equal(channels_last.decision_function(x.transpose(0, 2, 3, 1)), est.fit(x, y).decision_function(x))
+
+
+@pytest.mark.parametrize("order", [["b", "a"], ["cd", "ab"]])
+def test_scikit_learns_scorers_whatever_the_order_of_arrival(order, tmp_path):
+    "Two classes: the larger one is positive. More of them: columns are sorted."
+    metrics = pytest.importorskip("sklearn.metrics")
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.frozen import FrozenEstimator
+
+    x, y = blobs(80, (3, 16, 16), sorted("".join(order)))
+    est = IncrementalClassifier("slda", "smoke", settings=dict(k_min=1))
+    for task in order:
+        est.partial_fit(x[np.isin(y, list(task))], y[np.isin(y, list(task))])
+    for e in (est, IncrementalClassifier.load(est.save(tmp_path / "e.safetensors"))):
+        assert list(e.arrival_) == list("".join(order)) and list(e.classes_) == sorted("".join(order))
+        assert e.score(x, y) > 0.9 and metrics.get_scorer("roc_auc_ovr")(e, x, y) > 0.95
+        assert metrics.get_scorer("neg_log_loss")(e, x, y) > -1
+    assert CalibratedClassifierCV(FrozenEstimator(est), method="sigmoid").fit(x, y).score(x, y) > 0.9
+    card = est.card(x, y, x, y, most=3, draws=5)
+    assert f"**classes**: {', '.join(est.arrival_)}" in card
 
 
 class Rows(IncrementalClassifier):
@@ -143,7 +164,6 @@ def test_torch_export_agrees(name, tmp_path):
         torch.testing.assert_close(scores(batch), model(batch), rtol=1e-4, atol=1e-4)
 
 
-@needs_onnx
 def blobs(n=40, shape=(3, 24, 40), classes=("Große Zelle", "weiße")):
     "Bright and dark images with noise, and names."
     g, y = np.random.default_rng(0), np.arange(n) % len(classes)
@@ -212,13 +232,14 @@ def test_an_estimator_exports_itself(tmp_path):
     est = IncrementalClassifier("slda", "smoke").partial_fit(x, y)
     path = export_onnx(est, tmp_path / "e.onnx")
     (scores,) = ort.InferenceSession(path).run(None, {"images": x.astype(np.float32) / 255})
-    assert (est.classes_[scores.argmax(1)] == est.predict(x)).all()
+    assert (est.arrival_[scores.argmax(1)] == est.predict(x)).all()
     kept = {p.key: p.value for p in onnx.load(path).metadata_props}
     assert json.loads(kept["classes"]) == ["Große Zelle", "weiße"]
     export_onnx(est.carry_.model, path, np.array([10, 11]), (24, 40), 1)
     assert json.loads({p.key: p.value for p in onnx.load(path).metadata_props}["classes"]) == [10, 11]
 
 
+@needs_onnx
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["nearest", "slda"])
 def test_onnx_agrees(name, tmp_path):

@@ -82,7 +82,7 @@ def as_labels(
     n = int(pd.isna(y).sum())
     check(not n, f"{n} of {len(y)} labels are missing; leave these images out, or give them a class", DataError)
     if y.dtype.kind in "biuU":
-        return y
+        return whole_labels(y) if y.dtype == np.uint64 else y  # beside int64 they would become floats
     kinds = {label_kind(v) for v in y.tolist()}
     one = len(kinds) == 1 and kinds <= {"true and false", "text", "numbers"}
     check(one, f"labels are {' and '.join(sorted(kinds))}; use whole numbers, text, or true and false", DataError)
@@ -262,7 +262,7 @@ class EstimatorFacts(msgspec.Struct):
     "What a stored estimator must say about itself."
 
     params: dict[str, Any]
-    classes: list[int | str | bool]
+    classes: list[int | str | bool]  # in order of arrival
     sizes: list[Annotated[int, msgspec.Meta(ge=1)]]
     image_shape: list[Annotated[int, msgspec.Meta(ge=1)]]
 
@@ -403,7 +403,8 @@ class ImageReader(SklearnProtocol):
 class TaskLearner(ImageReader):
     "Learns a task from images and labels."
 
-    classes_: np.ndarray  # classes so far, in order of arrival [K]
+    arrival_: np.ndarray  # classes so far, in order of arrival: the columns of the model [K]
+    classes_: np.ndarray  # the same, sorted, as scikit-learn wants them: the columns of all answers [K]
     sizes_: list[int]  # classes per task
 
     def draw_seed(self) -> int:
@@ -447,7 +448,7 @@ class TaskLearner(ImageReader):
         if classes is not None:
             odd = sorted(set(as_labels(y).tolist()) - set(as_labels(classes).tolist()))
             check(not odd, f"the labels {odd} are not among the classes {list(classes)}", DataError)
-        numbers, classes = number_labels(y, getattr(self, "classes_", np.array([])))
+        numbers, classes = number_labels(y, getattr(self, "arrival_", np.array([])))
         check(len(x) == len(numbers), f"{len(x)} images but {len(numbers)} labels; give one label per image", DataError)
         sizes = [*getattr(self, "sizes_", []), len(classes) - sum(getattr(self, "sizes_", []))]
         differ = len(x) == 1 or bool((x != x[:1]).any())
@@ -455,7 +456,8 @@ class TaskLearner(ImageReader):
         names = classes[-sizes[-1] :].tolist()
         whose = None if patients is None else number_patients(patients)[0]
         carry, kept = learn_task(cfg, Split(x, numbers, whose), getattr(self, "carry_", None), sizes, names)
-        self.carry_, self.classes_, self.sizes_, self.image_shape_ = carry, classes, sizes, tuple(x.shape[1:])
+        self.carry_, self.sizes_, self.image_shape_ = carry, sizes, tuple(x.shape[1:])
+        self.arrival_, self.classes_ = classes, np.sort(classes)
         self.seed_, self.n_features_in_ = cfg.seed, int(np.prod(x.shape[1:]))
         if (named := column_names(X)) is not None:
             self.feature_names_in_ = named
@@ -463,8 +465,7 @@ class TaskLearner(ImageReader):
 
     def fit(self, X, y, sample_weight=None, patients=None) -> IncrementalClassifier:
         "Forget everything and learn one task."
-        names = ("carry_", "classes_", "sizes_", "image_shape_", "seed_", "n_features_in_", "feature_names_in_")
-        learned = [k for k in names if k in self.__dict__]
+        learned = [k for k in self.__dict__ if k.endswith("_") and not k.startswith("_")]
         before = {k: self.__dict__.pop(k) for k in learned}
         try:
             return self.partial_fit(X, y, sample_weight=sample_weight, patients=patients)
@@ -483,10 +484,11 @@ class Predictor(TaskLearner):
     ) -> np.ndarray:  # [N, K], in the order of `classes_`
         "Scores of all classes seen. Raises `StateError` before the first task."
         self.check_fitted()
-        return torch.cat([self.carry_.model(b.float() / 255).float() for b in self.as_images(X).split(500)]).numpy()
+        found = [self.carry_.model(b.float() / 255).float() for b in self.as_images(X).split(500)]
+        return torch.cat(found).numpy()[:, np.argsort(self.arrival_)]
 
     def decision_function(self, X) -> np.ndarray:
-        "Scores of all classes seen [N, K]; of two classes, how much higher the second one's is [N]."
+        "Scores of all classes seen [N, K]; of two classes, how much higher that of `classes_[1]` is [N]."
         scores = self.scores(X)
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
@@ -513,7 +515,7 @@ class IncrementalClassifier(Predictor):
 
     def as_known(self, X, y) -> Split:
         "Images with labels as numbers of known classes. Raises `DataError` for an unknown label."
-        number = {k: i for i, k in enumerate(self.classes_.tolist())}
+        number = {k: i for i, k in enumerate(self.arrival_.tolist())}
         odd = sorted(set(found := as_labels(y).tolist()) - set(number))
         check(not odd, f"the labels {odd} are not among the classes learned: {list(number)}", DataError)
         return Split(self.as_images(X), torch.tensor([number[k] for k in found]))
@@ -533,7 +535,7 @@ class IncrementalClassifier(Predictor):
 
         self.check_fitted()
         learned, unseen = (self.as_known(a, b) for a, b in ((X, y), (X_unseen, y_unseen)))
-        names, n = self.classes_.tolist(), [s.counts(len(self.classes_)).tolist() for s in (learned, unseen)]
+        names, n = self.arrival_.tolist(), [s.counts(len(self.arrival_)).tolist() for s in (learned, unseen)]
         few = {name: (a, b) for name, a, b in zip(names, *n) if a < 2 or b < 4}
         said = "an audit needs at least two images of each class that were learned, and four that were not"
         check(not few, f"{said}; there are {few}", DataError)
@@ -553,7 +555,7 @@ class IncrementalClassifier(Predictor):
         self.check_fitted()
         facts = dict(
             params=plain_value(self.get_params() | dict(random_state=self.seed_, backbone=self.network_name())),
-            classes=self.classes_.tolist(),
+            classes=self.arrival_.tolist(),
             sizes=self.sizes_,
             image_shape=list(self.image_shape_),
         )
@@ -587,7 +589,7 @@ class IncrementalClassifier(Predictor):
         method = find_method(est.config().method)  # refuses settings that cannot work
         more = TIERS.index(carry.tier) > TIERS.index(method.tier) if carry.tier in TIERS else False
         check(not more, f"{path} carries more ({carry.tier}) than {method.name} does ({method.tier})", StateError)
-        est.carry_, est.classes_, est.sizes_ = carry, known, facts["sizes"]
+        est.carry_, est.arrival_, est.classes_, est.sizes_ = carry, known, np.sort(known), facts["sizes"]
         est.image_shape_ = tuple(facts["image_shape"])
         est.seed_, est.n_features_in_ = est.random_state, int(np.prod(est.image_shape_))
         return est
