@@ -202,6 +202,33 @@ def test_messages_name_the_users_classes():
         est.card(x[y == "weiße"], y[y == "weiße"], x[1:6:2], y[1:6:2])
 
 
+def test_brightness_is_that_of_the_first_task(tmp_path):
+    "A dark image of 16 bits alone counts as in its batch, from a file too; floats in [0, 1] need no bits."
+    g, y = np.random.default_rng(0), np.arange(40) % 2
+    x = g.integers(0, 60000, (40, 1, 12, 12)).astype(np.uint16)
+    x[0] //= 40
+    est = IncrementalClassifier("ncm", "smoke").partial_fit(x, y)
+    for e in (est, IncrementalClassifier.load(est.save(tmp_path / "e.safetensors"))):
+        assert np.allclose(e.scores(x[:1]), e.scores(x[:9])[:1], atol=1e-5) and e.as_images(x[:1]).max() < 6
+    whole = (x // 256).astype(np.int32)
+    with pytest.raises(DataError, match="not int32"):
+        est.predict(whole)
+    eight = IncrementalClassifier("ncm", "smoke", bits=8).partial_fit(whole, y)
+    with pytest.raises(DataError, match="floats in .0, 1. need no bits"):
+        eight.predict(whole / 255)
+    assert np.array_equal(eight.predict(whole), eight.predict(whole.astype(np.uint8)))
+
+
+def test_names_of_columns_come_back_from_a_file(tmp_path):
+    pd, (x, y) = pytest.importorskip("pandas"), blobs(shape=(1, 6, 6))
+    rows = pd.DataFrame(x.reshape(40, 36), columns=[f"p{i}" for i in range(36)])
+    est = IncrementalClassifier("ncm", "smoke", image_shape=(1, 6, 6)).partial_fit(rows, y)
+    for e in (est, IncrementalClassifier.load(est.save(tmp_path / "e.safetensors"))):
+        assert np.array_equal(e.predict(rows), est.predict(rows)) and e.n_features_in_ == 36
+        with pytest.raises(DataError, match="feature names should match"):
+            e.predict(rows[rows.columns[::-1]])
+
+
 class Grouped(nn.Module):
     "A network without batch normalisation."
 

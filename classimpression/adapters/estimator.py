@@ -265,6 +265,8 @@ class EstimatorFacts(msgspec.Struct):
     classes: list[int | str | bool]  # in order of arrival
     sizes: list[Annotated[int, msgspec.Meta(ge=1)]]
     image_shape: list[Annotated[int, msgspec.Meta(ge=1)]]
+    bits: int | None = None  # files of earlier versions say nothing of what follows
+    columns: list[str] | None = None  # names, of rows that had some
 
 # %% ../../nbs/adapters/02_estimator.ipynb #e57a0002
 def with_backbone(
@@ -359,6 +361,7 @@ class ImageReader(SklearnProtocol):
     "Images in, whatever their layout: rows, floats, grey, channels last."
 
     image_shape_: tuple[int, ...]  # channels, height, width
+    bits_: int | None  # of numbers of 16 bits that were learned from; None: there were none
 
     def as_images(
         self,
@@ -366,7 +369,7 @@ class ImageReader(SklearnProtocol):
     ) -> Tensor:  # uint8 [N, C, H, W]
         "Images as the network wants them. Raises `DataError` for another size than that of the first task."
         X = self.unrolled(X)
-        x = as_split(X, np.zeros(len(X), np.int64), self.layout, bits=self.bits).x
+        x = as_split(X, np.zeros(len(X), np.int64), self.layout, bits=self.depth(X)).x
         shape = getattr(self, "image_shape_", tuple(x.shape[1:]))
         check(
             tuple(x.shape[1:]) == shape,
@@ -375,6 +378,15 @@ class ImageReader(SklearnProtocol):
             DataError,
         )
         return x
+
+    def depth(
+        self,
+        X,  # images
+    ) -> int | None:  # None: their type tells
+        "Bits of the numbers: what was said; of 16 bits as in earlier tasks, so that a dark image counts as its batch."
+        if self.bits is None and str(X.dtype).endswith("uint16"):
+            return getattr(self, "bits_", None)
+        return self.bits
 
     def unrolled(
         self,
@@ -458,6 +470,8 @@ class TaskLearner(ImageReader):
         carry, kept = learn_task(cfg, Split(x, numbers, whose), getattr(self, "carry_", None), sizes, names)
         self.carry_, self.sizes_, self.image_shape_ = carry, sizes, tuple(x.shape[1:])
         self.arrival_, self.classes_ = classes, np.sort(classes)
+        deep = self.bits is None and as_numpy(X, "images").dtype == np.uint16
+        self.bits_ = 16 if deep else getattr(self, "bits_", None)
         self.seed_, self.n_features_in_ = cfg.seed, int(np.prod(x.shape[1:]))
         if (named := column_names(X)) is not None:
             self.feature_names_in_ = named
@@ -558,6 +572,8 @@ class IncrementalClassifier(Predictor):
             classes=self.arrival_.tolist(),
             sizes=self.sizes_,
             image_shape=list(self.image_shape_),
+            bits=self.bits_,
+            columns=list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
         )
         return save_carryover(path, self.carry_, dict(self.carry_.model.spec, estimator=facts))
 
@@ -590,7 +606,9 @@ class IncrementalClassifier(Predictor):
         more = TIERS.index(carry.tier) > TIERS.index(method.tier) if carry.tier in TIERS else False
         check(not more, f"{path} carries more ({carry.tier}) than {method.name} does ({method.tier})", StateError)
         est.carry_, est.arrival_, est.classes_, est.sizes_ = carry, known, np.sort(known), facts["sizes"]
-        est.image_shape_ = tuple(facts["image_shape"])
+        est.image_shape_, est.bits_ = tuple(facts["image_shape"]), facts.get("bits")
+        if facts.get("columns"):
+            est.feature_names_in_ = np.asarray(facts["columns"], dtype=object)
         est.seed_, est.n_features_in_ = est.random_state, int(np.prod(est.image_shape_))
         return est
 
