@@ -167,8 +167,8 @@ def test_torch_export_agrees(name, tmp_path):
 def blobs(n=40, shape=(3, 24, 40), classes=("Große Zelle", "weiße")):
     "Bright and dark images with noise, and names."
     g, y = np.random.default_rng(0), np.arange(n) % len(classes)
-    bright = 60 * y.reshape(-1, *[1] * len(shape))
-    return (g.integers(0, 120, (n, *shape)) + bright).astype(np.uint8), np.array(classes)[y]
+    bright = 45 * y.reshape(-1, *[1] * len(shape))
+    return (g.integers(0, 120, (n, *shape)) + bright).astype(np.uint8), np.array(list(classes))[y]
 
 
 @pytest.mark.parametrize("layout", [pytest.param("rings", marks=pytest.mark.slow), "grid"])
@@ -227,6 +227,42 @@ def test_names_of_columns_come_back_from_a_file(tmp_path):
         assert np.array_equal(e.predict(rows), est.predict(rows)) and e.n_features_in_ == 36
         with pytest.raises(DataError, match="feature names should match"):
             e.predict(rows[rows.columns[::-1]])
+
+
+def test_what_the_first_task_was_learned_with_stays(tmp_path):
+    x, y = blobs(80, (3, 16, 16), "abcd")
+    first = np.isin(y, ["a", "b"])
+    est = IncrementalClassifier("slda", "smoke", settings=dict(epochs=1, k_min=1)).partial_fit(x[first], y[first])
+    for change, said in (
+        (dict(method="ncm"), "learned with method='slda'.*method='ncm' now"),
+        (dict(settings=dict(options=dict(shrinkage=0.9))), "shrinkage=0.9 now"),
+        (dict(settings=dict(initialisation="torch")), "initialisation='torch' now"),
+        (dict(backbone=Grouped()), "network='small'"),
+    ):
+        before = est.get_params()
+        est.set_params(**change)
+        for act in (lambda: est.partial_fit(x[~first], y[~first]), lambda: est.save(tmp_path / "e.safetensors")):
+            with pytest.raises(ConfigError, match=said):
+                act()
+        est.set_params(**before)
+    assert est.sizes_ == [2] and not (tmp_path / "e.safetensors").exists()
+    est.set_params(settings=dict(epochs=2, lr=0.3, k_min=2)).partial_fit(x[~first], y[~first])
+    assert est.sizes_ == [2, 2]
+    assert est.set_params(method="ncm").fit(x, y).sizes_ == [4], "fit begins anew"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without one")
+def test_a_file_from_an_accelerator_is_read_without_one(tmp_path):
+    x, y = blobs(shape=(3, 16, 16))
+    est = IncrementalClassifier("ncm", "smoke").partial_fit(x, y)
+    est.settings = dict(epochs=2, device="cuda")
+    path = est.save(tmp_path / "e.safetensors")
+    with pytest.warns(UserWarning, match="uses what this machine has"):
+        again = IncrementalClassifier.load(path)
+    assert again.settings == dict(epochs=2) and np.array_equal(again.scores(x), est.scores(x))
+    labels = np.arange(40, dtype=np.uint64) % 2
+    mixed = IncrementalClassifier("ncm", "smoke").partial_fit(x, labels).partial_fit(x, labels.astype(np.int64) + 2)
+    assert IncrementalClassifier.load(mixed.save(path)).classes_.tolist() == [0, 1, 2, 3]
 
 
 class Grouped(nn.Module):

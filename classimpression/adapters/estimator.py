@@ -18,6 +18,7 @@ from ..carryover import TIERS, Carryover, ExemplarCarryover, choose_exemplars, h
 from ..carryover import refuse_few, save_carryover, take_exemplars
 from ..runs.configs import RunConfig, plain_value, profile_config, synthesis_settings, training_settings
 from ..runs.configs import warn_of_one_class
+from ..runs.surroundings import usable_device
 from ..core.errors import ConfigError, DataError, StateError, check, check_apart
 from ..core.files import checked_json
 from ..core.seeding import generator, seeded, usual_torch
@@ -31,8 +32,9 @@ from ..training import teacher_features
 # %% auto #0
 __all__ = ['NOT_AS_SKLEARN', 'label_kind', 'text_of', 'whole_labels', 'as_labels', 'kind_of', 'number_labels', 'keep_exemplars',
            'learn_task', 'not_fitted', 'image_weights', 'refuse_weights', 'whole_shape', 'column_names',
-           'stored_classes', 'EstimatorFacts', 'with_backbone', 'EstimatorParameters', 'SklearnProtocol', 'ImageReader',
-           'TaskLearner', 'Predictor', 'IncrementalClassifier', 'save_estimator', 'load_estimator']
+           'stored_classes', 'EstimatorFacts', 'on_this_machine', 'with_backbone', 'EstimatorParameters',
+           'SklearnProtocol', 'ImageReader', 'lasting', 'refuse_change', 'TaskLearner', 'Predictor',
+           'IncrementalClassifier', 'save_estimator', 'load_estimator']
 
 # %% ../../nbs/adapters/02_estimator.ipynb #fbee941b
 def label_kind(
@@ -268,6 +270,19 @@ class EstimatorFacts(msgspec.Struct):
     bits: int | None = None  # files of earlier versions say nothing of what follows
     columns: list[str] | None = None  # names, of rows that had some
 
+# %% ../../nbs/adapters/02_estimator.ipynb #c1a28e2a
+def on_this_machine(
+    params: dict[str, Any],  # arguments of an estimator, from a file
+) -> dict[str, Any]:  # the same, without a device that is not here
+    "Arguments that work here."
+    settings = params.get("settings") or {}
+    try:
+        usable_device(settings.get("device") or "auto")
+        return params
+    except ConfigError as e:
+        warnings.warn(f"{e}; the estimator from the file uses what this machine has", stacklevel=3)
+        return params | dict(settings={k: v for k, v in settings.items() if k != "device"})
+
 # %% ../../nbs/adapters/02_estimator.ipynb #e57a0002
 def with_backbone(
     name: str,  # registered method
@@ -411,6 +426,26 @@ class ImageReader(SklearnProtocol):
         )
         return X.reshape(len(X), *whole_shape(declared, d, len(self.layout) - 1))
 
+# %% ../../nbs/adapters/02_estimator.ipynb #84c8d1e7
+def lasting(
+    cfg: RunConfig,  # settings of a task
+) -> dict[str, Any]:  # name -> value
+    "Settings that hold for all tasks of a model."
+    m = find_method(cfg.method)
+    of_the_run = {k: getattr(cfg, k) for k in ("method", "network", "head", "initialisation")}
+    return of_the_run | m.hyper_parameters | sort_options(m, cfg.options)[1]
+
+# %% ../../nbs/adapters/02_estimator.ipynb #5d9d622a
+def refuse_change(
+    learned: dict[str, Any],  # of `lasting`, from the first task
+    asked: dict[str, Any],  # the same, of now
+) -> None:
+    "Raise `ConfigError` that names what differs."
+    odd = {k: v for k, v in learned.items() if asked.get(k, v) != v}
+    was = ", ".join(f"{k}={v!r}" for k, v in odd.items())
+    now = ", ".join(f"{k}={asked.get(k)!r}" for k in odd)
+    check(not odd, f"the first task was learned with {was}; {now} now. Set it back, or take a fresh estimator")
+
 # %% ../../nbs/adapters/02_estimator.ipynb #ddfad031
 class TaskLearner(ImageReader):
     "Learns a task from images and labels."
@@ -427,13 +462,16 @@ class TaskLearner(ImageReader):
         draw = getattr(given, "randint", None) or getattr(given, "integers", None)
         return int(draw(2**31 - 1)) if draw else given
 
-    def config(self) -> RunConfig:
+    def config(
+        self,
+        **here,  # settings that hold this once, such as device="cpu"
+    ) -> RunConfig:
         """All settings of the method under the profile. Raises `ConfigError` for those that need images which an
-        estimator does not have.
+        estimator does not have, and for those that earlier tasks were not learned with.
         """
         check(self.layout in LAYOUTS, f"unknown layout {self.layout!r}; choose from {', '.join(LAYOUTS)}")
         check(isinstance(self.settings or {}, dict), f"settings must be a dictionary, not {self.settings!r}")
-        given = dict(seed=self.draw_seed(), scenario="custom") | (self.settings or {})
+        given = dict(seed=self.draw_seed(), scenario="custom") | (self.settings or {}) | here
         if self.backbone is not None:
             given = with_backbone(self.method, given, as_network(self.backbone))
         cfg = profile_config(self.profile, self.method, **given)
@@ -442,6 +480,7 @@ class TaskLearner(ImageReader):
             f"an estimator sees the new task's training images only: pool 'none' or 'new-train', selection 'last', "
             f"not {cfg.pool!r} and {cfg.selection!r}",
         )
+        refuse_change(getattr(self, "lasting_", {}), lasting(cfg))
         return cfg
 
     def partial_fit(
@@ -472,7 +511,7 @@ class TaskLearner(ImageReader):
         self.arrival_, self.classes_ = classes, np.sort(classes)
         deep = self.bits is None and as_numpy(X, "images").dtype == np.uint16
         self.bits_ = 16 if deep else getattr(self, "bits_", None)
-        self.seed_, self.n_features_in_ = cfg.seed, int(np.prod(x.shape[1:]))
+        self.seed_, self.n_features_in_, self.lasting_ = cfg.seed, int(np.prod(x.shape[1:])), lasting(cfg)
         if (named := column_names(X)) is not None:
             self.feature_names_in_ = named
         return self
@@ -565,8 +604,11 @@ class IncrementalClassifier(Predictor):
         self,
         path: str | Path,  # where to write
     ) -> Path:
-        "Write what was learned. Raises `StateError` before the first task."
+        """Write what was learned. Raises `StateError` before the first task, `ConfigError` for settings that were
+        changed since.
+        """
         self.check_fitted()
+        self.config(device="cpu")  # refuses settings that nothing was learned with
         facts = dict(
             params=plain_value(self.get_params() | dict(random_state=self.seed_, backbone=self.network_name())),
             classes=self.arrival_.tolist(),
@@ -601,8 +643,9 @@ class IncrementalClassifier(Predictor):
         check(fits, f"{path}: its classes are not those of its model; the file was changed", StateError)
         unknown = sorted(set(facts["params"]) - set(inspect.signature(cls).parameters))
         check(not unknown, f"{path} has parameters {unknown} that this version does not know", StateError)
-        est = cls(**facts["params"])
-        method = find_method(est.config().method)  # refuses settings that cannot work
+        est = cls(**on_this_machine(facts["params"]))
+        cfg = est.config()  # refuses settings that cannot work
+        method, est.lasting_ = find_method(cfg.method), lasting(cfg)
         more = TIERS.index(carry.tier) > TIERS.index(method.tier) if carry.tier in TIERS else False
         check(not more, f"{path} carries more ({carry.tier}) than {method.name} does ({method.tier})", StateError)
         est.carry_, est.arrival_, est.classes_, est.sizes_ = carry, known, np.sort(known), facts["sizes"]
