@@ -25,7 +25,7 @@ from ..core.seeding import generator, seeded, usual_torch
 from ..data import LAYOUTS, Split, as_numpy, as_split, number_patients
 from ..methods.registry import UnionTask, find_method, sort_options
 from ..models import rebuild
-from ..pretrained.backbones import as_network
+from ..pretrained.backbones import as_network, network_facts, same_networks, under_former_name
 from ..synthesis import synthesize
 from ..training import teacher_features
 
@@ -269,6 +269,7 @@ class EstimatorFacts(msgspec.Struct):
     image_shape: list[Annotated[int, msgspec.Meta(ge=1)]]
     bits: int | None = None  # files of earlier versions say nothing of what follows
     columns: list[str] | None = None  # names, of rows that had some
+    networks: list[dict[str, Any]] | None = None  # of `network_facts`
 
 # %% ../../nbs/adapters/02_estimator.ipynb #c1a28e2a
 def on_this_machine(
@@ -615,6 +616,7 @@ class IncrementalClassifier(Predictor):
             sizes=self.sizes_,
             image_shape=list(self.image_shape_),
             bits=self.bits_,
+            networks=network_facts(self.carry_.model),
             columns=list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
         )
         return save_carryover(path, self.carry_, dict(self.carry_.model.spec, estimator=facts))
@@ -628,6 +630,8 @@ class IncrementalClassifier(Predictor):
         "Read an estimator; loading runs no code. Raises `StateError` for a file that holds none."
         if backbone is not None:
             as_network(backbone)
+        if isinstance(backbone, nn.Module):
+            under_former_name(backbone)
         try:
             carry, meta = load_carryover(path, rebuild)
         except StateError as e:
@@ -638,6 +642,8 @@ class IncrementalClassifier(Predictor):
             "estimator" in meta, f"{path} holds a carryover but no estimator; read it with load_carryover", StateError
         )
         facts = checked_json(meta["estimator"], EstimatorFacts, f"the estimator in {path}")
+        if facts.get("networks") is not None:
+            same_networks(facts["networks"], network_facts(carry.model), path)
         known, shape = stored_classes(facts["classes"], path), facts["image_shape"]
         fits = len(known) == carry.n_classes == sum(facts["sizes"]) and len(shape) == 3 and max(shape) <= 2**14
         check(fits, f"{path}: its classes are not those of its model; the file was changed", StateError)
