@@ -265,6 +265,74 @@ def test_a_file_from_an_accelerator_is_read_without_one(tmp_path):
     assert IncrementalClassifier.load(mixed.save(path)).classes_.tolist() == [0, 1, 2, 3]
 
 
+def test_nothing_that_is_asked_for_is_ignored(tmp_path):
+    "Refused with the way out; files of before, which hold such words, still load."
+    from classimpression.adapters.estimator import NEVER_READ, WITHOUT_NETWORK
+    from classimpression.carryover import load_tensors, save_tensors
+    from classimpression.runs.configs import setting_types
+
+    public = "efficientnet_lite0"
+    for name, settings, backbone, said in (
+        ("patches", None, public, "patches has no network; leave it out"),
+        ("census-any", dict(options=dict(features="codes")), public, "leave one of the two out"),
+        ("census-any", dict(options=dict(backbone=public)), "efficientnet_lite0-levels", "are two; give one of them"),
+        ("ncm", dict(network="large"), public, "are two; give one of them"),
+        ("ncm", dict(optimizer="adam", momentum=0.9), None, "never read by optimizer='adam'"),
+        ("ncm", dict(method="slda"), None, "arguments of the estimator"),
+        *(("ncm", {k: None}, None, "an estimator never reads") for k in NEVER_READ),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            IncrementalClassifier(name, "smoke", settings=settings, backbone=backbone).config()
+    assert set(NEVER_READ) < set(setting_types()) and set(WITHOUT_NETWORK) < set(EXPECTED)
+    for name, backbone in (("ncm", public), ("census-any", public), ("patches", None)):
+        assert IncrementalClassifier(name, "smoke", backbone=backbone).config().method == name
+    x, y = blobs(shape=(3, 16, 16))
+    path = IncrementalClassifier("ncm", "smoke", settings=dict(epochs=2)).partial_fit(x, y).save(tmp_path / "e")
+    tensors, facts = load_tensors(path)
+    facts["estimator"]["params"]["settings"] = dict(threads=2, epochs=2, optimizer="adam", momentum=0.9)
+    save_tensors(path, tensors, facts)
+    again = IncrementalClassifier.load(path)
+    assert again.settings == dict(epochs=2, optimizer="adam") and again.score(x, y) > 0.9
+
+
+@pytest.mark.parametrize("name", ["patches", "ncm", "census", "fetril", "trained-ridge"])
+def test_methods_said_to_have_no_network_have_none(name, monkeypatch):
+    "Those, and only those, never build the network that settings name."
+    from classimpression.adapters.estimator import WITHOUT_NETWORK
+
+    built = []
+    monkeypatch.setitem(NETWORKS, "told", lambda channels: built.append(1) or NETWORKS["small"](channels))
+    (x, y), settings = blobs(shape=(3, 32, 32)), dict(epochs=1, network="told", options=TINY.get(name))
+    IncrementalClassifier(name, "smoke", settings=settings).partial_fit(x, y)
+    assert bool(built) == (name not in WITHOUT_NETWORK)
+
+
+def test_a_card_says_what_the_bytes_allow(tmp_path):
+    "Statistics larger than the images they summarise are no summary; a file keeps the counts."
+    x, y = blobs(80, (3, 16, 16), "abcd")
+    est = IncrementalClassifier("slda", "smoke")
+    for task in ("cd", "ab"):
+        est.partial_fit(x[np.isin(y, list(task))], y[np.isin(y, list(task))])
+    for e in (est, IncrementalClassifier.load(est.save(tmp_path / "e.safetensors"))):
+        assert (e.seen_bytes_, e.counts_) == (x.size, [20] * 4)
+        page = e.card(x, y, x, y, most=3, draws=5)
+        share = 100 * est.carry_.statistics / x.size
+        assert (
+            share > 10 and f"**tier**: reference; real images: 0; statistics: {est.carry_.statistics:,} bytes" in page
+        )
+        assert f"{share:.1f} % of the images' own" in page
+    from classimpression.studies import card
+
+    counted = []
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(card, "carried_attacks", lambda carry, c, n: counted.append(n.tolist()) or [])
+        few = np.concatenate([np.flatnonzero(y == k)[:4] for k in "abcd"])
+        est.card(x[few], y[few], x, y, most=3, draws=5)
+    assert counted == [[20] * 4], "an attacker knows how many there were, not how many the auditor brought"
+    small = IncrementalClassifier("ncm", "smoke").partial_fit(x, y)
+    assert "**tier**: M1; real images: 0; statistics: " in small.card(x, y, x, y, most=3, draws=5)
+
+
 class Grouped(nn.Module):
     "A network without batch normalisation."
 
@@ -368,6 +436,40 @@ def test_recommendations_keep_a_patient_in_one_fold(monkeypatch):
     seen.clear()
     module.recommend(x, y, tier="M1", outside=False)
     assert any(set(whose[a]) & set(whose[b]) for a, b, _ in seen)  # nobody said whose they are
+
+
+def test_a_recommended_estimator_reads_the_images_that_were_tried():
+    from classimpression.adapters.recommend import Candidate, recommend
+
+    y = np.arange(80) % 2
+    x = (np.random.default_rng(0).integers(0, 6000, (80, 12, 16, 3)) + 9000 * y[:, None, None, None]).astype(np.uint16)
+    only = dict(candidates=(Candidate("ncm"),), profile="smoke", outside=False)
+    est = recommend(x, y, layout="NHWC", bits=14, **only).estimator("smoke")
+    assert (est.layout, est.bits) == ("NHWC", 14) and est.as_images(x).max() == x.max() >> 6
+    assert est.partial_fit(x, y).image_shape_ == (3, 12, 16)
+    assert recommend(x >> 6, y, layout="NHWC", bits=8, **only).estimator("smoke", "NCHW").layout == "NCHW"
+
+
+def test_replay_on_images_that_are_not_square():
+    from types import SimpleNamespace
+
+    from classimpression.adapters.avalanche import ImpressionReplay
+
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    ).eval()
+    images = [(torch.rand(1, 12, 16), i % 2) for i in range(24)]
+    strategy = SimpleNamespace(model=net, experience=SimpleNamespace(dataset=images))
+    plugin = ImpressionReplay(SynthesisConfig(groups=1, group_size=4, steps=1, warmup=1))
+    plugin.after_training_exp(strategy)
+    assert plugin.carry.means.shape == (2, 1, 12, 16)
+    assert synthesize(plugin.carry, plugin.synthesis, 0, 1).x.shape == (4, 1, 12, 16)
+
+
+def test_one_class_first_is_no_trouble_for_a_network_that_learned_elsewhere(recwarn):
+    x, y = blobs(shape=(3, 16, 16))
+    IncrementalClassifier("ncm", backbone="efficientnet_lite0").partial_fit(x[y == "weiße"], y[y == "weiße"])
+    assert not [w for w in recwarn if "one class" in str(w.message)]
 
 
 def test_recommendations_count_people_as_the_estimator_does():

@@ -23,18 +23,19 @@ from ..core.errors import ConfigError, DataError, StateError, check, check_apart
 from ..core.files import checked_json
 from ..core.seeding import generator, seeded, usual_torch
 from ..data import LAYOUTS, Split, as_numpy, as_split, number_patients
-from ..methods.registry import UnionTask, find_method, sort_options
-from ..models import rebuild
+from ..methods.registry import UnionTask, find_method, registered, sort_options
+from ..models import pretrained, rebuild
 from ..pretrained.backbones import as_network, network_facts, same_networks, under_former_name
 from ..synthesis import synthesize
 from ..training import teacher_features
 
 # %% auto #0
-__all__ = ['NOT_AS_SKLEARN', 'label_kind', 'text_of', 'whole_labels', 'as_labels', 'kind_of', 'number_labels', 'keep_exemplars',
-           'learn_task', 'not_fitted', 'image_weights', 'refuse_weights', 'whole_shape', 'column_names',
-           'stored_classes', 'EstimatorFacts', 'on_this_machine', 'with_backbone', 'EstimatorParameters',
-           'SklearnProtocol', 'ImageReader', 'lasting', 'refuse_change', 'TaskLearner', 'Predictor',
-           'IncrementalClassifier', 'save_estimator', 'load_estimator']
+__all__ = ['WITHOUT_NETWORK', 'NEVER_READ', 'ARGUMENTS', 'NOT_AS_SKLEARN', 'label_kind', 'text_of', 'whole_labels', 'as_labels',
+           'kind_of', 'number_labels', 'keep_exemplars', 'starts_pretrained', 'learn_task', 'not_fitted',
+           'image_weights', 'refuse_weights', 'whole_shape', 'column_names', 'stored_classes', 'EstimatorFacts',
+           'on_this_machine', 'with_backbone', 'refuse_ignored', 'refuse_momentum', 'without_ignored',
+           'EstimatorParameters', 'SklearnProtocol', 'ImageReader', 'lasting', 'refuse_change', 'TaskLearner',
+           'Predictor', 'IncrementalClassifier', 'save_estimator', 'load_estimator']
 
 # %% ../../nbs/adapters/02_estimator.ipynb #fbee941b
 def label_kind(
@@ -135,6 +136,15 @@ def keep_exemplars(
     new = take_exemplars(task.train, choose_exemplars(task.train, task.labels, n, cfg.seed, f))
     return new if kept is None else Split(torch.cat([kept.x, new.x]), torch.cat([kept.y, new.y]))
 
+# %% ../../nbs/adapters/02_estimator.ipynb #d96ff9bd
+def starts_pretrained(
+    cfg: RunConfig,  # settings
+) -> bool:
+    "Do all features come from networks that learned elsewhere? Then the first task need not teach one."
+    options = find_method(cfg.method).hyper_parameters | sort_options(find_method(cfg.method), cfg.options)[1]
+    other = options.get("backbone") if options.get("features", "pretrained") == "pretrained" else None
+    return pretrained(other or cfg.network)
+
 # %% ../../nbs/adapters/02_estimator.ipynb #6ca048f0
 @usual_torch()
 def learn_task(
@@ -150,7 +160,7 @@ def learn_task(
     t, method, impressions = len(sizes) - 1, find_method(cfg.method), None
     if method.summarises:
         refuse_few(train, list(range(sum(sizes[:-1]), sum(sizes))), cfg.k_min, names)
-    if t == 0:
+    if t == 0 and not starts_pretrained(cfg):
         warn_of_one_class(sizes[0], 4)
     wants = (method.exemplars if cfg.exemplars is None else cfg.exemplars) != 0
     check(
@@ -268,6 +278,8 @@ class EstimatorFacts(msgspec.Struct):
     sizes: list[Annotated[int, msgspec.Meta(ge=1)]]
     image_shape: list[Annotated[int, msgspec.Meta(ge=1)]]
     bits: int | None = None  # files of earlier versions say nothing of what follows
+    seen_bytes: int | None = None  # of all images learned from, as uint8
+    counts: list[Annotated[int, msgspec.Meta(ge=1)]] | None = None  # of them per class, in order of arrival
     columns: list[str] | None = None  # names, of rows that had some
     networks: list[dict[str, Any]] | None = None  # of `network_facts`
 
@@ -276,13 +288,19 @@ def on_this_machine(
     params: dict[str, Any],  # arguments of an estimator, from a file
 ) -> dict[str, Any]:  # the same, without a device that is not here
     "Arguments that work here."
-    settings = params.get("settings") or {}
+    settings = params.get("settings")
+    settings = settings if isinstance(settings, dict) else {}  # `config` refuses others
     try:
         usable_device(settings.get("device") or "auto")
         return params
     except ConfigError as e:
+        if "not available" not in str(e):
+            raise
         warnings.warn(f"{e}; the estimator from the file uses what this machine has", stacklevel=3)
         return params | dict(settings={k: v for k, v in settings.items() if k != "device"})
+
+# %% ../../nbs/adapters/02_estimator.ipynb #51538513
+WITHOUT_NETWORK = ("patches",)  # methods whose features come from no network
 
 # %% ../../nbs/adapters/02_estimator.ipynb #e57a0002
 def with_backbone(
@@ -290,10 +308,62 @@ def with_backbone(
     settings: dict,  # fields of `RunConfig`
     network: str,  # registered network
 ) -> dict:  # settings that use it
-    "Put a network where the method looks for it."
+    "Put a network where the method looks for it. Raises `ConfigError` where it never looks."
+    options, said = settings.get("options") or {}, f"backbone={network!r} would be ignored"
+    check(name not in WITHOUT_NETWORK, f"{said}: {name} has no network; leave it out, or choose another method")
     if "backbone" not in find_method(name).hyper_parameters:
+        twice = (
+            f"backbone={network!r} and network={settings.get('network')!r} in the settings are two; give one of them"
+        )
+        check(settings.get("network", network) == network, twice)
         return settings | dict(network=network)
-    return settings | dict(options=(settings.get("options") or {}) | dict(backbone=network))
+    codes = f"{said}: features='codes' are those of the method's own network; leave one of the two out"
+    check(options.get("features") != "codes", codes)
+    twice = f"backbone={network!r} and backbone={options.get('backbone')!r} in the options are two; give one of them"
+    check(options.get("backbone", network) == network, twice)
+    return settings | dict(options=options | dict(backbone=network))
+
+# %% ../../nbs/adapters/02_estimator.ipynb #1ed79a9f
+NEVER_READ = ("sizes", "class_order", "until", "eval_split", "snapshots", "threads", "any_code", "root", "out")
+ARGUMENTS = ("method", "profile")  # of the constructor
+
+
+def refuse_ignored(
+    settings: dict,  # fields of `RunConfig`, as the user gave them
+) -> None:
+    "Raise `ConfigError` for settings that an estimator never reads."
+    odd = sorted(set(settings) & set(NEVER_READ))
+    check(not odd, f"an estimator never reads the settings {odd}: each call of partial_fit is a task; leave them out")
+    odd = sorted(set(settings) & set(ARGUMENTS))
+    check(not odd, f"{odd} are arguments of the estimator, not settings; pass them beside settings=")
+
+# %% ../../nbs/adapters/02_estimator.ipynb #a584177a
+def refuse_momentum(
+    cfg: RunConfig,  # all settings
+    given: dict,  # those that the user gave
+) -> None:
+    "Raise `ConfigError` for a momentum that no task's optimizer reads."
+    first = cfg.optimizer
+    later = (find_method(cfg.method).training | (cfg.options or {})).get("optimizer", first)
+    asked = given.get("momentum") or (given.get("options") or {}).get("momentum")
+    said = f"momentum={asked!r} is never read by optimizer='adam'; leave it out, or set optimizer='sgd'"
+    check(not asked or "sgd" in (first, later), said)
+
+# %% ../../nbs/adapters/02_estimator.ipynb #b52949df
+def without_ignored(
+    params: dict[str, Any],  # arguments of an estimator, from a file
+) -> dict[str, Any]:
+    "Arguments without those that no version has read."
+    given, name, backbone = (params.get(k) for k in ("settings", "method", "backbone"))
+    given = given if isinstance(given, dict) else {}
+    options = given.get("options") if isinstance(given.get("options"), dict) else {}
+    takes = backbone and name in list(registered()) and "backbone" in registered()[name].hyper_parameters
+    odd = [*NEVER_READ, *ARGUMENTS, *(["network"] if backbone and not takes else [])]
+    odd += ["momentum"] if given.get("optimizer") == "adam" else []
+    kept = {k: v for k, v in given.items() if k not in odd}
+    unread = name in WITHOUT_NETWORK or takes and options.get("features") == "codes"
+    params = params | dict(backbone=None) if backbone and unread else params
+    return params if kept == given else params | dict(settings=kept)
 
 # %% ../../nbs/adapters/02_estimator.ipynb #e88735de
 class EstimatorParameters:
@@ -472,10 +542,12 @@ class TaskLearner(ImageReader):
         """
         check(self.layout in LAYOUTS, f"unknown layout {self.layout!r}; choose from {', '.join(LAYOUTS)}")
         check(isinstance(self.settings or {}, dict), f"settings must be a dictionary, not {self.settings!r}")
+        refuse_ignored(self.settings or {})
         given = dict(seed=self.draw_seed(), scenario="custom") | (self.settings or {}) | here
         if self.backbone is not None:
             given = with_backbone(self.method, given, as_network(self.backbone))
         cfg = profile_config(self.profile, self.method, **given)
+        refuse_momentum(cfg, self.settings or {})
         check(
             cfg.pool in ("none", "new-train") and cfg.selection == "last",
             f"an estimator sees the new task's training images only: pool 'none' or 'new-train', selection 'last', "
@@ -510,6 +582,9 @@ class TaskLearner(ImageReader):
         carry, kept = learn_task(cfg, Split(x, numbers, whose), getattr(self, "carry_", None), sizes, names)
         self.carry_, self.sizes_, self.image_shape_ = carry, sizes, tuple(x.shape[1:])
         self.arrival_, self.classes_ = classes, np.sort(classes)
+        seen, counts = (self.seen_bytes_, self.counts_) if len(sizes) > 1 else (0, [])
+        self.seen_bytes_ = None if seen is None else seen + x.numel()  # None: a file of before did not say
+        self.counts_ = None if counts is None else [*counts, *torch.bincount(numbers)[len(counts) :].tolist()]
         deep = self.bits is None and as_numpy(X, "images").dtype == np.uint16
         self.bits_ = 16 if deep else getattr(self, "bits_", None)
         self.seed_, self.n_features_in_, self.lasting_ = cfg.seed, int(np.prod(x.shape[1:])), lasting(cfg)
@@ -595,6 +670,7 @@ class IncrementalClassifier(Predictor):
         check(not few, f"{said}; there are {few}", DataError)
         m = find_method(self.method)
         facts = dict(method=f"{m.title} ({self.method})", tasks=" + ".join(map(str, self.sizes_)))
+        audit |= dict(seen_bytes=self.seen_bytes_, counts=self.counts_)
         return card(self.carry_, names, learned, unseen, "Incremental classifier", facts, **audit)
 
     def network_name(self) -> str | None:
@@ -616,6 +692,8 @@ class IncrementalClassifier(Predictor):
             sizes=self.sizes_,
             image_shape=list(self.image_shape_),
             bits=self.bits_,
+            seen_bytes=self.seen_bytes_,
+            counts=self.counts_,
             networks=network_facts(self.carry_.model),
             columns=list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
         )
@@ -645,17 +723,19 @@ class IncrementalClassifier(Predictor):
         if facts.get("networks") is not None:
             same_networks(facts["networks"], network_facts(carry.model), path)
         known, shape = stored_classes(facts["classes"], path), facts["image_shape"]
-        fits = len(known) == carry.n_classes == sum(facts["sizes"]) and len(shape) == 3 and max(shape) <= 2**14
+        fits = len(known) == carry.n_classes == sum(facts["sizes"]) == len(facts.get("counts") or known)
+        fits = fits and len(shape) == 3 and max(shape) <= 2**14
         check(fits, f"{path}: its classes are not those of its model; the file was changed", StateError)
         unknown = sorted(set(facts["params"]) - set(inspect.signature(cls).parameters))
         check(not unknown, f"{path} has parameters {unknown} that this version does not know", StateError)
-        est = cls(**on_this_machine(facts["params"]))
+        est = cls(**on_this_machine(without_ignored(facts["params"])))
         cfg = est.config()  # refuses settings that cannot work
         method, est.lasting_ = find_method(cfg.method), lasting(cfg)
         more = TIERS.index(carry.tier) > TIERS.index(method.tier) if carry.tier in TIERS else False
         check(not more, f"{path} carries more ({carry.tier}) than {method.name} does ({method.tier})", StateError)
         est.carry_, est.arrival_, est.classes_, est.sizes_ = carry, known, np.sort(known), facts["sizes"]
         est.image_shape_, est.bits_ = tuple(facts["image_shape"]), facts.get("bits")
+        est.seen_bytes_, est.counts_ = facts.get("seen_bytes"), facts.get("counts")
         if facts.get("columns"):
             est.feature_names_in_ = np.asarray(facts["columns"], dtype=object)
         est.seed_, est.n_features_in_ = est.random_state, int(np.prod(est.image_shape_))
