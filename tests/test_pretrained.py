@@ -624,10 +624,12 @@ def test_a_stored_model_knows_the_network_that_it_was_learned_on(tmp_path, monke
         del facts["estimator"][k]
     save_tensors(path, tensors, facts)
     assert IncrementalClassifier.load(path).classes_.tolist() == [0, 1]
-    own, module = "own-by-name", small_module()
+    own, module = "mine-by-name", small_module()
     backbones.own_network(own, module, 32, (("2", 1),), mean=(0.5,))
     IncrementalClassifier("ncm", backbone=own).partial_fit(x, y).save(path)
     models.NETWORKS.pop(own)  # as in another process
+    with pytest.raises(StateError, match=r"register it first: own_network\('mine-by-name', module"):
+        IncrementalClassifier.load(path, backbone=module)
     backbones.own_network(own, module, 32, (("2", 1),))
     with pytest.raises(StateError, match=r"mean \[0.5\], not \[0.0\]"):
         IncrementalClassifier.load(path)
@@ -642,6 +644,8 @@ def test_files_that_call_a_module_by_its_weights_alone_still_load(tmp_path):
         models.NETWORKS.pop(name)  # as in another process
     with pytest.raises(StateError, match="pass the same one, backbone="):
         IncrementalClassifier.load(path)
+    with pytest.raises(StateError, match="the one that was passed is another; pass the same one"):
+        IncrementalClassifier.load(path, backbone=small_module(6))
     assert np.array_equal(IncrementalClassifier.load(path, backbone=module).scores(x), est.scores(x))
 
 

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/adapters/02_estimator.ipynb #5f5525f5
 from __future__ import annotations
-import inspect, warnings
+import inspect, re, warnings
 from copy import deepcopy
 from dataclasses import replace
 from functools import partialmethod
@@ -33,9 +33,9 @@ from ..training import teacher_features
 __all__ = ['WITHOUT_NETWORK', 'NEVER_READ', 'ARGUMENTS', 'NOT_AS_SKLEARN', 'label_kind', 'text_of', 'whole_labels', 'as_labels',
            'kind_of', 'number_labels', 'keep_exemplars', 'starts_pretrained', 'learn_task', 'not_fitted',
            'image_weights', 'refuse_weights', 'whole_shape', 'column_names', 'stored_classes', 'EstimatorFacts',
-           'on_this_machine', 'with_backbone', 'refuse_ignored', 'refuse_momentum', 'without_ignored',
-           'EstimatorParameters', 'SklearnProtocol', 'ImageReader', 'lasting', 'refuse_change', 'TaskLearner',
-           'Predictor', 'IncrementalClassifier', 'save_estimator', 'load_estimator']
+           'what_is_missing', 'on_this_machine', 'with_backbone', 'refuse_ignored', 'refuse_momentum',
+           'without_ignored', 'EstimatorParameters', 'SklearnProtocol', 'ImageReader', 'lasting', 'refuse_change',
+           'TaskLearner', 'Predictor', 'IncrementalClassifier', 'save_estimator', 'load_estimator']
 
 # %% ../../nbs/adapters/02_estimator.ipynb #fbee941b
 def label_kind(
@@ -282,6 +282,19 @@ class EstimatorFacts(msgspec.Struct):
     counts: list[Annotated[int, msgspec.Meta(ge=1)]] | None = None  # of them per class, in order of arrival
     columns: list[str] | None = None  # names, of rows that had some
     networks: list[dict[str, Any]] | None = None  # of `network_facts`
+
+# %% ../../nbs/adapters/02_estimator.ipynb #6bc19ebd
+def what_is_missing(
+    path: str | Path,  # of a file
+    network: str,  # that it names and nobody registered
+    passed: Any,  # what the caller gave as backbone; None: nothing
+) -> str:
+    "How to make the network of a file known."
+    if "own-" not in network:
+        how = f"own_network({network!r}, module, size=..., layers=...) or register_backbone({network!r}, ...)"
+        return f"{path} was learned on a network called {network!r}, which is not known here; register it first: {how}"
+    other = "; the one that was passed is another" if passed is not None else ""
+    return f"{path} was learned on a module of your own, {network!r}{other}; pass the same one, backbone=..."
 
 # %% ../../nbs/adapters/02_estimator.ipynb #c1a28e2a
 def on_this_machine(
@@ -713,9 +726,8 @@ class IncrementalClassifier(Predictor):
         try:
             carry, meta = load_carryover(path, rebuild)
         except StateError as e:
-            said = f"{path} was learned on a module of your own, or on a network that is not known here"
-            wants = f"{said}; pass the same one, backbone=..." if "unknown network" in str(e) else str(e)
-            raise StateError(wants) from e
+            missing = re.search(r"unknown network '([^']+)'", str(e))
+            raise StateError(what_is_missing(path, missing[1], backbone) if missing else str(e)) from e
         check(
             "estimator" in meta, f"{path} holds a carryover but no estimator; read it with load_carryover", StateError
         )
