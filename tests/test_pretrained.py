@@ -590,11 +590,15 @@ class ChannelsLast(nn.Module):
         return x.permute(0, 2, 3, 1)
 
 
-def test_a_library_network_is_described_at_its_own_size():
-    b = backbones.describe("timm:test_vit")  # its patches fit no other size
-    assert b.size == 160 and len(b.layers) == 1
+def test_a_library_network_is_described_at_its_own_size(monkeypatch):
+    "Its layer is looked for with images of that size, which alone it takes."
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 30 * 30, 2))
+    net.pretrained_cfg = dict(input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.2,) * 3)
+    monkeypatch.setattr(backbones, "library_network", lambda *a, **k: net)
+    b = backbones.describe("timm:of-32-pixels")
+    assert (b.size, b.layers, b.std) == (32, (("0", 1),), (0.2,) * 3)
     with pytest.raises(ConfigError, match="does not take images of 224x224 pixels"):
-        backbones.describe("timm:test_vit", size=224)
+        backbones.describe("timm:of-32-pixels", size=224)
 
 
 def test_a_stored_model_knows_the_network_that_it_was_learned_on(tmp_path, monkeypatch):
@@ -604,9 +608,9 @@ def test_a_stored_model_knows_the_network_that_it_was_learned_on(tmp_path, monke
     (x, y), path, called = two_kinds(), tmp_path / "e.safetensors", "by-name-alone"
     for seed in (0, 1):
         torch.manual_seed(seed)
-        net = backbones.library_network("torchvision:squeezenet1_1", 3, download=False)
+        net = backbones.library_network("timm:test_resnet", 3, download=False)
         save_file(net.state_dict(), tmp_path / f"w{seed}.safetensors")
-    b = Backbone("torchvision:squeezenet1_1", 64, (("features", 1),), weights=str(tmp_path / "w0.safetensors"))
+    b = Backbone("timm:test_resnet", 64, (("layer3", 1),), weights=str(tmp_path / "w0.safetensors"))
     monkeypatch.setitem(models.NETWORKS, called, partial(Frozen, b))
     est = IncrementalClassifier("ncm", backbone=called).partial_fit(x, y)
     scores = IncrementalClassifier.load(est.save(path)).scores(x)
@@ -623,6 +627,10 @@ def test_a_stored_model_knows_the_network_that_it_was_learned_on(tmp_path, monke
         del facts["estimator"][k]
     save_tensors(path, tensors, facts)
     assert IncrementalClassifier.load(path).classes_.tolist() == [0, 1]
+
+
+def test_a_stored_model_knows_the_module_that_it_was_learned_on(tmp_path):
+    (x, y), path = two_kinds(), tmp_path / "e.safetensors"
     own, module = "mine-by-name", small_module()
     backbones.own_network(own, module, 32, (("2", 1),), mean=(0.5,))
     IncrementalClassifier("ncm", backbone=own).partial_fit(x, y).save(path)
