@@ -4,7 +4,7 @@
 
 # %% ../nbs/01_data.ipynb #6e80f75a
 from __future__ import annotations
-import hashlib, math, os, zipfile, zlib
+import hashlib, math, os, re, unicodedata, warnings, zipfile, zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterable, Iterator, Sequence
@@ -12,13 +12,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core.errors import ClassImpressionError, DataError, check, check_number
+from .core.errors import ClassImpressionError, DataError, as_seen, check, check_number
 
 # %% auto #0
-__all__ = ['LAYOUTS', 'ROUNDING', 'HEADERS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS', 'to_unit', 'tensor_digest', 'Labelled',
-           'Split', 'number_patients', 'as_numpy', 'pieces', 'extremes', 'column_sums', 'mean_of', 'depth_of',
-           'as_bytes', 'as_labels', 'layout_hint', 'check_shape', 'as_split', 'pad', 'augment', 'batches', 'file_md5',
-           'npz_header', 'checked_keys', 'read_npz', 'data_root', 'load_medmnist']
+__all__ = ['NOBODY', 'ONE_PERSON', 'LAYOUTS', 'ROUNDING', 'HEADERS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS', 'to_unit',
+           'tensor_digest', 'Labelled', 'Split', 'person', 'number_patients', 'as_numpy', 'pieces', 'extremes',
+           'column_sums', 'mean_of', 'depth_of', 'as_bytes', 'as_labels', 'layout_hint', 'check_shape', 'as_split',
+           'pad', 'augment', 'batches', 'file_md5', 'npz_header', 'checked_keys', 'read_npz', 'data_root',
+           'load_medmnist']
 
 # %% ../nbs/01_data.ipynb #7902055f
 def to_unit(
@@ -115,17 +116,33 @@ class Split(Labelled):
         who = None if self.patient is None or other.patient is None else torch.cat([self.patient, other.patient])
         return Split(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]), who)
 
+# %% ../nbs/01_data.ipynb #556426ab
+NOBODY = {"", "nan", "nat", "none", "null", "na", "n/a", "<na>", "-", "?", "unknown", "anonymous"}
+ONE_PERSON = "patients whose name or number is spelled in two ways, taken as one"
+
+
+def person(
+    text: str,  # as a table or the name of a folder has it
+) -> str:
+    "What is the same for all spellings of one patient."
+    t = as_seen(unicodedata.normalize("NFKC", as_seen(str(text))).casefold())
+    return t.split(".")[0] if re.fullmatch(r"\d+\.0*", t) else t
+
 # %% ../nbs/01_data.ipynb #3e1b96cc
 def number_patients(
     *whose,  # names or numbers [N] of each split's patients
 ) -> list[Tensor]:  # int64 [N] each; one number for a patient in all of them
     "Patients as numbers. Raises `DataError` where one is missing."
     named = [[v.item() if hasattr(v, "item") else v for v in np.asarray(w, dtype=object).reshape(-1)] for w in whose]
-    missing = sum(v is None or v != v or not str(v).strip() for w in named for v in w)
-    check(not missing, f"{missing} images are nobody's; name each one's patient, or none", DataError)
-    named = [[str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip() for v in w] for w in named]
-    number = {name: i for i, name in enumerate(dict.fromkeys(v for w in named for v in w))}
-    return [torch.tensor([number[v] for v in w]) for w in named]
+    named = [[str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in w] for w in named]
+    spelled = {name: person(name) for w in named for name in w}
+    missing = [name for w in named for name in w if spelled[name] in NOBODY]
+    said = f"{len(missing)} images are nobody's, the first is called {[*missing, ''][0]!r}"
+    check(not missing, f"{said}; name each one's patient, or none", DataError)
+    number = {who: i for i, who in enumerate(dict.fromkeys(spelled.values()))}
+    if twice := len(spelled) - len(number):
+        warnings.warn(f"{twice} {ONE_PERSON}", stacklevel=3)
+    return [torch.tensor([number[spelled[name]] for name in w]) for w in named]
 
 # %% ../nbs/01_data.ipynb #00aa8ee1
 LAYOUTS = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 3, 1, 2), "NHW": (0, 1, 2)}  # axes, in the order N, C, H, W
@@ -238,6 +255,9 @@ def as_bytes(
     said = f"float images must lie in [0, 1], these in [{low:.4g}, {high:.4g}]; divide by 255, {fix}"
     check(not unit or low >= -ROUNDING and high <= 1 + ROUNDING, said, DataError)
     check(unit or low >= 0, f"images hold negative numbers, down to {low:.4g}; brightness starts at 0", DataError)
+    black = x.dtype.kind == "f" and not unit and 0 < high <= 1 + ROUNDING
+    said = f"floats in [0, 1] need no bits, and as numbers of {bits or declared} bits they are black; leave bits out"
+    check(not black, f"{said}, or pass the whole numbers themselves", DataError)
     k = 255.0 if unit else 2.0 ** (8 - depth_of(x, high, bits, declared))
     out = np.empty(x.shape, np.uint8)
     for p in pieces(x.shape):

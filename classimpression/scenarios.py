@@ -4,7 +4,7 @@
 
 # %% ../nbs/03_scenarios.ipynb #629bc8e2
 from __future__ import annotations
-import io, mmap, os, re, shutil, tempfile, unicodedata, warnings, zipfile, zlib
+import io, mmap, os, re, shutil, tempfile, warnings, zipfile, zlib
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,6 +23,8 @@ from classimpression.data import (
     DATA_VARIABLE,
     HEADERS,
     MAX_BYTES,
+    NOBODY,
+    ONE_PERSON,
     PARTS,
     Split,
     as_bytes,
@@ -30,6 +32,7 @@ from classimpression.data import (
     as_numpy,
     as_split,
     data_root,
+    person,
 )
 from .data import file_md5, load_medmnist, npz_header, read_npz, tensor_digest, to_unit
 from .pictures import PAGES, numbers, opened
@@ -38,15 +41,15 @@ from .tasks import POOLS, SELECTIONS, Scenario, Task, from_arrays, from_splits, 
 _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits", "plan"]  # one address for the user
 
 # %% auto #0
-__all__ = ['LYING', 'STANDING', 'GREY', 'COLOUR', 'IN_TERMINAL', 'ASK_SIZE', 'IMAGE_ENDINGS', 'SYSTEM', 'NOBODY', 'ONE_PERSON',
-           'NESTED', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'LARGER', 'SCENARIOS', 'CITATION', 'MADE',
-           'UNPACKED_VARIABLE', 'LARGE', 'FOLDER', 'OWN', 'WORDS', 'read_image', 'hidden', 'class_folders', 'inside',
-           'image_files', 'stacked', 'person', 'people', 'said', 'numbered', 'folder_split', 'only_mixtures',
-           'folder_stamp', 'read_folder', 'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info',
-           'base_name', 'data_file', 'Rows', 'npy_shape', 'StoredSplit', 'stored_split', 'crc', 'unpacked',
-           'load_stored', 'array_bytes', 'placed', 'typed_options', 'is_own', 'folder_in', 'two_at_a_time', 'own_sizes',
-           'own_folder', 'make_scenario', 'scenario_of', 'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows',
-           'make_mini', 'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
+__all__ = ['LYING', 'STANDING', 'GREY', 'COLOUR', 'IN_TERMINAL', 'ASK_SIZE', 'IMAGE_ENDINGS', 'SYSTEM', 'NESTED', 'BLOOD', 'PATH',
+           'ORGANS', 'TISSUE', 'UNPROVED', 'LARGER', 'SCENARIOS', 'CITATION', 'MADE', 'UNPACKED_VARIABLE', 'LARGE',
+           'FOLDER', 'OWN', 'WORDS', 'read_image', 'hidden', 'class_folders', 'inside', 'image_files', 'stacked',
+           'people', 'said', 'numbered', 'folder_split', 'only_mixtures', 'folder_stamp', 'read_folder', 'from_folder',
+           'DatasetInfo', 'register_scenario', 'scenario_info', 'base_name', 'data_file', 'Rows', 'npy_shape',
+           'StoredSplit', 'stored_split', 'crc', 'unpacked', 'load_stored', 'array_bytes', 'placed', 'typed_options',
+           'is_own', 'folder_in', 'two_at_a_time', 'own_sizes', 'own_folder', 'make_scenario', 'scenario_of',
+           'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario',
+           'Task', 'from_arrays', 'from_splits', 'plan']
 
 # %% ../nbs/03_scenarios.ipynb #e8c6745a
 LYING, STANDING = "lie (wider than high)", "stand (higher than wide)"
@@ -151,18 +154,6 @@ def stacked(
         check(x.shape == first.shape, said, DataError)
         out[i] = x
     return out
-
-# %% ../nbs/03_scenarios.ipynb #1d86e154
-NOBODY = {"", "nan", "none", "null", "na", "n/a", "<na>", "-", "?", "unknown", "anonymous"}
-ONE_PERSON = "patients whose name or number is spelled in two ways, taken as one"
-
-
-def person(
-    text: str,  # as a table or the name of a folder has it
-) -> str:
-    "What is the same for all spellings of one patient."
-    t = as_seen(unicodedata.normalize("NFKC", as_seen(str(text))).casefold())
-    return t.split(".")[0] if re.fullmatch(r"\d+\.0*", t) else t
 
 # %% ../nbs/03_scenarios.ipynb #ab3ccc8d
 def people(

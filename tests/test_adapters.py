@@ -56,7 +56,8 @@ def test_every_method_is_an_estimator(name, tmp_path):
     p, scores = est.predict_proba(x), est.decision_function(x)
     assert p.shape == (8, 3) and np.allclose(p.sum(1), 1) and (p >= 0).all()
     assert (
-        list(est.classes_) == ["eosinophil", "platelet", "basophil"]
+        list(est.arrival_) == ["eosinophil", "platelet", "basophil"]
+        and list(est.classes_) == sorted(est.arrival_)
         and (est.predict(x) == est.classes_[scores.argmax(1)]).all()
     )
     assert 0 <= est.score(x, est.predict(x)[::-1]) <= est.score(x, est.predict(x)) == 1
@@ -97,6 +98,26 @@ def test_scikit_learn_takes_it():
     assert cross_val_score(est, x, y, cv=2).shape == (2,)
     channels_last = IncrementalClassifier("ncm", "smoke", "NHWC", 3).fit(x.transpose(0, 2, 3, 1), y)
     assert np.array_equal(channels_last.decision_function(x.transpose(0, 2, 3, 1)), est.fit(x, y).decision_function(x))
+
+
+@pytest.mark.parametrize("order", [["b", "a"], ["cd", "ab"]])
+def test_scikit_learns_scorers_whatever_the_order_of_arrival(order, tmp_path):
+    "Two classes: the larger one is positive. More of them: columns are sorted."
+    metrics = pytest.importorskip("sklearn.metrics")
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.frozen import FrozenEstimator
+
+    x, y = blobs(80, (3, 16, 16), sorted("".join(order)))
+    est = IncrementalClassifier("slda", "smoke", settings=dict(k_min=1))
+    for task in order:
+        est.partial_fit(x[np.isin(y, list(task))], y[np.isin(y, list(task))])
+    for e in (est, IncrementalClassifier.load(est.save(tmp_path / "e.safetensors"))):
+        assert list(e.arrival_) == list("".join(order)) and list(e.classes_) == sorted("".join(order))
+        assert e.score(x, y) > 0.9 and metrics.get_scorer("roc_auc_ovr")(e, x, y) > 0.95
+        assert metrics.get_scorer("neg_log_loss")(e, x, y) > -1
+    assert CalibratedClassifierCV(FrozenEstimator(est), method="sigmoid").fit(x, y).score(x, y) > 0.9
+    card = est.card(x, y, x, y, most=3, draws=5)
+    assert f"**classes**: {', '.join(est.arrival_)}" in card
 
 
 class Rows(IncrementalClassifier):
@@ -143,12 +164,11 @@ def test_torch_export_agrees(name, tmp_path):
         torch.testing.assert_close(scores(batch), model(batch), rtol=1e-4, atol=1e-4)
 
 
-@needs_onnx
 def blobs(n=40, shape=(3, 24, 40), classes=("Große Zelle", "weiße")):
     "Bright and dark images with noise, and names."
     g, y = np.random.default_rng(0), np.arange(n) % len(classes)
-    bright = 60 * y.reshape(-1, *[1] * len(shape))
-    return (g.integers(0, 120, (n, *shape)) + bright).astype(np.uint8), np.array(classes)[y]
+    bright = 45 * y.reshape(-1, *[1] * len(shape))
+    return (g.integers(0, 120, (n, *shape)) + bright).astype(np.uint8), np.array(list(classes))[y]
 
 
 @pytest.mark.parametrize("layout", [pytest.param("rings", marks=pytest.mark.slow), "grid"])
@@ -182,6 +202,137 @@ def test_messages_name_the_users_classes():
         est.card(x[y == "weiße"], y[y == "weiße"], x[1:6:2], y[1:6:2])
 
 
+def test_brightness_is_that_of_the_first_task(tmp_path):
+    "A dark image of 16 bits alone counts as in its batch, from a file too; floats in [0, 1] need no bits."
+    g, y = np.random.default_rng(0), np.arange(40) % 2
+    x = g.integers(0, 60000, (40, 1, 12, 12)).astype(np.uint16)
+    x[0] //= 40
+    est = IncrementalClassifier("ncm", "smoke").partial_fit(x, y)
+    for e in (est, IncrementalClassifier.load(est.save(tmp_path / "e.safetensors"))):
+        assert np.allclose(e.scores(x[:1]), e.scores(x[:9])[:1], atol=1e-5) and e.as_images(x[:1]).max() < 6
+    whole = (x // 256).astype(np.int32)
+    with pytest.raises(DataError, match="not int32"):
+        est.predict(whole)
+    eight = IncrementalClassifier("ncm", "smoke", bits=8).partial_fit(whole, y)
+    with pytest.raises(DataError, match="floats in .0, 1. need no bits"):
+        eight.predict(whole / 255)
+    assert np.array_equal(eight.predict(whole), eight.predict(whole.astype(np.uint8)))
+
+
+def test_names_of_columns_come_back_from_a_file(tmp_path):
+    pd, (x, y) = pytest.importorskip("pandas"), blobs(shape=(1, 6, 6))
+    rows = pd.DataFrame(x.reshape(40, 36), columns=[f"p{i}" for i in range(36)])
+    est = IncrementalClassifier("ncm", "smoke", image_shape=(1, 6, 6)).partial_fit(rows, y)
+    for e in (est, IncrementalClassifier.load(est.save(tmp_path / "e.safetensors"))):
+        assert np.array_equal(e.predict(rows), est.predict(rows)) and e.n_features_in_ == 36
+        with pytest.raises(DataError, match="feature names should match"):
+            e.predict(rows[rows.columns[::-1]])
+
+
+def test_what_the_first_task_was_learned_with_stays(tmp_path):
+    x, y = blobs(80, (3, 16, 16), "abcd")
+    first = np.isin(y, ["a", "b"])
+    est = IncrementalClassifier("slda", "smoke", settings=dict(epochs=1, k_min=1)).partial_fit(x[first], y[first])
+    for change, said in (
+        (dict(method="ncm"), "learned with method='slda'.*method='ncm' now"),
+        (dict(settings=dict(options=dict(shrinkage=0.9))), "shrinkage=0.9 now"),
+        (dict(settings=dict(initialisation="torch")), "initialisation='torch' now"),
+        (dict(backbone=Grouped()), "network='small'"),
+    ):
+        before = est.get_params()
+        est.set_params(**change)
+        for act in (lambda: est.partial_fit(x[~first], y[~first]), lambda: est.save(tmp_path / "e.safetensors")):
+            with pytest.raises(ConfigError, match=said):
+                act()
+        est.set_params(**before)
+    assert est.sizes_ == [2] and not (tmp_path / "e.safetensors").exists()
+    est.set_params(settings=dict(epochs=2, lr=0.3, k_min=2)).partial_fit(x[~first], y[~first])
+    assert est.sizes_ == [2, 2]
+    assert est.set_params(method="ncm").fit(x, y).sizes_ == [4], "fit begins anew"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without one")
+def test_a_file_from_an_accelerator_is_read_without_one(tmp_path):
+    x, y = blobs(shape=(3, 16, 16))
+    est = IncrementalClassifier("ncm", "smoke").partial_fit(x, y)
+    est.settings = dict(epochs=2, device="cuda")
+    path = est.save(tmp_path / "e.safetensors")
+    with pytest.warns(UserWarning, match="uses what this machine has"):
+        again = IncrementalClassifier.load(path)
+    assert again.settings == dict(epochs=2) and np.array_equal(again.scores(x), est.scores(x))
+    labels = np.arange(40, dtype=np.uint64) % 2
+    mixed = IncrementalClassifier("ncm", "smoke").partial_fit(x, labels).partial_fit(x, labels.astype(np.int64) + 2)
+    assert IncrementalClassifier.load(mixed.save(path)).classes_.tolist() == [0, 1, 2, 3]
+
+
+def test_nothing_that_is_asked_for_is_ignored(tmp_path):
+    "Refused with the way out; files of before, which hold such words, still load."
+    from classimpression.adapters.estimator import NEVER_READ, WITHOUT_NETWORK
+    from classimpression.carryover import load_tensors, save_tensors
+    from classimpression.runs.configs import setting_types
+
+    public = "efficientnet_lite0"
+    for name, settings, backbone, said in (
+        ("patches", None, public, "patches has no network; leave it out"),
+        ("census-any", dict(options=dict(features="codes")), public, "leave one of the two out"),
+        ("census-any", dict(options=dict(backbone=public)), "efficientnet_lite0-levels", "are two; give one of them"),
+        ("ncm", dict(network="large"), public, "are two; give one of them"),
+        ("ncm", dict(optimizer="adam", momentum=0.9), None, "never read by optimizer='adam'"),
+        ("ncm", dict(method="slda"), None, "arguments of the estimator"),
+        *(("ncm", {k: None}, None, "an estimator never reads") for k in NEVER_READ),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            IncrementalClassifier(name, "smoke", settings=settings, backbone=backbone).config()
+    assert set(NEVER_READ) < set(setting_types()) and set(WITHOUT_NETWORK) < set(EXPECTED)
+    for name, backbone in (("ncm", public), ("census-any", public), ("patches", None)):
+        assert IncrementalClassifier(name, "smoke", backbone=backbone).config().method == name
+    x, y = blobs(shape=(3, 16, 16))
+    path = IncrementalClassifier("ncm", "smoke", settings=dict(epochs=2)).partial_fit(x, y).save(tmp_path / "e")
+    tensors, facts = load_tensors(path)
+    facts["estimator"]["params"]["settings"] = dict(threads=2, epochs=2, optimizer="adam", momentum=0.9)
+    save_tensors(path, tensors, facts)
+    again = IncrementalClassifier.load(path)
+    assert again.settings == dict(epochs=2, optimizer="adam") and again.score(x, y) > 0.9
+
+
+@pytest.mark.parametrize("name", ["patches", "ncm", "fetril", "trained-ridge"])
+def test_methods_said_to_have_no_network_have_none(name, monkeypatch):
+    "Those, and only those, never build the network that settings name."
+    from classimpression.adapters.estimator import WITHOUT_NETWORK
+
+    built = []
+    monkeypatch.setitem(NETWORKS, "told", lambda channels: built.append(1) or NETWORKS["small"](channels))
+    (x, y), settings = blobs(shape=(3, 32, 32)), dict(epochs=1, network="told", options=TINY.get(name))
+    IncrementalClassifier(name, "smoke", settings=settings).partial_fit(x, y)
+    assert bool(built) == (name not in WITHOUT_NETWORK)
+
+
+def test_a_card_says_what_the_bytes_allow(tmp_path):
+    "Statistics larger than the images they summarise are no summary; a file keeps the counts."
+    x, y = blobs(80, (3, 16, 16), "abcd")
+    est = IncrementalClassifier("slda", "smoke")
+    for task in ("cd", "ab"):
+        est.partial_fit(x[np.isin(y, list(task))], y[np.isin(y, list(task))])
+    for e in (est, IncrementalClassifier.load(est.save(tmp_path / "e.safetensors"))):
+        assert (e.seen_bytes_, e.counts_) == (x.size, [20] * 4)
+        page = e.card(x, y, x, y, most=3, draws=5)
+        share = 100 * est.carry_.statistics / x.size
+        assert (
+            share > 10 and f"**tier**: reference; real images: 0; statistics: {est.carry_.statistics:,} bytes" in page
+        )
+        assert f"{share:.1f} % of the images' own" in page
+    from classimpression.studies import card
+
+    counted = []
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(card, "carried_attacks", lambda carry, c, n: counted.append(n.tolist()) or [])
+        few = np.concatenate([np.flatnonzero(y == k)[:4] for k in "abcd"])
+        est.card(x[few], y[few], x, y, most=3, draws=5)
+    assert counted == [[20] * 4], "an attacker knows how many there were, not how many the auditor brought"
+    small = IncrementalClassifier("ncm", "smoke").partial_fit(x, y)
+    assert "**tier**: M1; real images: 0; statistics: " in small.card(x, y, x, y, most=3, draws=5)
+
+
 class Grouped(nn.Module):
     "A network without batch normalisation."
 
@@ -212,13 +363,14 @@ def test_an_estimator_exports_itself(tmp_path):
     est = IncrementalClassifier("slda", "smoke").partial_fit(x, y)
     path = export_onnx(est, tmp_path / "e.onnx")
     (scores,) = ort.InferenceSession(path).run(None, {"images": x.astype(np.float32) / 255})
-    assert (est.classes_[scores.argmax(1)] == est.predict(x)).all()
+    assert (est.arrival_[scores.argmax(1)] == est.predict(x)).all()
     kept = {p.key: p.value for p in onnx.load(path).metadata_props}
     assert json.loads(kept["classes"]) == ["Große Zelle", "weiße"]
     export_onnx(est.carry_.model, path, np.array([10, 11]), (24, 40), 1)
     assert json.loads({p.key: p.value for p in onnx.load(path).metadata_props}["classes"]) == [10, 11]
 
 
+@needs_onnx
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["nearest", "slda"])
 def test_onnx_agrees(name, tmp_path):
@@ -284,6 +436,40 @@ def test_recommendations_keep_a_patient_in_one_fold(monkeypatch):
     seen.clear()
     module.recommend(x, y, tier="M1", outside=False)
     assert any(set(whose[a]) & set(whose[b]) for a, b, _ in seen)  # nobody said whose they are
+
+
+def test_a_recommended_estimator_reads_the_images_that_were_tried():
+    from classimpression.adapters.recommend import Candidate, recommend
+
+    y = np.arange(80) % 2
+    x = (np.random.default_rng(0).integers(0, 6000, (80, 12, 16, 3)) + 9000 * y[:, None, None, None]).astype(np.uint16)
+    only = dict(candidates=(Candidate("ncm"),), profile="smoke", outside=False)
+    est = recommend(x, y, layout="NHWC", bits=14, **only).estimator("smoke")
+    assert (est.layout, est.bits) == ("NHWC", 14) and est.as_images(x).max() == x.max() >> 6
+    assert est.partial_fit(x, y).image_shape_ == (3, 12, 16)
+    assert recommend(x >> 6, y, layout="NHWC", bits=8, **only).estimator("smoke", "NCHW").layout == "NCHW"
+
+
+def test_replay_on_images_that_are_not_square():
+    from types import SimpleNamespace
+
+    from classimpression.adapters.avalanche import ImpressionReplay
+
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    ).eval()
+    images = [(torch.rand(1, 12, 16), i % 2) for i in range(24)]
+    strategy = SimpleNamespace(model=net, experience=SimpleNamespace(dataset=images))
+    plugin = ImpressionReplay(SynthesisConfig(groups=1, group_size=4, steps=1, warmup=1))
+    plugin.after_training_exp(strategy)
+    assert plugin.carry.means.shape == (2, 1, 12, 16)
+    assert synthesize(plugin.carry, plugin.synthesis, 0, 1).x.shape == (4, 1, 12, 16)
+
+
+def test_one_class_first_is_no_trouble_for_a_network_that_learned_elsewhere(recwarn):
+    x, y = blobs(shape=(3, 16, 16))
+    IncrementalClassifier("ncm", backbone=Grouped()).partial_fit(x[y == "weiße"], y[y == "weiße"])
+    assert not [w for w in recwarn if "one class" in str(w.message)]
 
 
 def test_recommendations_count_people_as_the_estimator_does():

@@ -804,3 +804,27 @@ def test_what_results_are_measured_on_is_not_seen_in_training(toy):
     assert len(chosen.test(0)) == len(toy().tasks[0].val)
     with toy().training(0) as task:
         assert len(task.val)
+
+
+def test_one_rule_says_who_a_patient_is(tmp_path):
+    "Arrays, folders and manifests: spellings of one name are one person, words for nobody are refused."
+    import pandas as pd
+
+    from classimpression.data import NOBODY, number_patients, person
+    from classimpression.echo.manifest import read_manifest
+
+    named = ["P1", "p1 ", "1.0", 1.0, 1, "01", np.str_("P1"), np.int64(1)]
+    with pytest.warns(UserWarning, match="2 patients whose name or number is spelled in two ways"):
+        (who,) = number_patients(named)
+    assert who.tolist() == [0, 0, 1, 1, 1, 2, 0, 1]
+    assert [person(str(n)) for n in named] == ["p1", "p1", "1", "1", "1", "01", "p1", "1"]
+    for missing in (pd.array(["p", None], dtype="string"), ["p", "NA"], ["p", pd.NaT], ["p", "Unknown "]):
+        with pytest.raises(DataError, match="1 images are nobody's"):
+            number_patients(missing)
+    rows = [dict(path=f"{i}.png", view="PLAX", patient=n) for i, n in enumerate(["P1", "p1 ", *sorted(NOBODY)])]
+    with pytest.raises(DataError, match="rows 4, 5, 6, 7, 8 ... of the manifest: no patient"):
+        read_manifest(pd.DataFrame(rows))
+    g = np.random.default_rng(0)
+    part = lambda whose: (g.integers(0, 255, (8, 8, 8, 3), dtype=np.uint8), np.arange(8) % 2, whose)
+    with pytest.warns(UserWarning, match="spelled"), pytest.raises(DataError, match="patients are in two splits"):
+        from_arrays(part(["P1", "P2"] * 4), part(["p3"] * 8), part(["p1"] * 8), sizes=[1, 1])

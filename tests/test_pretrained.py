@@ -504,3 +504,201 @@ def test_own_constants_are_made_where_the_data_are(monkeypatch):
         monkeypatch.setitem(packed.CODECS, "some", lambda λ, allowed: SimpleNamespace(r16=3, r8=2, r4=2))
         made = packed.encode(there(24, 24).double(), 4000, "some")
     assert {v.device.type for v in made.values()} == {"cuda"}
+
+
+class Shifted(nn.Module):
+    "What a wrapper subtracts is a plain number: no file of weights holds it."
+
+    def __init__(self, m, net):
+        super().__init__()
+        self.m, self.net = m, net
+
+    def forward(self, x):
+        return self.net((x - self.m) / 0.2)
+
+
+def small_module(seed=0, channels=3):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(channels, 8, 8, 8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1))
+
+
+def two_kinds(channels=3):
+    "Images of two classes, the second brighter."
+    g, y = np.random.default_rng(0), np.arange(60) % 2
+    return (g.integers(0, 150, (60, channels, 16, 16)) + 90 * y[:, None, None, None]).astype(np.uint8), y
+
+
+def test_modules_that_differ_in_a_plain_number_are_two(tmp_path, monkeypatch):
+    "Their names, what they are called in runs, their features and the store."
+    monkeypatch.setenv(features.FEATURES_VARIABLE, str(tmp_path))
+    x, net = torch.from_numpy(two_kinds()[0][:3]).float() / 255, small_module()
+    found = {}
+    for m in (0.0, 0.5):
+        module = Shifted(m, net)
+        name = backbones.as_network(module)
+        with torch.no_grad(), backbones.tapped(module, (("net.2", 1),)) as maps:
+            module(torch.nn.functional.interpolate(x, (224, 224), mode="bilinear"))
+        assert torch.allclose(find_network(name)(3).features(x), maps[0].mean((2, 3)), rtol=2e-3, atol=2e-3)
+        found[m] = (name, find_network(name).args[1].fingerprint, len(list(tmp_path.iterdir())))
+    assert [a != b for a, b in zip(*found.values())] == [True, True, True]
+    assert backbones.as_network(Shifted(0.5, net)) == found[0.5][0], "the same again is the same"
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    assert backbones.as_network(Shifted(0.5, net).double().float()) == found[0.5][0], "however its sums are formed"
+    torch.set_num_threads(before)
+
+
+def test_a_module_is_registered_as_it_is_now():
+    module = small_module()
+    name = backbones.own_network("as-it-is-now", module, 32, (("0", 1),))
+    x, before = torch.rand(2, 3, 32, 32), find_network(name)(3).features(torch.ones(1, 3, 32, 32))
+    with torch.no_grad():
+        module[0].weight.mul_(-1)
+    frozen = find_network(name)(3)
+    assert torch.equal(frozen.features(torch.ones(1, 3, 32, 32)), before) and frozen.features(x).shape == (2, 8)
+    assert json.loads(frozen.about)["checksum"] == backbones.module_checksum(frozen.taps, frozen.description)
+    with pytest.raises(ConfigError, match="exists already"):
+        backbones.own_network("as-it-is-now", module, 32, (("0", 1),))
+    again = register_backbone("lite0-again", LITE0_LEVELS)
+    assert register_backbone("lite0-again", replace(LITE0_LEVELS)) == again
+    with pytest.raises(ConfigError, match="exists already"):
+        register_backbone("lite0-again", replace(LITE0_LEVELS, size=64))
+
+
+def test_modules_of_every_kind():
+    "Grey ones work; what cannot is said, with the way out; what they were trained on is unknown unless said."
+    x, y = two_kinds(1)
+    est = IncrementalClassifier("ncm", backbone=small_module(channels=1)).partial_fit(x, y)
+    assert est.score(x, y) > 0.9 and est.carry_.model.backbone.description.channels == 1
+    assert est.carry_.model.backbone.pretraining == "unknown" and models.pretrained(est.network_name())
+    fixed = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 30 * 30, 2))
+    for module in (fixed, nn.Sequential(nn.Flatten(), nn.Linear(768, 2))):
+        with pytest.raises(ConfigError, match=r"of 224x224 pixels and 3 channels.*own_network\(name, module, size"):
+            IncrementalClassifier("ncm", backbone=module).config()
+    with pytest.raises(ConfigError, match="of 64x64 pixels"):
+        backbones.own_network("of-another-size", fixed, 64, (("0", 1),))
+    assert backbones.own_network("a-linear-one", nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), 16, (("1", 1),))
+    said = backbones.own_network("said", fixed, 32, (("0", 1),), pretraining="none")
+    assert not models.pretrained(said)
+    last = nn.Sequential(nn.Conv2d(3, 9, 8, 8), nn.Flatten(2), nn.Unflatten(2, (4, 4)), ChannelsLast())
+    with pytest.raises(ConfigError, match=r"layer '3' gives maps \[2, 4, 4, 9\] whose channels come last"):
+        backbones.own_network("channels-last", last, 32, (("3", 1),))
+
+
+class ChannelsLast(nn.Module):
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1)
+
+
+def test_a_library_network_is_described_at_its_own_size(monkeypatch):
+    "Its layer is looked for with images of that size, which alone it takes."
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 30 * 30, 2))
+    net.pretrained_cfg = dict(input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.2,) * 3)
+    monkeypatch.setattr(backbones, "library_network", lambda *a, **k: net)
+    b = backbones.describe("timm:of-32-pixels")
+    assert (b.size, b.layers, b.std) == (32, (("0", 1),), (0.2,) * 3)
+    with pytest.raises(ConfigError, match="does not take images of 224x224 pixels"):
+        backbones.describe("timm:of-32-pixels", size=224)
+
+
+def test_a_stored_model_knows_the_network_that_it_was_learned_on(tmp_path, monkeypatch):
+    "By what was there, not by its name alone; files of before say nothing and load."
+    from classimpression.carryover import load_tensors, save_tensors
+
+    (x, y), path, called = two_kinds(), tmp_path / "e.safetensors", "by-name-alone"
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        net = backbones.library_network("timm:test_resnet", 3, download=False)
+        save_file(net.state_dict(), tmp_path / f"w{seed}.safetensors")
+    b = Backbone("timm:test_resnet", 64, (("layer3", 1),), weights=str(tmp_path / "w0.safetensors"))
+    monkeypatch.setitem(models.NETWORKS, called, partial(Frozen, b))
+    est = IncrementalClassifier("ncm", backbone=called).partial_fit(x, y)
+    scores = IncrementalClassifier.load(est.save(path)).scores(x)
+    assert np.array_equal(scores, est.scores(x))
+    for other, said in (
+        (replace(b, weights=str(tmp_path / "w1.safetensors")), "weights '.*', not '.*'; register or pass"),
+        (replace(b, mean=(0.5,)), r"mean \[0.0\], not \[0.5\]"),
+    ):
+        monkeypatch.setitem(models.NETWORKS, called, partial(Frozen, other))
+        with pytest.raises(StateError, match=said):
+            IncrementalClassifier.load(path)
+    tensors, facts = load_tensors(path)
+    for k in ("networks", "bits", "columns"):
+        del facts["estimator"][k]
+    save_tensors(path, tensors, facts)
+    assert IncrementalClassifier.load(path).classes_.tolist() == [0, 1]
+
+
+def test_a_stored_model_knows_the_module_that_it_was_learned_on(tmp_path):
+    (x, y), path = two_kinds(), tmp_path / "e.safetensors"
+    own, module = "mine-by-name", small_module()
+    backbones.own_network(own, module, 32, (("2", 1),), mean=(0.5,))
+    IncrementalClassifier("ncm", backbone=own).partial_fit(x, y).save(path)
+    models.NETWORKS.pop(own)  # as in another process
+    with pytest.raises(StateError, match=r"register it first: own_network\('mine-by-name', module"):
+        IncrementalClassifier.load(path, backbone=module)
+    backbones.own_network(own, module, 32, (("2", 1),))
+    with pytest.raises(StateError, match=r"mean \[0.5\], not \[0.0\]"):
+        IncrementalClassifier.load(path)
+
+
+def test_files_that_call_a_module_by_its_weights_alone_still_load(tmp_path):
+    (x, y), module, path = two_kinds(), small_module(5), tmp_path / "e.safetensors"
+    former = backbones.under_former_name(module)
+    est = IncrementalClassifier("ncm", backbone=former).partial_fit(x, y)
+    est.save(path)
+    for name in (former, backbones.as_network(module)):
+        models.NETWORKS.pop(name)  # as in another process
+    with pytest.raises(StateError, match="pass the same one, backbone="):
+        IncrementalClassifier.load(path)
+    with pytest.raises(StateError, match="the one that was passed is another; pass the same one"):
+        IncrementalClassifier.load(path, backbone=small_module(6))
+    assert np.array_equal(IncrementalClassifier.load(path, backbone=module).scores(x), est.scores(x))
+
+
+def test_weights_that_are_replaced_are_another_network(tmp_path, monkeypatch):
+    "In a file, within one process, and as a library's own."
+    path, x, found, frozen = tmp_path / "w.pt", torch.ones(1, 3, 64, 64), [], []
+    b = Backbone("torchvision:squeezenet1_1", 64, (("features", 1),), weights=str(path))
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        torch.save(backbones.library_network(b.source, 3, download=False).state_dict(), path)
+        frozen.append(Frozen(b))
+        found.append((b.fingerprint, frozen[-1].about, frozen[-1](x)[0, :9].tolist()))
+    assert all(a != b for a, b in zip(*found))
+    assert frozen[0](x)[0, :9].tolist() == found[0][2], "who began with the first file goes on with it"
+    backbones.built_network.cache_clear()
+    with pytest.raises(DataError, match="holds other weights than before"):
+        frozen[0](x)
+    named, prints = replace(b, weights=""), []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        net = backbones.library_network(b.source, 3, download=False)
+        monkeypatch.setattr(backbones, "library_network", lambda *a, net=net, **k: net)
+        for cache in (backbones.built_network, backbones.downloaded_checksum):
+            cache.cache_clear()
+        prints.append(named.fingerprint)
+        monkeypatch.undo()
+    assert prints[0] != prints[1]
+    for cache in (backbones.built_network, backbones.downloaded_checksum):
+        cache.cache_clear()
+
+
+def test_a_store_belongs_to_the_code_that_prepares_images(tmp_path, monkeypatch):
+    "Whoever changes what it answers counts FEATURES_VERSION up, and then the numbers below."
+    b = replace(LITE0_LEVELS, size=20, mean=(0.5, 0.4, 0.3), std=(0.2,))
+    x = torch.arange(2 * 3 * 12 * 12).view(2, 3, 12, 12) % 251 / 250
+    made = backbones.prepare(backbones.in_pose(x, 1, True), b)
+    answers = [
+        made[0, 0, 3, 4],
+        made[1, 2, 7, 11],
+        backbones.pooled(made, 3)[1, 20],
+        backbones.prepare(x, replace(b, size=16))[0, 1, 2, 3],
+    ]
+    assert features.FEATURES_VERSION == 1
+    assert [float(a) for a in answers] == pytest.approx([-0.2, -0.916, 1.1844, 1.2525], abs=1e-3)
+    where = lambda: features.FeatureStore(tmp_path, dict(a=1), 4).folder
+    before = where()
+    monkeypatch.setattr(features, "FEATURES_VERSION", 2)
+    assert where() != before and where().parent == before.parent
+    assert "library" not in json.loads(find_network(TINY)(3).about), "the package's file is checked"

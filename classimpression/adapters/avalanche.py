@@ -114,5 +114,11 @@ class ImpressionReplay:
             self.means = means if self.means is None else torch.cat([self.means, means])
             self.classes += list(new)
         self.carry = adopt(
-            strategy.model, self.means.shape[-1], self.means.shape[1], self.mean, self.std, self.classes, self.means
+            strategy.model,
+            tuple(self.means.shape[-2:]),
+            self.means.shape[1],
+            self.mean,
+            self.std,
+            self.classes,
+            self.means,
         )

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/adapters/02_estimator.ipynb #5f5525f5
 from __future__ import annotations
-import inspect, warnings
+import inspect, re, warnings
 from copy import deepcopy
 from dataclasses import replace
 from functools import partialmethod
@@ -18,20 +18,23 @@ from ..carryover import TIERS, Carryover, ExemplarCarryover, choose_exemplars, h
 from ..carryover import refuse_few, save_carryover, take_exemplars
 from ..runs.configs import RunConfig, plain_value, profile_config, synthesis_settings, training_settings
 from ..runs.configs import warn_of_one_class
+from ..runs.surroundings import usable_device
 from ..core.errors import ConfigError, DataError, StateError, check, check_apart
 from ..core.files import checked_json
 from ..core.seeding import generator, seeded, usual_torch
 from ..data import LAYOUTS, Split, as_numpy, as_split, number_patients
-from ..methods.registry import UnionTask, find_method, sort_options
-from ..models import rebuild
-from ..pretrained.backbones import as_network
+from ..methods.registry import UnionTask, find_method, registered, sort_options
+from ..models import pretrained, rebuild
+from ..pretrained.backbones import as_network, network_facts, same_networks, under_former_name
 from ..synthesis import synthesize
 from ..training import teacher_features
 
 # %% auto #0
-__all__ = ['NOT_AS_SKLEARN', 'label_kind', 'text_of', 'whole_labels', 'as_labels', 'kind_of', 'number_labels', 'keep_exemplars',
-           'learn_task', 'not_fitted', 'image_weights', 'refuse_weights', 'whole_shape', 'column_names',
-           'stored_classes', 'EstimatorFacts', 'with_backbone', 'EstimatorParameters', 'SklearnProtocol', 'ImageReader',
+__all__ = ['WITHOUT_NETWORK', 'NEVER_READ', 'ARGUMENTS', 'NOT_AS_SKLEARN', 'label_kind', 'text_of', 'whole_labels', 'as_labels',
+           'kind_of', 'number_labels', 'keep_exemplars', 'starts_pretrained', 'learn_task', 'not_fitted',
+           'image_weights', 'refuse_weights', 'whole_shape', 'column_names', 'stored_classes', 'EstimatorFacts',
+           'what_is_missing', 'on_this_machine', 'with_backbone', 'refuse_ignored', 'refuse_momentum',
+           'without_ignored', 'EstimatorParameters', 'SklearnProtocol', 'ImageReader', 'lasting', 'refuse_change',
            'TaskLearner', 'Predictor', 'IncrementalClassifier', 'save_estimator', 'load_estimator']
 
 # %% ../../nbs/adapters/02_estimator.ipynb #fbee941b
@@ -82,7 +85,7 @@ def as_labels(
     n = int(pd.isna(y).sum())
     check(not n, f"{n} of {len(y)} labels are missing; leave these images out, or give them a class", DataError)
     if y.dtype.kind in "biuU":
-        return y
+        return whole_labels(y) if y.dtype == np.uint64 else y  # beside int64 they would become floats
     kinds = {label_kind(v) for v in y.tolist()}
     one = len(kinds) == 1 and kinds <= {"true and false", "text", "numbers"}
     check(one, f"labels are {' and '.join(sorted(kinds))}; use whole numbers, text, or true and false", DataError)
@@ -133,6 +136,15 @@ def keep_exemplars(
     new = take_exemplars(task.train, choose_exemplars(task.train, task.labels, n, cfg.seed, f))
     return new if kept is None else Split(torch.cat([kept.x, new.x]), torch.cat([kept.y, new.y]))
 
+# %% ../../nbs/adapters/02_estimator.ipynb #d96ff9bd
+def starts_pretrained(
+    cfg: RunConfig,  # settings
+) -> bool:
+    "Do all features come from networks that learned elsewhere? Then the first task need not teach one."
+    options = find_method(cfg.method).hyper_parameters | sort_options(find_method(cfg.method), cfg.options)[1]
+    other = options.get("backbone") if options.get("features", "pretrained") == "pretrained" else None
+    return pretrained(other or cfg.network)
+
 # %% ../../nbs/adapters/02_estimator.ipynb #6ca048f0
 @usual_torch()
 def learn_task(
@@ -148,7 +160,7 @@ def learn_task(
     t, method, impressions = len(sizes) - 1, find_method(cfg.method), None
     if method.summarises:
         refuse_few(train, list(range(sum(sizes[:-1]), sum(sizes))), cfg.k_min, names)
-    if t == 0:
+    if t == 0 and not starts_pretrained(cfg):
         warn_of_one_class(sizes[0], 4)
     wants = (method.exemplars if cfg.exemplars is None else cfg.exemplars) != 0
     check(
@@ -262,9 +274,46 @@ class EstimatorFacts(msgspec.Struct):
     "What a stored estimator must say about itself."
 
     params: dict[str, Any]
-    classes: list[int | str | bool]
+    classes: list[int | str | bool]  # in order of arrival
     sizes: list[Annotated[int, msgspec.Meta(ge=1)]]
     image_shape: list[Annotated[int, msgspec.Meta(ge=1)]]
+    bits: int | None = None  # files of earlier versions say nothing of what follows
+    seen_bytes: int | None = None  # of all images learned from, as uint8
+    counts: list[Annotated[int, msgspec.Meta(ge=1)]] | None = None  # of them per class, in order of arrival
+    columns: list[str] | None = None  # names, of rows that had some
+    networks: list[dict[str, Any]] | None = None  # of `network_facts`
+
+# %% ../../nbs/adapters/02_estimator.ipynb #6bc19ebd
+def what_is_missing(
+    path: str | Path,  # of a file
+    network: str,  # that it names and nobody registered
+    passed: Any,  # what the caller gave as backbone; None: nothing
+) -> str:
+    "How to make the network of a file known."
+    if "own-" not in network:
+        how = f"own_network({network!r}, module, size=..., layers=...) or register_backbone({network!r}, ...)"
+        return f"{path} was learned on a network called {network!r}, which is not known here; register it first: {how}"
+    other = "; the one that was passed is another" if passed is not None else ""
+    return f"{path} was learned on a module of your own, {network!r}{other}; pass the same one, backbone=..."
+
+# %% ../../nbs/adapters/02_estimator.ipynb #c1a28e2a
+def on_this_machine(
+    params: dict[str, Any],  # arguments of an estimator, from a file
+) -> dict[str, Any]:  # the same, without a device that is not here
+    "Arguments that work here."
+    settings = params.get("settings")
+    settings = settings if isinstance(settings, dict) else {}  # `config` refuses others
+    try:
+        usable_device(settings.get("device") or "auto")
+        return params
+    except ConfigError as e:
+        if "not available" not in str(e):
+            raise
+        warnings.warn(f"{e}; the estimator from the file uses what this machine has", stacklevel=3)
+        return params | dict(settings={k: v for k, v in settings.items() if k != "device"})
+
+# %% ../../nbs/adapters/02_estimator.ipynb #51538513
+WITHOUT_NETWORK = ("patches",)  # methods whose features come from no network
 
 # %% ../../nbs/adapters/02_estimator.ipynb #e57a0002
 def with_backbone(
@@ -272,10 +321,62 @@ def with_backbone(
     settings: dict,  # fields of `RunConfig`
     network: str,  # registered network
 ) -> dict:  # settings that use it
-    "Put a network where the method looks for it."
+    "Put a network where the method looks for it. Raises `ConfigError` where it never looks."
+    options, said = settings.get("options") or {}, f"backbone={network!r} would be ignored"
+    check(name not in WITHOUT_NETWORK, f"{said}: {name} has no network; leave it out, or choose another method")
     if "backbone" not in find_method(name).hyper_parameters:
+        twice = (
+            f"backbone={network!r} and network={settings.get('network')!r} in the settings are two; give one of them"
+        )
+        check(settings.get("network", network) == network, twice)
         return settings | dict(network=network)
-    return settings | dict(options=(settings.get("options") or {}) | dict(backbone=network))
+    codes = f"{said}: features='codes' are those of the method's own network; leave one of the two out"
+    check(options.get("features") != "codes", codes)
+    twice = f"backbone={network!r} and backbone={options.get('backbone')!r} in the options are two; give one of them"
+    check(options.get("backbone", network) == network, twice)
+    return settings | dict(options=options | dict(backbone=network))
+
+# %% ../../nbs/adapters/02_estimator.ipynb #1ed79a9f
+NEVER_READ = ("sizes", "class_order", "until", "eval_split", "snapshots", "threads", "any_code", "root", "out")
+ARGUMENTS = ("method", "profile")  # of the constructor
+
+
+def refuse_ignored(
+    settings: dict,  # fields of `RunConfig`, as the user gave them
+) -> None:
+    "Raise `ConfigError` for settings that an estimator never reads."
+    odd = sorted(set(settings) & set(NEVER_READ))
+    check(not odd, f"an estimator never reads the settings {odd}: each call of partial_fit is a task; leave them out")
+    odd = sorted(set(settings) & set(ARGUMENTS))
+    check(not odd, f"{odd} are arguments of the estimator, not settings; pass them beside settings=")
+
+# %% ../../nbs/adapters/02_estimator.ipynb #a584177a
+def refuse_momentum(
+    cfg: RunConfig,  # all settings
+    given: dict,  # those that the user gave
+) -> None:
+    "Raise `ConfigError` for a momentum that no task's optimizer reads."
+    first = cfg.optimizer
+    later = (find_method(cfg.method).training | (cfg.options or {})).get("optimizer", first)
+    asked = given.get("momentum") or (given.get("options") or {}).get("momentum")
+    said = f"momentum={asked!r} is never read by optimizer='adam'; leave it out, or set optimizer='sgd'"
+    check(not asked or "sgd" in (first, later), said)
+
+# %% ../../nbs/adapters/02_estimator.ipynb #b52949df
+def without_ignored(
+    params: dict[str, Any],  # arguments of an estimator, from a file
+) -> dict[str, Any]:
+    "Arguments without those that no version has read."
+    given, name, backbone = (params.get(k) for k in ("settings", "method", "backbone"))
+    given = given if isinstance(given, dict) else {}
+    options = given.get("options") if isinstance(given.get("options"), dict) else {}
+    takes = backbone and name in list(registered()) and "backbone" in registered()[name].hyper_parameters
+    odd = [*NEVER_READ, *ARGUMENTS, *(["network"] if backbone and not takes else [])]
+    odd += ["momentum"] if given.get("optimizer") == "adam" else []
+    kept = {k: v for k, v in given.items() if k not in odd}
+    unread = name in WITHOUT_NETWORK or takes and options.get("features") == "codes"
+    params = params | dict(backbone=None) if backbone and unread else params
+    return params if kept == given else params | dict(settings=kept)
 
 # %% ../../nbs/adapters/02_estimator.ipynb #e88735de
 class EstimatorParameters:
@@ -359,6 +460,7 @@ class ImageReader(SklearnProtocol):
     "Images in, whatever their layout: rows, floats, grey, channels last."
 
     image_shape_: tuple[int, ...]  # channels, height, width
+    bits_: int | None  # of numbers of 16 bits that were learned from; None: there were none
 
     def as_images(
         self,
@@ -366,7 +468,7 @@ class ImageReader(SklearnProtocol):
     ) -> Tensor:  # uint8 [N, C, H, W]
         "Images as the network wants them. Raises `DataError` for another size than that of the first task."
         X = self.unrolled(X)
-        x = as_split(X, np.zeros(len(X), np.int64), self.layout, bits=self.bits).x
+        x = as_split(X, np.zeros(len(X), np.int64), self.layout, bits=self.depth(X)).x
         shape = getattr(self, "image_shape_", tuple(x.shape[1:]))
         check(
             tuple(x.shape[1:]) == shape,
@@ -375,6 +477,15 @@ class ImageReader(SklearnProtocol):
             DataError,
         )
         return x
+
+    def depth(
+        self,
+        X,  # images
+    ) -> int | None:  # None: their type tells
+        "Bits of the numbers: what was said; of 16 bits as in earlier tasks, so that a dark image counts as its batch."
+        if self.bits is None and str(X.dtype).endswith("uint16"):
+            return getattr(self, "bits_", None)
+        return self.bits
 
     def unrolled(
         self,
@@ -399,11 +510,32 @@ class ImageReader(SklearnProtocol):
         )
         return X.reshape(len(X), *whole_shape(declared, d, len(self.layout) - 1))
 
+# %% ../../nbs/adapters/02_estimator.ipynb #84c8d1e7
+def lasting(
+    cfg: RunConfig,  # settings of a task
+) -> dict[str, Any]:  # name -> value
+    "Settings that hold for all tasks of a model."
+    m = find_method(cfg.method)
+    of_the_run = {k: getattr(cfg, k) for k in ("method", "network", "head", "initialisation")}
+    return of_the_run | m.hyper_parameters | sort_options(m, cfg.options)[1]
+
+# %% ../../nbs/adapters/02_estimator.ipynb #5d9d622a
+def refuse_change(
+    learned: dict[str, Any],  # of `lasting`, from the first task
+    asked: dict[str, Any],  # the same, of now
+) -> None:
+    "Raise `ConfigError` that names what differs."
+    odd = {k: v for k, v in learned.items() if asked.get(k, v) != v}
+    was = ", ".join(f"{k}={v!r}" for k, v in odd.items())
+    now = ", ".join(f"{k}={asked.get(k)!r}" for k in odd)
+    check(not odd, f"the first task was learned with {was}; {now} now. Set it back, or take a fresh estimator")
+
 # %% ../../nbs/adapters/02_estimator.ipynb #ddfad031
 class TaskLearner(ImageReader):
     "Learns a task from images and labels."
 
-    classes_: np.ndarray  # classes so far, in order of arrival [K]
+    arrival_: np.ndarray  # classes so far, in order of arrival: the columns of the model [K]
+    classes_: np.ndarray  # the same, sorted, as scikit-learn wants them: the columns of all answers [K]
     sizes_: list[int]  # classes per task
 
     def draw_seed(self) -> int:
@@ -414,21 +546,27 @@ class TaskLearner(ImageReader):
         draw = getattr(given, "randint", None) or getattr(given, "integers", None)
         return int(draw(2**31 - 1)) if draw else given
 
-    def config(self) -> RunConfig:
+    def config(
+        self,
+        **here,  # settings that hold this once, such as device="cpu"
+    ) -> RunConfig:
         """All settings of the method under the profile. Raises `ConfigError` for those that need images which an
-        estimator does not have.
+        estimator does not have, and for those that earlier tasks were not learned with.
         """
         check(self.layout in LAYOUTS, f"unknown layout {self.layout!r}; choose from {', '.join(LAYOUTS)}")
         check(isinstance(self.settings or {}, dict), f"settings must be a dictionary, not {self.settings!r}")
-        given = dict(seed=self.draw_seed(), scenario="custom") | (self.settings or {})
+        refuse_ignored(self.settings or {})
+        given = dict(seed=self.draw_seed(), scenario="custom") | (self.settings or {}) | here
         if self.backbone is not None:
             given = with_backbone(self.method, given, as_network(self.backbone))
         cfg = profile_config(self.profile, self.method, **given)
+        refuse_momentum(cfg, self.settings or {})
         check(
             cfg.pool in ("none", "new-train") and cfg.selection == "last",
             f"an estimator sees the new task's training images only: pool 'none' or 'new-train', selection 'last', "
             f"not {cfg.pool!r} and {cfg.selection!r}",
         )
+        refuse_change(getattr(self, "lasting_", {}), lasting(cfg))
         return cfg
 
     def partial_fit(
@@ -447,7 +585,7 @@ class TaskLearner(ImageReader):
         if classes is not None:
             odd = sorted(set(as_labels(y).tolist()) - set(as_labels(classes).tolist()))
             check(not odd, f"the labels {odd} are not among the classes {list(classes)}", DataError)
-        numbers, classes = number_labels(y, getattr(self, "classes_", np.array([])))
+        numbers, classes = number_labels(y, getattr(self, "arrival_", np.array([])))
         check(len(x) == len(numbers), f"{len(x)} images but {len(numbers)} labels; give one label per image", DataError)
         sizes = [*getattr(self, "sizes_", []), len(classes) - sum(getattr(self, "sizes_", []))]
         differ = len(x) == 1 or bool((x != x[:1]).any())
@@ -455,16 +593,21 @@ class TaskLearner(ImageReader):
         names = classes[-sizes[-1] :].tolist()
         whose = None if patients is None else number_patients(patients)[0]
         carry, kept = learn_task(cfg, Split(x, numbers, whose), getattr(self, "carry_", None), sizes, names)
-        self.carry_, self.classes_, self.sizes_, self.image_shape_ = carry, classes, sizes, tuple(x.shape[1:])
-        self.seed_, self.n_features_in_ = cfg.seed, int(np.prod(x.shape[1:]))
+        self.carry_, self.sizes_, self.image_shape_ = carry, sizes, tuple(x.shape[1:])
+        self.arrival_, self.classes_ = classes, np.sort(classes)
+        seen, counts = (self.seen_bytes_, self.counts_) if len(sizes) > 1 else (0, [])
+        self.seen_bytes_ = None if seen is None else seen + x.numel()  # None: a file of before did not say
+        self.counts_ = None if counts is None else [*counts, *torch.bincount(numbers)[len(counts) :].tolist()]
+        deep = self.bits is None and as_numpy(X, "images").dtype == np.uint16
+        self.bits_ = 16 if deep else getattr(self, "bits_", None)
+        self.seed_, self.n_features_in_, self.lasting_ = cfg.seed, int(np.prod(x.shape[1:])), lasting(cfg)
         if (named := column_names(X)) is not None:
             self.feature_names_in_ = named
         return self
 
     def fit(self, X, y, sample_weight=None, patients=None) -> IncrementalClassifier:
         "Forget everything and learn one task."
-        names = ("carry_", "classes_", "sizes_", "image_shape_", "seed_", "n_features_in_", "feature_names_in_")
-        learned = [k for k in names if k in self.__dict__]
+        learned = [k for k in self.__dict__ if k.endswith("_") and not k.startswith("_")]
         before = {k: self.__dict__.pop(k) for k in learned}
         try:
             return self.partial_fit(X, y, sample_weight=sample_weight, patients=patients)
@@ -483,10 +626,11 @@ class Predictor(TaskLearner):
     ) -> np.ndarray:  # [N, K], in the order of `classes_`
         "Scores of all classes seen. Raises `StateError` before the first task."
         self.check_fitted()
-        return torch.cat([self.carry_.model(b.float() / 255).float() for b in self.as_images(X).split(500)]).numpy()
+        found = [self.carry_.model(b.float() / 255).float() for b in self.as_images(X).split(500)]
+        return torch.cat(found).numpy()[:, np.argsort(self.arrival_)]
 
     def decision_function(self, X) -> np.ndarray:
-        "Scores of all classes seen [N, K]; of two classes, how much higher the second one's is [N]."
+        "Scores of all classes seen [N, K]; of two classes, how much higher that of `classes_[1]` is [N]."
         scores = self.scores(X)
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
@@ -513,7 +657,7 @@ class IncrementalClassifier(Predictor):
 
     def as_known(self, X, y) -> Split:
         "Images with labels as numbers of known classes. Raises `DataError` for an unknown label."
-        number = {k: i for i, k in enumerate(self.classes_.tolist())}
+        number = {k: i for i, k in enumerate(self.arrival_.tolist())}
         odd = sorted(set(found := as_labels(y).tolist()) - set(number))
         check(not odd, f"the labels {odd} are not among the classes learned: {list(number)}", DataError)
         return Split(self.as_images(X), torch.tensor([number[k] for k in found]))
@@ -533,12 +677,13 @@ class IncrementalClassifier(Predictor):
 
         self.check_fitted()
         learned, unseen = (self.as_known(a, b) for a, b in ((X, y), (X_unseen, y_unseen)))
-        names, n = self.classes_.tolist(), [s.counts(len(self.classes_)).tolist() for s in (learned, unseen)]
+        names, n = self.arrival_.tolist(), [s.counts(len(self.arrival_)).tolist() for s in (learned, unseen)]
         few = {name: (a, b) for name, a, b in zip(names, *n) if a < 2 or b < 4}
         said = "an audit needs at least two images of each class that were learned, and four that were not"
         check(not few, f"{said}; there are {few}", DataError)
         m = find_method(self.method)
         facts = dict(method=f"{m.title} ({self.method})", tasks=" + ".join(map(str, self.sizes_)))
+        audit |= dict(seen_bytes=self.seen_bytes_, counts=self.counts_)
         return card(self.carry_, names, learned, unseen, "Incremental classifier", facts, **audit)
 
     def network_name(self) -> str | None:
@@ -549,13 +694,21 @@ class IncrementalClassifier(Predictor):
         self,
         path: str | Path,  # where to write
     ) -> Path:
-        "Write what was learned. Raises `StateError` before the first task."
+        """Write what was learned. Raises `StateError` before the first task, `ConfigError` for settings that were
+        changed since.
+        """
         self.check_fitted()
+        self.config(device="cpu")  # refuses settings that nothing was learned with
         facts = dict(
             params=plain_value(self.get_params() | dict(random_state=self.seed_, backbone=self.network_name())),
-            classes=self.classes_.tolist(),
+            classes=self.arrival_.tolist(),
             sizes=self.sizes_,
             image_shape=list(self.image_shape_),
+            bits=self.bits_,
+            seen_bytes=self.seen_bytes_,
+            counts=self.counts_,
+            networks=network_facts(self.carry_.model),
+            columns=list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
         )
         return save_carryover(path, self.carry_, dict(self.carry_.model.spec, estimator=facts))
 
@@ -568,27 +721,35 @@ class IncrementalClassifier(Predictor):
         "Read an estimator; loading runs no code. Raises `StateError` for a file that holds none."
         if backbone is not None:
             as_network(backbone)
+        if isinstance(backbone, nn.Module):
+            under_former_name(backbone)
         try:
             carry, meta = load_carryover(path, rebuild)
         except StateError as e:
-            said = f"{path} was learned on a module of your own, or on a network that is not known here"
-            wants = f"{said}; pass the same one, backbone=..." if "unknown network" in str(e) else str(e)
-            raise StateError(wants) from e
+            missing = re.search(r"unknown network '([^']+)'", str(e))
+            raise StateError(what_is_missing(path, missing[1], backbone) if missing else str(e)) from e
         check(
             "estimator" in meta, f"{path} holds a carryover but no estimator; read it with load_carryover", StateError
         )
         facts = checked_json(meta["estimator"], EstimatorFacts, f"the estimator in {path}")
+        if facts.get("networks") is not None:
+            same_networks(facts["networks"], network_facts(carry.model), path)
         known, shape = stored_classes(facts["classes"], path), facts["image_shape"]
-        fits = len(known) == carry.n_classes == sum(facts["sizes"]) and len(shape) == 3 and max(shape) <= 2**14
+        fits = len(known) == carry.n_classes == sum(facts["sizes"]) == len(facts.get("counts") or known)
+        fits = fits and len(shape) == 3 and max(shape) <= 2**14
         check(fits, f"{path}: its classes are not those of its model; the file was changed", StateError)
         unknown = sorted(set(facts["params"]) - set(inspect.signature(cls).parameters))
         check(not unknown, f"{path} has parameters {unknown} that this version does not know", StateError)
-        est = cls(**facts["params"])
-        method = find_method(est.config().method)  # refuses settings that cannot work
+        est = cls(**on_this_machine(without_ignored(facts["params"])))
+        cfg = est.config()  # refuses settings that cannot work
+        method, est.lasting_ = find_method(cfg.method), lasting(cfg)
         more = TIERS.index(carry.tier) > TIERS.index(method.tier) if carry.tier in TIERS else False
         check(not more, f"{path} carries more ({carry.tier}) than {method.name} does ({method.tier})", StateError)
-        est.carry_, est.classes_, est.sizes_ = carry, known, facts["sizes"]
-        est.image_shape_ = tuple(facts["image_shape"])
+        est.carry_, est.arrival_, est.classes_, est.sizes_ = carry, known, np.sort(known), facts["sizes"]
+        est.image_shape_, est.bits_ = tuple(facts["image_shape"]), facts.get("bits")
+        est.seen_bytes_, est.counts_ = facts.get("seen_bytes"), facts.get("counts")
+        if facts.get("columns"):
+            est.feature_names_in_ = np.asarray(facts["columns"], dtype=object)
         est.seed_, est.n_features_in_ = est.random_state, int(np.prod(est.image_shape_))
         return est
 

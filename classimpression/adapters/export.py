@@ -102,7 +102,7 @@ def export_onnx(
     "Write a classifier as ONNX. Raises `ConfigError` without the extra `export`, or for names that do not fit."
     if hasattr(model, "check_fitted"):
         model.check_fitted()
-        class_names = model.classes_ if class_names is None else class_names
+        class_names = model.arrival_ if class_names is None else class_names
         (channels, *size), model = model.image_shape_, model.carry_.model
     channels, (height, width) = channels or 3, as_sides(size or 32)
     names = None if class_names is None else np.asarray(class_names).tolist()

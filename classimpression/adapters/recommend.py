@@ -41,10 +41,10 @@ class Candidate:
         "In tables."
         return f"{self.method} on {self.backbone}" if self.backbone else self.method
 
-    def estimator(self, profile: str, layout: str, seed: int) -> IncrementalClassifier:
+    def estimator(self, profile: str, layout: str, seed: int, bits: int | None = None) -> IncrementalClassifier:
         "A fresh one."
         settings = dict(options=dict(self.options)) if self.options else {}
-        return IncrementalClassifier(self.method, profile, layout, seed, settings, backbone=self.backbone)
+        return IncrementalClassifier(self.method, profile, layout, seed, settings, backbone=self.backbone, bits=bits)
 
 
 LITE0, LEVELS = "efficientnet_lite0", "efficientnet_lite0-levels"
@@ -182,10 +182,18 @@ class Recommendation:
     options: dict  # of the method
     table: DataFrame  # one row per candidate, best first
     reason: str  # in words
+    layout: str = "NCHW"  # of the images that were tried
+    bits: int | None = None  # of their numbers, if somebody said so
 
-    def estimator(self, profile: str = "standard", layout: str = "NCHW", seed: int = 0) -> IncrementalClassifier:
-        "A fresh one of the recommended kind."
-        return Candidate(self.method, self.backbone, tuple(self.options.items())).estimator(profile, layout, seed)
+    def estimator(
+        self,
+        profile: str = "standard",  # budget
+        layout: str | None = None,  # order of the images' axes; None: as of those that were tried
+        seed: int = 0,  # of training
+    ) -> IncrementalClassifier:
+        "A fresh one of the recommended kind, for images like those that were tried."
+        c = Candidate(self.method, self.backbone, tuple(self.options.items()))
+        return c.estimator(profile, layout or self.layout, seed, self.bits)
 
     def __str__(self) -> str:
         return f"{self.reason}\n\n{self.table.to_string(index=False)}"
@@ -247,7 +255,7 @@ def recommend(
                 rows.append((c, average(c, [try_candidate(c, data, sizes, p, profile, seed) for p in parts])))
         except ClassImpressionError as e:
             missed.append(f"{c.name}: {e}")
-    return decide(rows, missed, tier, real_images)
+    return replace(decide(rows, missed, tier, real_images), layout=layout, bits=bits)
 
 # %% ../../nbs/adapters/05_recommend.ipynb #0ea76eaf
 def decide(

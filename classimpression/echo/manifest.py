@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Iterable, Iterator
 import numpy as np
 from .store import CineStore, check_disjoint, npy_header, write_store
 from ..core.errors import ClassImpressionError, DataError, StateError, as_seen, check, progress
-from ..scenarios import NOBODY, ONE_PERSON, hidden, inside, person
+from ..scenarios import hidden, inside
 from ..core.files import lock_of, read_json, write_bytes, write_json
-from ..data import PARTS, file_md5
+from ..data import NOBODY, ONE_PERSON, PARTS, file_md5, person
 from .deidentify import check_marks, clean_frames, hashed, load_salt, sector_mask
 from .phantom import VIEWS
 from .readers import AXES, READERS, Limits, ending_of, needs, read_series, read_video

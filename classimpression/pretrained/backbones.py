@@ -14,12 +14,13 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..core.errors import ConfigError, DataError, check, check_number
+from ..core.errors import ClassImpressionError, ConfigError, DataError, StateError, check, check_number
 from ..core.provenance import digest
 from ..core.seeding import seeded
 from ..data import file_md5, tensor_digest, to_unit
@@ -27,11 +28,33 @@ from ..models import NETWORKS, maker_of, register_family, register_network
 from .features import FEATURES_VARIABLE, as_pixels, open_store
 
 # %% auto #0
-__all__ = ['Layers', 'LITE0_MD5', 'PACKAGES', 'MANY', 'LITE0', 'LITE0_LEVELS', 'Backbone', 'prepare', 'pooled', 'find_layer',
-           'tapped', 'Taps', 'read_weights', 'put_weights', 'imported', 'lite0', 'monai_network', 'library_network',
-           'weights_checksum', 'public_network', 'built_network', 'runtime_network', 'in_pose', 'about', 'Frozen',
-           'OwnNetwork', 'own_network', 'describe', 'positions', 'last_map', 'register_backbone', 'of_library',
-           'as_network']
+__all__ = ['Layers', 'LITE0_MD5', 'PACKAGES', 'MANY', 'LITE0', 'LITE0_LEVELS', 'md5_of_file', 'content_of', 'Backbone', 'prepare',
+           'pooled', 'find_layer', 'tapped', 'Taps', 'asked_for_images', 'input_channels', 'read_weights',
+           'put_weights', 'imported', 'lite0', 'monai_network', 'library_network', 'weights_checksum', 'behaviour',
+           'module_checksum', 'public_network', 'built_network', 'downloaded_checksum', 'runtime_network', 'in_pose',
+           'library_version', 'about', 'Frozen', 'OwnNetwork', 'register_described', 'own_network', 'describe',
+           'positions', 'last_map', 'register_backbone', 'of_library', 'as_network', 'network_facts', 'same_networks',
+           'under_former_name']
+
+# %% ../../nbs/pretrained/02_backbones.ipynb #bfac975d
+@lru_cache(maxsize=64)
+def md5_of_file(
+    path: Path,  # a file
+    *stamp,  # its size and times: others mean that it is read again
+) -> str:
+    "MD5 of a file, read once as long as it stays as it is."
+    return file_md5(path)
+
+# %% ../../nbs/pretrained/02_backbones.ipynb #c0n7en70
+def content_of(
+    weights: str,  # path of a file of weights; "": none
+) -> str:  # 32 hexadecimal digits; "" for no file, or none that is there
+    "What a file of weights holds."
+    path = Path(weights).expanduser()
+    if not weights or not path.is_file():
+        return ""
+    s = path.stat()
+    return md5_of_file(path, s.st_size, s.st_mtime_ns, s.st_ino)
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #990c9f40
 Layers = tuple[tuple[str, int], ...]
@@ -64,9 +87,10 @@ class Backbone:
 
     @property
     def fingerprint(self) -> str:  # 16 hexadecimal digits
-        "Of everything that features depend on: of a file of weights its bytes, wherever it lies."
-        path = Path(self.weights).expanduser()
-        held = self.checksum or (file_md5(path) if self.weights and path.is_file() else "")
+        "Of everything that features depend on: of a file of weights its bytes, of a download what came."
+        held = self.checksum or content_of(self.weights)
+        if not held and self.source.startswith(("timm:", "torchvision:")):
+            held = downloaded_checksum(replace(self, poses=((0, False),)))
         return digest(asdict(self) | dict(weights="", checksum=held))
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #8b0a4ed0
@@ -87,9 +111,13 @@ def prepare(
 def pooled(
     h: Tensor,  # output of a layer: map [N, C, H, W], tokens [N, L, C] or vectors [N, C]
     cells: int,  # per side of a map
+    layer: str = "",  # its name, for messages
 ) -> Tensor:  # [N, C * cells * cells], or [N, C]
-    "A layer's output as one vector per image."
+    "A layer's output as one vector per image. Raises `ConfigError` for maps [N, H, W, C]."
     if h.ndim == 4:
+        if h.shape[1] == h.shape[2] != h.shape[3]:
+            said = f"layer {layer!r} gives maps {list(h.shape)} whose channels come last, not [N, C, H, W]"
+            raise ConfigError(f"{said}; name another layer, such as the one behind the pooling")
         return F.adaptive_avg_pool2d(h, cells).flatten(1)
     return h.mean(1) if h.ndim == 3 else h
 
@@ -137,7 +165,32 @@ class Taps(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, D]
         with tapped(self.net, self.layers) as found:
             self.net(x)
-        return torch.cat([pooled(found[i], cells) for i, (_, cells) in enumerate(self.layers)], 1)
+        return torch.cat([pooled(found[i], cells, name) for i, (name, cells) in enumerate(self.layers)], 1)
+
+# %% ../../nbs/pretrained/02_backbones.ipynb #d789d8b7
+@contextmanager
+def asked_for_images(
+    what: str,  # the network, for messages
+    size: int,  # height and width of the images
+    channels: int,  # of the images
+    wants: str = "name another size, or other channels",  # what to do about it
+) -> Iterator[None]:
+    "Within the block, whatever a network raises is a `ConfigError`."
+    try:
+        yield
+    except ClassImpressionError:
+        raise
+    except Exception as e:  # torch, timm and users raise whatever they like
+        said = f"{what} does not take images of {size}x{size} pixels and {channels} channels"
+        raise ConfigError(f"{said}: {type(e).__name__}: {str(e)[:200]}; {wants}") from e
+
+# %% ../../nbs/pretrained/02_backbones.ipynb #1fdff5a9
+def input_channels(
+    net: nn.Module,  # any network
+) -> int:
+    "How many channels its first convolution takes; 3 for a network without one."
+    first = next((m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)), None)
+    return first or next((p.shape[1] for p in net.parameters() if p.ndim == 4), 3)
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #1a5df43d
 def read_weights(
@@ -285,20 +338,47 @@ def weights_checksum(
     "Fingerprint of all weights and statistics of a network; counters of batches are left out."
     return tensor_digest(*(v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")))
 
+# %% ../../nbs/pretrained/02_backbones.ipynb #83561a24
+def behaviour(
+    taps: Taps,  # of a module, in evaluation mode
+    b: Backbone,  # its input
+) -> str:  # 16 hexadecimal digits
+    "Fingerprint of what a module answers, and of the kinds of its parts."
+    x = torch.rand(2, b.channels, b.size, b.size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), seeded(0, "behaviour"), asked_for_images(type(taps.net).__name__, b.size, b.channels):
+        try:
+            f, digits = copy.deepcopy(taps).double()(prepare(x.double(), b)), 5
+        except (RuntimeError, TypeError):  # some of its numbers are made with 32 bits: less agrees everywhere
+            f, digits = taps(prepare(x, b)).double().mean(1), 3
+    unit = 2.0 ** f.abs().max().clamp(min=1e-30).log2().floor()
+    answers = (f / unit * 10**digits).nan_to_num().round().long().flatten().tolist()
+    return digest([[type(m).__name__ for m in taps.modules()], answers])
+
+# %% ../../nbs/pretrained/02_backbones.ipynb #dbd57e6d
+def module_checksum(
+    taps: Taps,  # of a module, in evaluation mode
+    b: Backbone,  # its input
+) -> str:  # 16 hexadecimal digits
+    "What a user's module is known by: weights and answers."
+    return digest([weights_checksum(taps.net), behaviour(taps, b)])
+
 # %% ../../nbs/pretrained/02_backbones.ipynb #a7e874d3
 def public_network(
     b: Backbone,  # what to build; poses make no difference
     device: str = "cpu",  # where
+    held: str | None = None,  # of `content_of` when somebody began to use it; None: whatever the file holds now
 ) -> Taps:  # frozen, in evaluation mode
     "The network of a description, built once. Raises `DataError` if its weights are not those of the checksum."
-    return built_network(replace(b, poses=((0, False),)), device)
+    return built_network(replace(b, poses=((0, False),)), device, content_of(b.weights) if held is None else held)
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #00c23d20
 @lru_cache(maxsize=4)
-def built_network(b: Backbone, device: str) -> Taps:
-    "Build the network of a description."
+def built_network(b: Backbone, device: str, held: str) -> Taps:
+    "Build the network of a description. Raises `DataError` for a file of weights that was replaced."
     if device != "cpu":
-        return copy.deepcopy(public_network(b)).to(device)
+        return copy.deepcopy(public_network(b, "cpu", held)).to(device)
+    same = held == content_of(b.weights)
+    check(same, f"{b.weights} holds other weights than before; put the first ones back, or start again", DataError)
     with seeded(0, "backbone"):
         net = library_network(b.source, b.channels, download=not b.weights)
     if b.weights:
@@ -310,19 +390,27 @@ def built_network(b: Backbone, device: str) -> Taps:
         DataError,
     )
     taps = Taps(net, b.layers).eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    try:
+    with asked_for_images(b.source, b.size, b.channels):
         taps(torch.zeros(2, b.channels, b.size, b.size))
-    except (RuntimeError, ValueError, AssertionError, KeyError) as e:
-        raise ConfigError(
-            f"{b.source} does not take images of {b.size}x{b.size} pixels and {b.channels} channels: {str(e)[:200]}"
-        ) from e
     return taps
+
+# %% ../../nbs/pretrained/02_backbones.ipynb #aefdf6f0
+@lru_cache(maxsize=None)
+def downloaded_checksum(
+    b: Backbone,  # of timm or torchvision, with the library's own weights
+) -> str:  # "" where they cannot be had
+    "Checksum of the weights that a library brings: they may be others in its next version."
+    try:
+        return weights_checksum(public_network(b).net)
+    except (ConfigError, DataError):
+        return ""
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #2e1d0597
 @lru_cache(maxsize=4)
 def runtime_network(
     b: Backbone,  # description of a public network
     threads: int,  # of the processor
+    held: str = "",  # of `content_of`
 ) -> Callable[[Tensor], Tensor]:  # prepared images to pooled outputs
     "A public network in ONNX Runtime. Raises `ImportError` where that is not installed."
     import onnx, onnxscript, onnxruntime  # noqa: E401, F401
@@ -332,7 +420,12 @@ def runtime_network(
         warnings.simplefilter("ignore")
         shapes = ({0: torch.export.Dim("batch", min=1)},)
         made = torch.onnx.export(
-            public_network(b), (example,), dynamo=True, verbose=False, input_names=["x"], dynamic_shapes=shapes
+            public_network(b, "cpu", held),
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=["x"],
+            dynamic_shapes=shapes,
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
@@ -351,13 +444,22 @@ def in_pose(
     x = x.rot90(quarters, (2, 3)) if quarters else x
     return x.flip(3) if mirrored else x
 
+# %% ../../nbs/pretrained/02_backbones.ipynb #889df4f8
+def library_version(
+    source: str,  # of a `Backbone`
+) -> dict[str, str]:  # library and its version; empty for the package, whose file is checked, and for modules
+    "Which library builds a network: the next version may build another one."
+    library = source.partition(":")[0]
+    return {"library": f"{library} {version(library)}"} if library in ("timm", "torchvision", "monai") else {}
+
 # %% ../../nbs/pretrained/02_backbones.ipynb #8fedb47f
 def about(
     b: Backbone,  # description
     net: nn.Module,  # its network
 ) -> str:  # JSON
     "What features depend on; where a file of weights lies says nothing, their checksum does."
-    return json.dumps(asdict(b) | dict(weights="", checksum=weights_checksum(net)), sort_keys=True)
+    held = b.checksum if b.source == "module" and b.checksum else weights_checksum(net)
+    return json.dumps(asdict(b) | dict(weights="", checksum=held) | library_version(b.source), sort_keys=True)
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #b736e6be
 MANY = 2000  # images, from which on it pays to build the faster engine
@@ -374,11 +476,12 @@ class Frozen(nn.Module):
         super().__init__()
         check(channels in (1, 3), f"images have 1 or 3 channels, not {channels!r}")
         self.description, self.channels, self.inside = b, channels, None
+        self.held = content_of(b.weights)  # a file that is replaced later is another network
         self.n_features = self.net(torch.device("cpu"))(torch.zeros(2, b.channels, b.size, b.size)).shape[1]
         self.about = about(b, self.net(torch.device("cpu")).net)
 
     def net(self, device: torch.device) -> Taps:
-        return self.inside or public_network(self.description, str(device))
+        return self.inside or public_network(self.description, str(device), self.held)
 
     def pose(self, poses: tuple[tuple[int, bool], ...]) -> None:
         "Average features over poses from now on."
@@ -405,7 +508,7 @@ class Frozen(nn.Module):
     def engine(self) -> Callable[[Tensor], Tensor]:
         "The fastest way through the network on this machine's processor."
         try:
-            return runtime_network(self.description, torch.get_num_threads())
+            return runtime_network(self.description, torch.get_num_threads(), self.held)
         except ImportError:
             return self.net(torch.device("cpu"))
 
@@ -440,7 +543,8 @@ class OwnNetwork(Frozen):
         nn.Module.__init__(self)
         self.description, self.channels, self.inside = b, channels, None
         self.taps = Taps(copy.deepcopy(module).eval(), b.layers).requires_grad_(False)
-        self.n_features = self.views(torch.zeros(2, channels, b.size, b.size), self.taps).shape[1]
+        with asked_for_images(type(module).__name__, b.size, b.channels):
+            self.n_features = self.views(torch.zeros(2, channels, b.size, b.size), self.taps).shape[1]
         self.about = about(b, self.taps.net)
 
     def net(self, device: torch.device) -> Taps:
@@ -459,20 +563,34 @@ class OwnNetwork(Frozen):
     def train(self, mode: bool = True) -> OwnNetwork:
         return super().train(False)
 
+# %% ../../nbs/pretrained/02_backbones.ipynb #cacfd53b
+def register_described(
+    name: str,  # what settings call it
+    make: partial,  # a class, and the description among its arguments
+) -> str:  # the name
+    "Make a network known. The same description once more changes nothing. Raises `ConfigError` for another one."
+    described = lambda m: (getattr(m, "func", None), [a for a in getattr(m, "args", ()) if isinstance(a, Backbone)])
+    if name not in NETWORKS or described(NETWORKS[name]) != described(make):
+        register_network(name, make)
+    return name
+
 # %% ../../nbs/pretrained/02_backbones.ipynb #596b2d07
 def own_network(
     name: str,  # what settings call it
     module: nn.Module,  # frozen as it is
     size: int,  # height and width of its images
     layers: Layers,  # (layer, cells per side)
-    pretraining: str = "none",  # the outside data that it was trained on
+    pretraining: str = "unknown",  # the outside data that it was trained on; "none" if there were none
     **more,  # mean, std, channels, poses: see `Backbone`
 ) -> str:  # the name
-    "Register a module as a network. Raises `ConfigError` for a layer or a size that it does not have."
-    b = Backbone("module", size, tuple(layers), pretraining=pretraining, checksum=weights_checksum(module), **more)
-    OwnNetwork(module, b, b.channels)
-    register_network(name, partial(OwnNetwork, module, b))
-    return name
+    """Register a copy of a module as a network. Raises `ConfigError` for a layer or a size that it does not have, and
+    for a name that another network has.
+    """
+    kept, layers = copy.deepcopy(module).eval(), tuple((n, int(cells)) for n, cells in layers)
+    b = Backbone("module", size, layers, pretraining=pretraining, **dict(channels=input_channels(kept)) | more)
+    b = replace(b, checksum=module_checksum(Taps(kept, layers), b))
+    OwnNetwork(kept, b, b.channels)
+    return register_described(name, partial(OwnNetwork, kept, b))
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #fe82aee8
 def describe(
@@ -499,9 +617,8 @@ def describe(
             f"{library} declares no input of {name}; pass size=..., layers=... and, if it has any, mean and std",
         )
         wants = {}
-    return Backbone(
-        source, **wants | (dict(size=size) if size else {}) | dict(layers=tuple(layers) or last_map(net)) | more
-    )
+    wants |= dict(size=size) if size else {}
+    return Backbone(source, **wants | dict(layers=tuple(layers) or last_map(net, wants["size"])) | more)
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #5086e9b4
 def positions(
@@ -518,9 +635,9 @@ def last_map(
     size: int = 224,  # height and width of its images
 ) -> Layers:  # its last layer with an output of more than one position: maps [N, C, H, W], or tokens [N, L, C]
     "The layer before the global pooling. Raises `ConfigError` for a network without one, or with maps of another form."
-    names, kind = tuple((n, 1) for n, _ in net.named_modules() if n), type(net).__name__
-    channels = next(p for p in net.parameters() if p.ndim == 4).shape[1]
-    with torch.no_grad(), tapped(net.eval(), names) as found:
+    names, kind, channels = tuple((n, 1) for n, _ in net.named_modules() if n), type(net).__name__, input_channels(net)
+    wants = "a module that wants other images is registered first: own_network(name, module, size=..., layers=...)"
+    with torch.no_grad(), tapped(net.eval(), names) as found, asked_for_images(kind, size, channels, wants):
         net(torch.zeros(2, channels, size, size))
     several = [(names[i][0], tuple(h.shape)) for i, h in found.items() if isinstance(h, Tensor) and positions(h) > 1]
     check(several, f"{kind} has no map with more than one position; name the layers")
@@ -535,9 +652,8 @@ def register_backbone(
     name: str,  # what settings call it
     b: Backbone,  # its description; nothing is built before it is used
 ) -> str:
-    "Make a pretrained network known by name."
-    register_network(name, partial(Frozen, b))
-    return name
+    "Make a pretrained network known by name. Raises `ConfigError` for a name that another one has."
+    return register_described(name, partial(Frozen, b))
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #fb3d06cf
 @lru_cache
@@ -567,10 +683,46 @@ def as_network(
     `own_network` first. Raises `ConfigError` for a network that nobody knows.
     """
     if isinstance(backbone, nn.Module):
-        name = f"own-{weights_checksum(backbone)}-{size}"
-        return name if name in NETWORKS else own_network(name, backbone, size, last_map(copy.deepcopy(backbone), size))
+        net = copy.deepcopy(backbone).eval()
+        b = Backbone("module", size, last_map(net, size), channels=input_channels(net))
+        name = f"own-{module_checksum(Taps(net, b.layers), b)}-{size}"
+        return name if name in NETWORKS else own_network(name, net, size, b.layers)
     check(
         maker_of(backbone),
         f"unknown network {backbone!r}; known: {', '.join(sorted(NETWORKS))}; or timm:NAME, torchvision:NAME",
     )
     return backbone
+
+# %% ../../nbs/pretrained/02_backbones.ipynb #3edc1fa1
+def network_facts(
+    model: nn.Module,  # any model
+) -> list[dict]:  # of every described network in it: what JSON can hold
+    "Descriptions of the networks inside of a model, with the checksums of their weights."
+    found = [m for m in model.modules() if isinstance(getattr(m, "description", None), Backbone)]
+    plain = lambda b: json.dumps(asdict(b) | dict(weights=""))  # one that learns has its weights in the file
+    return [json.loads(getattr(m, "about", None) or plain(m.description)) for m in found]
+
+# %% ../../nbs/pretrained/02_backbones.ipynb #03b3c3ba
+def same_networks(
+    known: list[dict],  # of `network_facts`, from a file
+    found: list[dict],  # the same, of the model that was built here
+    where: str | Path,  # what messages call the file
+) -> None:
+    "Raise `StateError` for a network that is not the one that was learned on."
+    fits = len(known) == len(found)
+    check(fits, f"{where} was learned on {len(known)} described networks, here it has {len(found)}", StateError)
+    for a, b in zip(known, found):
+        odd = [k for k in a if k in b and k != "library" and a[k] != b[k]]
+        said = ", ".join(f"{'weights' if k == 'checksum' else k} {a[k]!r}, not {b[k]!r}" for k in odd)
+        what = f"{where} was learned on another network than {b.get('source')} is here: {said}"
+        check(not odd, f"{what}; register or pass the one that it was learned on", StateError)
+
+# %% ../../nbs/pretrained/02_backbones.ipynb #f3521c7d
+def under_former_name(
+    module: nn.Module,  # of the user's own
+    size: int = 224,  # as for `as_network`
+) -> str:  # the name
+    "Make a module known as earlier versions called it: by its weights alone."
+    name = f"own-{weights_checksum(module)}-{size}"
+    NETWORKS[name] = NETWORKS[as_network(module, size)]
+    return name

@@ -19,8 +19,8 @@ from ..core.files import lock_of, read_json, write_bytes, write_json
 from ..core.provenance import digest, environment
 
 # %% auto #0
-__all__ = ['SUM', 'AGAIN', 'FEATURES_VARIABLE', 'fingerprints', 'row_sums', 'FeatureStore', 'compare', 'seal', 'append', 'lookup',
-           'note', 'open_store', 'as_pixels']
+__all__ = ['SUM', 'AGAIN', 'FEATURES_VERSION', 'FEATURES_VARIABLE', 'fingerprints', 'row_sums', 'FeatureStore', 'compare', 'seal',
+           'append', 'lookup', 'note', 'open_store', 'as_pixels']
 
 # %% ../../nbs/pretrained/01_features.ipynb #1356244d
 def fingerprints(
@@ -43,6 +43,9 @@ def row_sums(
     "Checksums of rows: an image's features, and which image's."
     return [hashlib.blake2b(n + r.tobytes(), digest_size=SUM).digest() for n, r in zip(names, half, strict=True)]
 
+# %% ../../nbs/pretrained/01_features.ipynb #a9e8f298
+FEATURES_VERSION = 1  # of `prepare`, `in_pose` and `pooled` in `backbones`, counted by hand
+
 # %% ../../nbs/pretrained/01_features.ipynb #609975d1
 class FeatureStore:
     "Features of images on disk, found by the images' own bytes."
@@ -54,6 +57,7 @@ class FeatureStore:
         n_features: int,  # per image
     ):
         about = about | dict(n_features=n_features)
+        about |= {} if FEATURES_VERSION == 1 else dict(version=FEATURES_VERSION)  # stores of before say nothing
         self.n_features, self.known, self.read = n_features, {}, 0
         self.folder = Path(folder).expanduser() / digest(about)
         self.names, self.values = self.folder / "images.bin", self.folder / "features.f16"

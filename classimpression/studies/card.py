@@ -5,7 +5,9 @@
 # %% ../../nbs/studies/15_card.ipynb #b13fdeaf
 from __future__ import annotations
 from typing import Sequence
-from ..carryover import Carryover, n_bytes
+import torch
+from torch import nn
+from ..carryover import Carryover, allowed_tier, n_bytes
 from ..core.errors import DataError, check
 from ..data import Split
 from ..metrics import balanced_accuracy, wilson_interval, worst_class_recall
@@ -14,7 +16,7 @@ from .privacy import carried_attacks
 from ..training import evaluate
 
 # %% auto #0
-__all__ = ['stored', 'membership', 'told', 'markdown', 'class_rows', 'card']
+__all__ = ['stored', 'membership', 'told', 'markdown', 'tier_line', 'how_found', 'class_rows', 'card']
 
 # %% ../../nbs/studies/15_card.ipynb #6ea847e5
 def stored(
@@ -37,11 +39,12 @@ def membership(
     seed: int = 0,  # keys the draw of candidates
     most: int = 100,  # candidates of each class that were learned
     draws: int = 200,  # of the bootstrap
+    counts: Sequence[int] | None = None,  # of all images that it learned from, per class; None: those in `learned`
 ) -> list[dict]:  # published, attack, members, area, low, high
     "Success of each attack. Raises `DataError` for a class with fewer than four unseen images."
     c = draw_candidates(learned, unseen, seed, most)
     check(len(c.classes) == carry.n_classes, "an audit needs images of every class, learned and unseen", DataError)
-    n = learned.counts(carry.n_classes)
+    n = learned.counts(carry.n_classes) if counts is None else torch.tensor(counts)
     return [
         dict(published=what, attack=attack) | success(within_class(score, c.y), c.member, draws)
         for what, attack, score, _ in carried_attacks(carry, c, n)
@@ -66,6 +69,27 @@ def markdown(head: list[str], rows: list[Sequence]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
+# %% ../../nbs/studies/15_card.ipynb #13211218
+def tier_line(
+    carry: Carryover,  # what is handed on
+    seen_bytes: int | None,  # of all images that it learned from, as uint8; None: not known
+) -> str:
+    "The tier, real images, and how large statistics are."
+    if not seen_bytes:
+        return f"{carry.tier}; real images: {carry.images}"
+    share = f"statistics: {carry.statistics:,} bytes, {100 * carry.statistics / seen_bytes:.1f} % of the images' own"
+    return f"{allowed_tier(carry, seen_bytes)}; real images: {carry.images}; {share} (a tenth may be carried)"
+
+# %% ../../nbs/studies/15_card.ipynb #555cbb84
+def how_found(
+    model: nn.Module,  # with a public network inside
+) -> str:
+    "How whoever loads the model comes by the public network."
+    told = [m.description for m in model.modules() if hasattr(getattr(m, "description", None), "checksum")]
+    if any(b.weights for b in told):
+        return "read from a file of weights"
+    return "fetched by name and checksum" if told and all(b.checksum for b in told) else "fetched by name"
+
 # %% ../../nbs/studies/15_card.ipynb #4d8a608c
 def class_rows(
     conf,  # confusion matrix [K, K]
@@ -85,17 +109,18 @@ def card(
     unseen: Split,  # images that it never saw, of all classes
     title: str = "Classifier",  # of the page
     facts: dict[str, str] | None = None,  # further lines, such as the method
-    **audit,  # seed, most, draws: see `membership`
+    seen_bytes: int | None = None,  # of all images that it learned from, as uint8; None: not known
+    **audit,  # seed, most, draws, counts: see `membership`
 ) -> str:  # Markdown
     "One page about a model."
     conf, backbone = evaluate(carry.model, unseen, carry.n_classes), getattr(carry.model, "backbone", None)
     public = getattr(backbone, "public_bytes", 0)
     about = (facts or {}) | {
         "classes": ", ".join(map(str, names)),
-        "tier": f"{carry.tier}; real images: {carry.images}",
+        "tier": tier_line(carry, seen_bytes),
         "stored": f"{carry.bytes / 1e6:.2f} MB",
         "outside data": getattr(backbone, "pretraining", "none")
-        + (f" (a public network of {public / 1e6:.1f} MB, fetched by name and checksum, not stored)" if public else ""),
+        + (f" (a public network of {public / 1e6:.1f} MB, {how_found(carry.model)}, not stored)" if public else ""),
         "balanced accuracy": f"{balanced_accuracy(conf):.1f} %; worst class {worst_class_recall(conf):.1f} %",
     }
     found = membership(carry, learned, unseen, **audit)
