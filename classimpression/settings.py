@@ -28,7 +28,7 @@ class TrainConfig:
     network: str = "small"  # backbone: small, large, small-continual, large-continual, or a name that you registered
     initialisation: str = "kaiming"  # first weights of the published networks: "kaiming" as published, or "torch"
     pool: str = "new-train"  # unlabelled images of the intra-domain loss
-    selection: str = "last"  # images that choose the epoch; last: none do, the last one is kept
+    selection: str = "last"  # images that choose the epoch, by the head in training; last: none do, the last is kept
     bn_update: bool = False  # do pool images move the normalisation statistics?
     epochs: int = 10  # passes; with impressions, an epoch is N_new / (1 - synthetic_share) draws
     batch_size: int = 40  # images per step, and per pool batch

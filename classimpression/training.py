@@ -183,6 +183,13 @@ class History:
         for k, v in means.items():
             self.terms.setdefault(k, []).append(v)
 
+    def then(self, after: History) -> History:
+        "Two phases as one; a term that a phase lacks is 0 in it, and the kept epoch is one of the second."
+        n, m = len(self.lr), len(after.lr)
+        terms = {k: self.terms.get(k, [0.0] * n) + after.terms.get(k, [0.0] * m) for k in self.terms | after.terms}
+        both = dict(lr=self.lr + after.lr, terms=terms, val=self.val + after.val, best_epoch=n + after.best_epoch)
+        return replace(after, **both, weights=after.weights | self.weights)
+
     def facts(self) -> dict:
         "What a result file says about it."
         return {k: v for k, v in asdict(replace(self, extra={})).items() if k not in ("extra", "cached_seconds")}
@@ -416,7 +423,10 @@ def mixed_features(
             layer.eval()
     if statistics != "separate" or b.n_real in (None, 0, len(b.x)):
         return model.features(b.x)
-    return torch.cat([model.features(x) for x in (b.x[: b.n_real], b.x[b.n_real :])])
+    parts = b.x[: b.n_real], b.x[b.n_real :]
+    if min(map(len, parts)) == 1 and not takes_one_image(model, b.x[:1]):
+        return model.features(b.x)  # a single image has no statistics
+    return torch.cat([model.features(x) for x in parts])
 
 # %% ../nbs/11_training.ipynb #a2aceea2
 def pool_scores(model: nn.Module, x: Tensor, bn_update: bool) -> Tensor:

@@ -224,3 +224,23 @@ def test_settings_that_a_method_never_reads_are_no_options_of_it():
                 continue
             with pytest.raises(ConfigError, match=f"has no options .'{k}'"):
                 sort_options(m, {k: 1.0})
+        if not m.trains:
+            with pytest.raises(ConfigError, match="trains in no later task"):
+                sort_options(m, dict(lr=0.1))
+    with pytest.raises(ConfigError, match="no options .'momentum'"):
+        sort_options(find_method("pass"), dict(momentum=0.5))  # Adam has none
+
+
+def test_methods_that_do_not_train_leave_the_network_alone(toy):
+    still = [m for m in METHODS.values() if not m.trains]
+    assert len(still) == 10
+    for m in still:
+        if m.outside:
+            continue
+        found, carry, scenario = [], None, toy(pixels=32)
+        for t in range(2):
+            with scenario.training(t) as task:
+                model, _ = m.fit(carry, task, None, TrainConfig(epochs=1), **TINY.get(m.name, {}))
+                carry = hand_over(model, task, carry, means=m.means)
+            found.append({k: v.clone() for k, v in carry.model.backbone.state_dict().items()})
+        assert all(torch.equal(a, b) for a, b in zip(found[0].values(), found[1].values())), m.name

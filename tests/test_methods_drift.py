@@ -1,5 +1,6 @@
 "Drift compensation: the estimators against loops, and what the four methods carry."
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -332,6 +333,16 @@ def test_gradients_are_clipped_all_together_and_only_inside():
     (net(x) * 100).sum().backward()
     sgd.step()
     assert torch.cat([(p.detach() - b).flatten() for p, b in zip(net.parameters(), before)]).norm() > 1
+
+
+def test_gradients_of_another_thread_are_not_clipped():
+    w = torch.nn.Parameter(torch.ones(2))
+    sgd, w.grad = torch.optim.SGD([w], 1.0), torch.full((2,), 3.0)
+    with clipped_gradients(1e-3):
+        other = threading.Thread(target=sgd.step)
+        other.start()
+        other.join()
+    assert torch.equal(w.detach(), torch.full((2,), -2.0))
 
 
 def test_bottleneck_grows_and_comes_back_from_its_spec():

@@ -12,14 +12,14 @@ from torch.nn import functional as F
 
 from classimpression.methods import prototypes
 from classimpression.carryover import Extra, hand_over, load_carryover, save_carryover
-from classimpression.core.errors import ConfigError, DataError, StateError
+from classimpression.core.errors import ConfigError, StateError
 from classimpression.data import tensor_digest
 from classimpression.core.seeding import seeded
 from classimpression.heads import LinearHead
 from classimpression.methods.registry import find_method
 from classimpression.models import batch_norms, build_classifier, frozen_copy, rebuild
 from classimpression.methods.prototypes import Adapted, Turned, add_adapters, draw_prototypes, familiarity
-from classimpression.methods.prototypes import carried_feature_means, merge_adapters, nearest_class, prototype_radius
+from classimpression.methods.prototypes import merge_adapters, nearest_class, prototype_radius
 from classimpression.methods.prototypes import pseudo_features, turn, turned_batches, turned_labels
 from classimpression.settings import TrainConfig
 from classimpression.training import TaskData, accuracy, epoch_batches, start_model, teacher_features
@@ -129,8 +129,6 @@ def test_impossible_settings_are_refused(toy):
         step("ssre", toy(), 0, None, temperature=-1.0)
     with pytest.raises(ConfigError, match="similarity"):
         nearest_class(torch.zeros(1, 2), torch.zeros(1, 2), "manhattan")
-    with pytest.raises(DataError, match="class 2"):
-        carried_feature_means(torch.zeros(2, 3), torch.tensor([0, 1]), [0, 2])
 
 
 def test_old_classes_are_drawn_equally_often_with_gaussian_noise():

@@ -19,7 +19,7 @@ from classimpression.core.files import read_json
 from classimpression.data import tensor_digest
 from classimpression.methods.registry import METHODS, UnionTask, find_method, joint
 from classimpression.models import batch_norms, frozen_copy
-from classimpression.methods.rehearsal import balanced, distil_heads, eeil, icarl, logistic_terms, lucir
+from classimpression.methods.rehearsal import balanced, distil_heads, eeil, icarl, lucir
 from classimpression.methods.rehearsal import nearest_exemplars, replay, with_kept
 from classimpression.runs.runner import RunConfig, run
 from classimpression.settings import TrainConfig
@@ -271,25 +271,6 @@ def test_icarl_loss_is_cross_entropy_over_all_classes_plus_distillation(toy, mon
     )
     assert steps.weights == [dict(cross_entropy=1.0, distillation=2.0)] and "head.blocks.0" in s["free"]
     assert set(s["b"].y.tolist()) == {0, 1, 2, 3}  # kept and new images in one batch
-
-
-def test_logistic_terms_against_a_loop():
-    g = torch.Generator().manual_seed(0)
-    z, z_old, y = torch.randn(4, 5, generator=g), torch.randn(4, 3, generator=g), torch.tensor([3, 0, 4, 2])
-    new = old = 0.0
-    for i in range(4):
-        for k in range(5):
-            p = 1 / (1 + math.exp(-z[i, k]))
-            t = 1 / (1 + math.exp(-z_old[i, k])) if k < 3 else float(y[i] == k)
-            loss = -(t * math.log(p) + (1 - t) * math.log(1 - p)) / 4
-            if k < 3:
-                old += loss
-            else:
-                new += loss
-    found = logistic_terms(z, y, z_old)
-    assert float(found["cross_entropy"]) == pytest.approx(new, rel=1e-5) and float(
-        found["distillation"]
-    ) == pytest.approx(old, rel=1e-5)
 
 
 # --- EEIL -----------------------------------------------------------------------------------------

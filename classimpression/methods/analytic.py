@@ -45,7 +45,7 @@ def count(
     return model, history
 
 # %% ../../nbs/methods/07_analytic.ipynb #ae10c4e5
-@method("ncm", "Nearest class mean", tier="M1")
+@method("ncm", "Nearest class mean", tier="M1", trains=False)
 def ncm(
     carry: Carryover | None,
     task,
@@ -57,7 +57,7 @@ def ncm(
     return count(carry, task, cfg, partial(first_task, task, cfg), partial(NearestMean, cosine=cosine))
 
 # %% ../../nbs/methods/07_analytic.ipynb #e9112b02
-@method("slda", "Streaming LDA", tier="M2")
+@method("slda", "Streaming LDA", tier="M2", trains=False)
 def slda(
     carry: Carryover | None,
     task,
@@ -72,7 +72,7 @@ def slda(
     )
 
 # %% ../../nbs/methods/07_analytic.ipynb #b8d11b6f
-@method("fecam", "FeCAM", tier="M2")
+@method("fecam", "FeCAM", tier="M2", trains=False)
 def fecam(
     carry: Carryover | None,
     task,
@@ -93,7 +93,7 @@ def fecam(
     )
 
 # %% ../../nbs/methods/07_analytic.ipynb #6c45ab7d
-@method("ranpac", "RanPAC", tier="reference")
+@method("ranpac", "RanPAC", tier="reference", trains=False)
 def ranpac(
     carry: Carryover | None,
     task,
@@ -113,7 +113,7 @@ def ranpac(
     )
 
 # %% ../../nbs/methods/07_analytic.ipynb #c2600124
-@method("acil", "ACIL-style ridge, small", tier="M2")
+@method("acil", "ACIL-style ridge, small", tier="M2", trains=False)
 def acil(
     carry: Carryover | None,
     task,
@@ -148,7 +148,8 @@ class Levels(nn.Module):
         )
         self.net = net
         with torch.no_grad():
-            self.n_features = copy.deepcopy(self).eval().features(torch.zeros(1, channels, 32, 32)).shape[1]
+            image = torch.zeros(1, channels, 32, 32, device=next(net.parameters()).device)
+            self.n_features = copy.deepcopy(self).eval().features(image).shape[1]
 
     def features(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, 16 * channels of all blocks]
         h, found = self.net.stem(x), []
@@ -176,7 +177,7 @@ def see_levels(
     return Classifier(net, model.head, None, f"levels-{model.network}", model.channels)
 
 # %% ../../nbs/methods/07_analytic.ipynb #dd55c2f9
-@method("trained-ridge", "Trained network + ridge, three levels", tier="reference")
+@method("trained-ridge", "Trained network + ridge, three levels", tier="reference", trains=False)
 def trained_ridge(
     carry: Carryover | None,
     task,
@@ -197,7 +198,7 @@ def trained_ridge(
     )
 
 # %% ../../nbs/methods/07_analytic.ipynb #c384cac9
-@method("untrained-ridge", "Untrained network + ridge", tier="reference", first="network never trained")
+@method("untrained-ridge", "Untrained network + ridge", tier="reference", first="network never trained", trains=False)
 def untrained_ridge(
     carry: Carryover | None,
     task,
@@ -247,7 +248,9 @@ def kmeans(
     whose: Tensor | None = None,  # number of the image or patient that each vector is of [N]
     k_min: int = 10,  # fewest of these behind a centroid, where they are known
 ) -> Tensor:  # [k, D]
-    "Centroids of clusters; one that loses all its vectors stays where it was."
+    """Centroids of clusters. One that loses all its vectors stays where it was or, where `whose` is known and fewer
+    than `k_min` stand behind it, becomes a mean of `k_min` (`of_many`).
+    """
     check(len(x) >= k, f"{len(x)} vectors for {k} centroids; draw more")
     c, nearest = x[torch.randperm(len(x), generator=g)[:k].to(x.device)], x.new_full((len(x),), k, dtype=torch.int64)
     for _ in range(rounds):
@@ -342,7 +345,7 @@ class PatchFeatures(nn.Module):
 register_network("patches", PatchFeatures)
 
 # %% ../../nbs/methods/07_analytic.ipynb #18e7fe5f
-@method("patches", "k-means patches + ridge", tier="reference", first="k-means patches, no network")
+@method("patches", "k-means patches + ridge", tier="reference", first="k-means patches, no network", trains=False)
 def patches(
     carry: Carryover | None,
     task,

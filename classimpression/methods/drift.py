@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 from contextlib import contextmanager
 from dataclasses import replace
+from threading import get_ident
 from typing import Callable, Iterator, Literal
 import torch
 import torch.nn.functional as F
@@ -284,10 +285,12 @@ def perceptron(
 def clipped_gradients(
     norm: float,  # largest length of the gradient of all weights together
 ) -> Iterator[None]:
-    "Within the block, every optimiser of this process clips its gradients first."
+    "Within the block, every optimiser of this thread clips its gradients first."
+    mine = get_ident()
 
     def clip(optimiser: torch.optim.Optimizer, *_) -> None:
-        nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], norm)
+        if get_ident() == mine:
+            nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], norm)
 
     hook = register_optimizer_step_pre_hook(clip)
     try:
@@ -387,7 +390,7 @@ def adagauss(
     dimensions: Count = 32,  # behind the bottleneck
     shrinkage: Weight = 0.1,  # added to the variances, in units of their mean; the paper: 0, the authors' scripts: 3
     rule: Literal["density", "scripts"] = "density",  # what answers: "density", or "scripts"
-    adapter_epochs: Whole = 100,  # passes over the new images' features
+    adapter_epochs: Count = 100,  # passes over the new images' features
     samples: Count = 10000,  # points per old class, above `dimensions`
 ) -> tuple[nn.Module, History]:
     "Class Gaussians moved by a learned map, features kept from collapsing (Rypesc et al., 2024)."

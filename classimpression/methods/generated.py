@@ -19,7 +19,7 @@ from ..data import tensor_digest
 from ..core.seeding import generator, seeded
 from ..losses import class_weights
 from ..models import batch_norms, called_norms, frozen_copy
-from .regularised import kd_loss, new_class_cross_entropy
+from .regularised import kd_loss, new_class_cross_entropy, teacher_head
 from ..settings import TrainConfig
 from ..synthesis import GroupStatistics, Impressions, captured_inputs, uncompiled
 from ..training import Batch, History, TaskData, epoch_batches, mixed_features, start_model, train
@@ -27,7 +27,7 @@ from ..training import Batch, History, TaskData, epoch_batches, mixed_features, 
 # %% auto #0
 __all__ = ['REPLAY', 'Generator', 'diversity_loss', 'statistics_divergence', 'roughness', 'GeneratorConfig', 'generator_terms',
            'fit_generator', 'generate', 'old_images', 'where_any', 'deepinversion_terms', 'deepinversion', 'balance',
-           'abd_terms', 'abd', 'angle_loss', 'expected_counts', 'held_outputs', 'r_dfcil_terms', 'r_dfcil', 'joined']
+           'abd_terms', 'abd', 'angle_loss', 'expected_counts', 'held_outputs', 'r_dfcil_terms', 'r_dfcil']
 
 # %% ../../nbs/methods/05_generated.ipynb #44ddef6a
 class Generator(nn.Module):
@@ -270,7 +270,7 @@ def deepinversion(
     impressions, cached_seconds = old_images(
         carry, task, impressions, cfg, steps=steps, images=images, temperature=temperature
     )
-    old = frozen_copy(carry.model.head).to(cfg.device)
+    old = teacher_head(carry, cfg)
     model, history = learn(
         carry,
         task,
@@ -325,7 +325,7 @@ def abd(
     impressions, cached_seconds = old_images(
         carry, task, impressions, cfg, steps=steps, images=images, temperature=temperature
     )
-    old = frozen_copy(carry.model.head).to(cfg.device)
+    old = teacher_head(carry, cfg)
     model, history = learn(
         carry,
         task,
@@ -410,7 +410,7 @@ def r_dfcil(
         max(1, round(0.2 * cfg.epochs)),
     )
     alpha, beta = math.log2(n_new / 2 + 1), math.sqrt(n_old / n_new)
-    model, old = start_model(carry, task, cfg), frozen_copy(carry.model.head).to(cfg.device)
+    model, old = start_model(carry, task, cfg), teacher_head(carry, cfg)
     with seeded(cfg.seed, "maps", task.idx):
         with torch.no_grad():
             model.head.blocks[-1].copy_(1e-3 * torch.randn(model.head.blocks[-1].shape))
@@ -442,21 +442,4 @@ def r_dfcil(
         replace(cfg, epochs=late, lr=0.005, schedule="constant"),
         task,
     )
-    return model, joined(history, after, cached_seconds)
-
-# %% ../../nbs/methods/05_generated.ipynb #c080c4df
-def joined(
-    a: History,
-    b: History,  # of two phases
-    cached_seconds: dict[str, float],  # seconds of work that another run had done
-) -> History:
-    "One history of both phases; a term that a phase lacks is 0 in it."
-    terms = {k: a.terms.get(k, [0.0] * len(a.lr)) + b.terms.get(k, [0.0] * len(b.lr)) for k in a.terms | b.terms}
-    return History(
-        a.lr + b.lr,
-        terms,
-        b.weights | a.weights,
-        a.val + b.val,
-        len(a.lr) + b.best_epoch,
-        cached_seconds=cached_seconds,
-    )
+    return model, replace(history.then(after), cached_seconds=cached_seconds)

@@ -12,31 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from ..carryover import Carryover, Extra
-from ..core.errors import DataError, StateError, check, check_number
+from ..core.errors import StateError, check, check_number
 from ..core.seeding import generator, seeded
-from ..data import mean_of
 from ..heads import LinearHead
 from .registry import STEP_OPTIONS, first_task, learn, method
 from .registry import Count, Positive, Weight
-from .statistical import check_similarity
+from .statistical import check_similarity, feature_means
 from ..settings import TrainConfig
 from ..training import Batch, History, TaskData, epoch_batches, start_model, teacher_features, train
 
 # %% auto #0
-__all__ = ['carried_feature_means', 'carried', 'keep_prototypes', 'draw_prototypes', 'turn', 'turned_labels', 'Turned',
-           'turned_batches', 'prototype_radius', 'fit_pass', 'Adapted', 'swap', 'add_adapters', 'merge_adapters',
-           'familiarity', 'fit_ssre', 'nearest_class', 'pseudo_features', 'fit_fetril']
-
-# %% ../../nbs/methods/04_prototypes.ipynb #304d98b2
-def carried_feature_means(
-    f: Tensor,  # features [N, D]
-    y: Tensor,  # labels [N]
-    labels: list[int],  # classes to average, in order
-) -> Tensor:  # [len(labels), D] float32
-    "Mean feature of each class. Raises `DataError` for a class without images."
-    for k in labels:
-        check((y == k).any(), f"class {k} has no training image, so no prototype", DataError)
-    return torch.stack([mean_of(f, y == k) for k in labels]).float()
+__all__ = ['carried', 'keep_prototypes', 'draw_prototypes', 'turn', 'turned_labels', 'Turned', 'turned_batches',
+           'prototype_radius', 'fit_pass', 'Adapted', 'swap', 'add_adapters', 'merge_adapters', 'familiarity',
+           'fit_ssre', 'nearest_class', 'pseudo_features', 'fit_fetril']
 
 # %% ../../nbs/methods/04_prototypes.ipynb #20729d5f
 def carried(
@@ -57,7 +45,7 @@ def keep_prototypes(
 ) -> dict[str, Extra]:
     "Prototypes of all classes seen: new ones measured, old ones as they were."
     real = task.train.to(cfg.device)
-    new = carried_feature_means(teacher_features(model.eval(), real.x), real.y, task.labels).cpu()
+    new = feature_means(teacher_features(model.eval(), real.x), real.y, task.labels).cpu()
     return {"prototypes": Extra(new if carry is None else torch.cat([carried(carry), new]), "M1")}
 
 # %% ../../nbs/methods/04_prototypes.ipynb #e2b3f3f4
@@ -311,7 +299,7 @@ def fit_fetril(
     model = copy.deepcopy(carry.model).to(cfg.device, memory_format=torch.channels_last)
     real, old = task.train.to(cfg.device), carried(carry, cfg.device)
     f = teacher_features(model, real.x)
-    new = carried_feature_means(f, real.y, task.labels)
+    new = feature_means(f, real.y, task.labels)
     pseudo, c = pseudo_features(f, real.y, old, new, nearest_class(old, new, similarity))
     x, y = torch.cat([pseudo, f]), torch.cat([c, real.y])
 

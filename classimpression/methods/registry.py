@@ -59,6 +59,7 @@ class Method:
     own: bool = False  # is it our own method?
     first: str = ""  # what its recipe changes in the first task; "": nothing, it is the one that all methods share
     first_options: tuple[str, ...] | None = None  # training settings that such a first task takes too; None: all
+    trains: bool = True  # does it train after the first task? Else training settings mean nothing to its options
     training: dict = field(default_factory=dict)  # training settings of its recipe, for the tasks after the first
     trials: tuple[dict, ...] = ()  # options that tuning tries, at most eight; (): those of assets/trials.json
 
@@ -92,7 +93,7 @@ def method(
     impressions: bool = False,  # does it learn from impressions? It then carries class means
     means: bool = False,  # does it carry class means?
     exemplars: int | None = 0,  # real images of each old class that it keeps; None: all; needs tier "reference"
-    **more,  # herding, own, first, training, trials: see `Method`
+    **more,  # herding, own, first, trains, training, trials: see `Method`
 ) -> Callable[[Fit], Fit]:
     "Decorator that registers a method. Raises `ConfigError` for a contradiction in the declaration."
     check_name("method", name)
@@ -205,7 +206,8 @@ OF_THE_RUN = {
 OF_THE_PAPER = {
     *("distillation", "margin", "margin_weight", "margin_k"),
     *("idc_weight", "idc_classes", "idc_pool", "rho", "tau"),
-}  # settings that only the losses of the paper's method read
+    "classes_per_task",
+}  # settings that only the paper's method reads
 
 
 def sort_options(
@@ -216,11 +218,15 @@ def sort_options(
     given, settings = m.training | (options or {}), {f.name for f in fields(TrainConfig)} - OF_THE_RUN
     if not m.impressions and m.fit.__module__.startswith("classimpression."):  # one of your own may read what it likes
         settings -= OF_THE_PAPER
+    settings = settings if m.trains else set()
+    if given.get("optimizer", "sgd") == "adam":
+        settings -= {"momentum"}
     unknown = sorted(set(given) - settings - set(m.hyper_parameters))
+    more = "and training settings such as lr or epochs can be given" if m.trains else "and it trains in no later task"
     check(
         not unknown,
-        f"{m.name!r} has no options {unknown}; its own are {sorted(m.hyper_parameters)}, and training settings such "
-        f"as lr or epochs can be given; {', '.join(sorted(OF_THE_RUN))} belong to the run as a whole",
+        f"{m.name!r} has no options {unknown}; its own are {sorted(m.hyper_parameters)}, {more}; "
+        f"{', '.join(sorted(OF_THE_RUN))} belong to the run as a whole",
     )
     return {k: v for k, v in given.items() if k not in m.hyper_parameters}, {
         k: v for k, v in given.items() if k in m.hyper_parameters
@@ -404,7 +410,7 @@ def ccsi(carry: Carryover | None, task, impressions: Impressions | None, cfg: Tr
     "The sequel, as its abstract tells: continual normalisation, whose statistics the impressions match."
     if carry is not None:
         return fit_task(carry, task, impressions, cfg)
-    return first_task(task, replace(cfg, network=f"{cfg.network}-continual"))
+    return first_task(task, replace(cfg, network=f"{cfg.network.removesuffix('-continual')}-continual"))
 
 # %% ../../nbs/methods/01_registry.ipynb #f85f16c3
 @method("fine-tuning", "Fine-tuning", tier="M0")

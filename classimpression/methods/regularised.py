@@ -26,9 +26,9 @@ SMALL_IMAGES = dict(
 )  # published: 50,000 images for 100 to 250 epochs
 
 # %% auto #0
-__all__ = ['SMALL_IMAGES', 'new_class_cross_entropy', 'cross_entropy_among', 'kd_loss', 'lwf', 'binary_losses', 'lwf_mc',
-           'last_map', 'attention_map', 'attention_loss', 'lwm', 'flat_weights', 'fisher_diagonal', 'task_fisher',
-           'ewc_penalty', 'limit_fisher', 'fit_ewc', 'ewc', 'ewc_online']
+__all__ = ['SMALL_IMAGES', 'new_class_cross_entropy', 'cross_entropy_among', 'kd_loss', 'teacher_head', 'lwf', 'binary_losses',
+           'lwf_mc', 'last_map', 'attention_map', 'attention_loss', 'lwm', 'flat_weights', 'fisher_diagonal',
+           'task_fisher', 'ewc_penalty', 'limit_fisher', 'fit_ewc', 'ewc', 'ewc_online']
 
 # %% ../../nbs/methods/03_regularised.ipynb #bc8a56a9
 def new_class_cross_entropy(
@@ -60,6 +60,14 @@ def kd_loss(
     "Cross-entropy between the softened answers of teacher and student (Hinton et al. 2015), without a factor T^2."
     return F.cross_entropy(z[:, : z_old.shape[1]] / temperature, (z_old.detach() / temperature).softmax(1))
 
+# %% ../../nbs/methods/03_regularised.ipynb #de9176a9
+def teacher_head(
+    carry: Carryover,  # what came from the task before
+    cfg: TrainConfig,  # device
+) -> nn.Module:  # its features [N, D] -> logits [N, K_old]
+    "The frozen model's head, on the device."
+    return frozen_copy(carry.model.head).to(cfg.device)
+
 # %% ../../nbs/methods/03_regularised.ipynb #ebd4cdb0
 @method("lwf", "LwF", tier="M0", training=SMALL_IMAGES)
 def lwf(
@@ -76,7 +84,7 @@ def lwf(
     check_number("temperature", temperature, 1e-6)
     if carry is None:
         return first_task(task, cfg, linear=True)
-    old, cross_entropy = frozen_copy(carry.model.head).to(cfg.device), cross_entropy_among(among)
+    old, cross_entropy = teacher_head(carry, cfg), cross_entropy_among(among)
 
     def terms(model: nn.Module, f: Tensor, b: Batch) -> dict[str, Tensor]:
         z = model.head(f)
@@ -109,7 +117,7 @@ def lwf_mc(
     check_number("kd", kd, 0)
     if carry is None:
         return first_task(task, cfg, linear=True)
-    old = frozen_copy(carry.model.head).to(cfg.device)
+    old = teacher_head(carry, cfg)
 
     def terms(model: nn.Module, f: Tensor, b: Batch) -> dict[str, Tensor]:
         return dict(zip(("cross_entropy", "distillation"), binary_losses(model.head(f), old(b.old), b.y)))
@@ -227,9 +235,12 @@ def fisher_diagonal(
     model = frozen_copy(model)
     weights = {f"backbone.{k}": p.detach() for k, p in model.backbone.named_parameters()}
     nll = lambda w, x, y: F.cross_entropy(functional_call(model, w, (x[None],)), y[None])
-    size = min(64, max(1, 2**24 // sum(p.numel() for p in weights.values())))  # at most 64 MB of gradients at once
+    size = min(64, max(3, 2**24 // sum(p.numel() for p in weights.values())))  # about 64 MB of gradients at once
     total = {k: torch.zeros_like(p) for k, p in weights.items()}
-    for some_x, some_y in zip(x.split(size), y.split(size)):
+    if len(x) == 1:
+        x, y = x.repeat(2, 1, 1, 1), y.repeat(2)  # `vmap` takes no chunk of one; the mean is the same
+    chunks = -(-len(x) // size)
+    for some_x, some_y in zip(x.tensor_split(chunks), y.tensor_split(chunks)):
         for k, g in vmap(grad(nll), (None, 0, 0))(weights, some_x, some_y).items():
             total[k] += g.square().sum(0)
     return torch.cat([t.reshape(-1) for t in total.values()]) / len(x)

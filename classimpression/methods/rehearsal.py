@@ -13,13 +13,12 @@ from ..carryover import Carryover, choose_exemplars, frozen_copy, take_exemplars
 from ..losses import distillation_loss, distillation_weight, margin_loss
 from .registry import UnionTask, first_task, learn, method, real_images
 from .registry import Count, Positive, Weight
-from .regularised import kd_loss
+from .regularised import binary_losses, kd_loss, teacher_head
 from ..settings import TrainConfig
 from ..training import Batch, History, fit_task, teacher_features
 
 # %% auto #0
-__all__ = ['RECIPE', 'with_kept', 'teacher_head', 'replay', 'logistic_terms', 'nearest_exemplars', 'icarl', 'distil_heads',
-           'balanced', 'one_after_other', 'eeil', 'lucir']
+__all__ = ['RECIPE', 'with_kept', 'replay', 'nearest_exemplars', 'icarl', 'distil_heads', 'balanced', 'eeil', 'lucir']
 
 # %% ../../nbs/methods/09_rehearsal.ipynb #872e3da8
 RECIPE = dict(
@@ -34,14 +33,6 @@ def with_kept(
     "The task with the kept images among its own. Raises `LeakError` for a carryover without exemplars."
     return UnionTask(task.idx, real_images(carry, task), task.n_seen, task.selection, None, task.n_old)
 
-# %% ../../nbs/methods/09_rehearsal.ipynb #657114a2
-def teacher_head(
-    carry: Carryover,  # what came from the task before
-    cfg: TrainConfig,  # device
-) -> nn.Module:  # its features [N, D] -> logits [N, K_old]
-    "The frozen model's head, on the device."
-    return frozen_copy(carry.model.head).to(cfg.device)
-
 # %% ../../nbs/methods/09_rehearsal.ipynb #bc93de6d
 @method("replay", "Replay", tier="reference", exemplars=20, training=RECIPE)
 def replay(carry: Carryover | None, task, impressions: None, cfg: TrainConfig) -> tuple[nn.Module, History]:
@@ -54,20 +45,6 @@ def replay(carry: Carryover | None, task, impressions: None, cfg: TrainConfig) -
         None,
         replace(cfg, distillation=0.0, margin_weight=0.0, idc_weight=0.0, freeze_old=False),
     )
-
-# %% ../../nbs/methods/09_rehearsal.ipynb #0c4affdc
-def logistic_terms(
-    z: Tensor,  # logits of the model in training [N, K]
-    y: Tensor,  # labels [N] int64
-    z_old: Tensor,  # logits of the frozen teacher [N, K_old]
-) -> dict[str, Tensor]:
-    """One logistic loss per class, summed over new and over old classes: mean over the batch (Rebuffi et al. 2017,
-    algorithm 3).
-    """
-    n, n_old = z.shape[1], z_old.shape[1]
-    target = torch.cat([z_old.detach().sigmoid(), F.one_hot(y, n)[:, n_old:].to(z)], 1)
-    each = F.binary_cross_entropy_with_logits(z, target, reduction="none").sum(0) / len(z)  # [K]
-    return dict(cross_entropy=each[n_old:].sum(), distillation=each[:n_old].sum())
 
 # %% ../../nbs/methods/09_rehearsal.ipynb #e9def414
 @torch.no_grad()
@@ -106,7 +83,7 @@ def icarl(
         def terms(model: nn.Module, f: Tensor, b: Batch) -> dict[str, Tensor]:
             z, z_old = model.head(f), old(b.old)
             return (
-                logistic_terms(z, b.y, z_old)
+                dict(zip(("cross_entropy", "distillation"), binary_losses(z, z_old, b.y)))
                 if bce
                 else dict(cross_entropy=F.cross_entropy(z, b.y), distillation=kd_loss(z, z_old, temperature))
             )
@@ -141,21 +118,6 @@ def balanced(
     n = int(union.train.counts(union.n_seen)[: union.n_old].max())
     return replace(
         union, train=take_exemplars(union.train, choose_exemplars(union.train, list(range(union.n_seen)), n, seed))
-    )
-
-# %% ../../nbs/methods/09_rehearsal.ipynb #5872d483
-def one_after_other(
-    first: History,  # of the first phase
-    second: History,  # of the second, with the same terms
-) -> History:
-    "The history of both phases; the kept epoch is one of the second."
-    terms = {k: v + second.terms[k] for k, v in first.terms.items()}
-    return replace(
-        second,
-        lr=first.lr + second.lr,
-        terms=terms,
-        val=first.val + second.val,
-        best_epoch=len(first.lr) + second.best_epoch,
     )
 
 # %% ../../nbs/methods/09_rehearsal.ipynb #54d5df6b
@@ -196,7 +158,7 @@ def eeil(
     model, second = learn(
         carry, balanced(union, cfg.seed), short, terms(model.head.sizes, both), weights, model=model.train()
     )
-    return model, one_after_other(first, second)
+    return model, first.then(second)
 
 # %% ../../nbs/methods/09_rehearsal.ipynb #2cc23cf5
 @method("lucir", "LUCIR", tier="reference", exemplars=20, herding=True, training=RECIPE)

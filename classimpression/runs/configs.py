@@ -104,9 +104,14 @@ class RunConfig(TrainConfig):
             replace(replace_none(self), **training)
         except (TypeError, ConfigError) as e:
             raise ConfigError(f"in the options of {self.method}: {e}") from e
+        kept = "all" if find_method(self.method).exemplars is None else "no"
         check(
-            self.exemplars is None or find_method(self.method).exemplars != 0,
-            f"{self.method} keeps no real images, so exemplars cannot be set",
+            self.selection != "new-val" or kept == "no" or find_method(self.method).exemplars,
+            f"{self.method} learns all classes anew, and new-val holds the newest only: give selection last or all-val",
+        )
+        check(
+            self.exemplars is None or find_method(self.method).exemplars,
+            f"{self.method} keeps {kept} real images, so exemplars cannot be set",
         )
         check(
             self.head == "cosine"

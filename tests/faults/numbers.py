@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from classimpression.methods.statistical import feature_means as answer_means
+from classimpression.methods.statistical import feature_means
 from classimpression.carryover import class_means
 from classimpression.data import Split
-from classimpression.methods.prototypes import carried_feature_means as prototype_means
 
 from . import fault, peak
 
@@ -21,17 +20,10 @@ def _(folder):
     assert torch.allclose(means[1], (x[1::2].sum(0, dtype=torch.int64) / (255 * len(x) / 2)).float(), atol=1e-6)
 
 
-@fault(
-    "numbers",
-    "{what} means of 300,000 feature vectors of length 512",
-    "right",
-    slow=True,
-    seconds=120,
-    what=("statistical", "prototype"),
-)
-def _(folder, what):
+@fault("numbers", "means of 300,000 feature vectors of length 512", "right", slow=True, seconds=120)
+def _(folder):
     f, y = torch.rand(300_000, 512), torch.arange(300_000) % 2
     with peak() as grown:
-        means = (answer_means if what == "statistical" else prototype_means)(f, y, [0, 1])
+        means = feature_means(f, y, [0, 1])
     assert grown[0] < 1e9, f"{grown[0]:,} bytes"  # in one piece: 1.2 GB
     assert torch.allclose(means[0], f[::2].mean(0), atol=1e-5)
