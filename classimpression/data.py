@@ -65,7 +65,8 @@ class Labelled:
         return f"Split({len(self)} images {shape}, {len(self.y.unique())} classes, {self.x.device})"
 
     def digest(self) -> str:
-        return tensor_digest(self.x, self.y)
+        "Of images, labels and, where they are known, patients."
+        return tensor_digest(self.x, self.y, *(() if self.patient is None else (self.patient,)))
 
     def counts(self, n_classes: int) -> Tensor:
         "Images per class, int64 [n_classes]."

@@ -828,3 +828,9 @@ def test_one_rule_says_who_a_patient_is(tmp_path):
     part = lambda whose: (g.integers(0, 255, (8, 8, 8, 3), dtype=np.uint8), np.arange(8) % 2, whose)
     with pytest.warns(UserWarning, match="spelled"), pytest.raises(DataError, match="patients are in two splits"):
         from_arrays(part(["P1", "P2"] * 4), part(["p3"] * 8), part(["p1"] * 8), sizes=[1, 1])
+
+
+def test_patients_are_part_of_what_images_are_known_by(toy):
+    x, y = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1, 1])
+    known = [Split(x, y, p).digest() for p in (None, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 2, 3]))]
+    assert len(set(known)) == 3 and known[0] == Split(x.clone(), y.clone()).digest()

@@ -8,6 +8,7 @@ import resource
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -19,16 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
-from ..core.errors import ConfigError, DataError, check, check_number
+from ..core.errors import ClassImpressionError, ConfigError, DataError, check, check_number
 from ..core.files import write_json
 from ..core.provenance import environment
 from ..core.seeding import generator
 from ..metrics import class_recalls, confusion_matrix
 from ..models import find_network
 from .backbones import MANY
-from .features import FEATURES_VARIABLE, open_store
+from .features import FEATURES_VARIABLE, in_16_bits, open_store
 from .packed import PackedLDA
-from ..scenarios import Scenario, class_folders, from_splits, image_files, read_image, stored_split
+from ..scenarios import Scenario, class_folders, from_splits, image_files, read_image, said
+from ..scenarios import stored_split
 from ..training import teacher_features
 
 # %% auto #0
@@ -73,6 +75,8 @@ def npz_chunks(
                 )
                 for labels in y.split(n):
                     yield as_chunk(f.read(len(labels) * int(np.prod(shape[1:]))), (len(labels), *shape[1:])), labels
+    except ClassImpressionError:
+        raise  # it says what is wrong
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise DataError(f"{path} is damaged or no file of images ({e}); fetch it again") from e
 
@@ -92,11 +96,17 @@ def folder_chunks(
     size: int = 224,  # images are resized to this height and width
     channels: int = 3,  # 1: read as grey; 3: read as colour
     n: int = 256,  # images at a time
+    names: list[str] | None = None,  # of the training folder's classes: another folder must have the same
 ) -> Iterator[tuple[Tensor, Tensor]]:  # uint8 [n, C, size, size], int64 [n]; classes in the order of their names
-    "Images of a folder, a few at a time. Raises `DataError` for a folder without images."
+    "Images of a folder, a few at a time. Raises `DataError` for a folder without images or with other classes."
     root, seen = Path(folder).expanduser(), Counter()
-    found = [(p, k) for k, c in enumerate(class_folders(root).values()) for p in image_files(c, root, seen)]
-    check(found, f"there is no image in {root}", DataError)
+    classes = class_folders(root)
+    other = f"{root} holds the classes {list(classes)}, but the training folder has {names}"
+    check(names is None or list(classes) == list(names), other, DataError)
+    found = [(p, k) for k, c in enumerate(classes.values()) for p in image_files(c, root, seen)]
+    check(found, f"there is no image in {root}; {said(seen) or 'it is empty'}", DataError)
+    if seen:
+        warnings.warn(f"{root}: {said(seen)}", stacklevel=2)
     for i in range(0, len(found), n):
         part = found[i : i + n]
         x = np.stack([read_image(p, channels, size) for p, _ in part])
@@ -115,7 +125,7 @@ def features_in_chunks(
     store = open_store(folder, frozen.about, frozen.n_features) if folder else None
     for x, y in chunks:
         compute = partial(frozen.fill, many=done >= MANY)  # it takes seconds to build the faster engine
-        f = store.lookup(x, compute) if store else torch.cat([compute(b) for b in x.split(64)])
+        f = store.lookup(x, compute) if store else in_16_bits(torch.cat([compute(b) for b in x.split(64)]))
         parts, done = [*parts, (f.half(), y)], done + len(x)
     check(parts, "there are no images", DataError)
     return tuple(map(torch.cat, zip(*parts, strict=True)))

@@ -8,19 +8,20 @@ import hashlib
 import json
 import time
 import warnings
-from functools import lru_cache
+from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Callable
 import numpy as np
 import torch
 from torch import Tensor
 from ..core.errors import StateError, check, progress
-from ..core.files import lock_of, read_json, write_bytes, write_json
+from ..core.files import lock_of, read_json, update_file, write_bytes, write_json
 from ..core.provenance import digest, environment
 
 # %% auto #0
 __all__ = ['SUM', 'AGAIN', 'FEATURES_VERSION', 'FEATURES_VARIABLE', 'fingerprints', 'row_sums', 'FeatureStore', 'compare', 'seal',
-           'append', 'lookup', 'note', 'open_store', 'as_pixels']
+           'in_16_bits', 'append', 'lookup', 'note', 'open_store', 'as_pixels']
 
 # %% ../../nbs/pretrained/01_features.ipynb #1356244d
 def fingerprints(
@@ -123,6 +124,16 @@ def seal(self: FeatureStore) -> None:
         warnings.warn(said, stacklevel=3)
         write_bytes(self.sums, b"".join(row_sums([r.tobytes() for r in names], half)))
 
+# %% ../../nbs/pretrained/01_features.ipynb #db1447a6
+def in_16_bits(
+    f: Tensor,  # features [n, D]
+) -> Tensor:  # float16, on the CPU
+    "Features as they are kept. Raises `StateError` for some that 16 bits do not hold."
+    half = f.detach().cpu().half()
+    said = "features are not finite in 16 bits; is the input size or the normalisation wrong?"
+    check(bool(torch.isfinite(half).all()), said, StateError)
+    return half
+
 # %% ../../nbs/pretrained/01_features.ipynb #76bedf3d
 def append(
     self: FeatureStore,
@@ -130,12 +141,7 @@ def append(
     f: Tensor,  # features [n, D]
 ) -> None:
     "Add features at the end. Raises `StateError` if they are not finite in 16 bits, or the disk is full."
-    half = f.detach().cpu().half()
-    check(
-        bool(torch.isfinite(half).all()),
-        "features are not finite in 16 bits; is the input size or the normalisation wrong?",
-        StateError,
-    )
+    half = in_16_bits(f)
     try:
         with lock_of(f"{self.folder}/"):
             self.refresh()
@@ -177,21 +183,12 @@ def lookup(
 # %% ../../nbs/pretrained/01_features.ipynb #22af7088
 def note(self: FeatureStore, images: int, seconds: float) -> None:
     "Write down what filling cost, and on which machine."
-    path = self.folder / "filled.json"
-    rows = read_json(path, list[dict[str, Any]]) if path.exists() else []
+    row = dict(images=images, seconds=round(seconds, 2), per_second=round(images / seconds, 1))
     if images >= 100:
-        write_json(
-            path,
-            rows
-            + [
-                dict(
-                    images=images,
-                    seconds=round(seconds, 2),
-                    per_second=round(images / seconds, 1),
-                    environment=environment(),
-                )
-            ],
-        )
+        with suppress(StateError):  # a damaged note stops no run
+            kept = partial(read_json, kind=list[dict[str, Any]])
+            add = lambda rows: [*(rows or []), row | dict(environment=environment())]
+            update_file(self.folder / "filled.json", kept, add, write_json)
 
 
 for verb in (append, compare, lookup, note, seal):
@@ -216,4 +213,5 @@ def as_pixels(
 ) -> Tensor | None:  # uint8; None if they are no multiples of 1/255
     "The bytes that images were made from, if they were: not so for augmented and synthetic ones."
     pixels = (x.detach() * 255).round()
-    return pixels.to(torch.uint8) if bool((pixels / 255 - x).abs().max() < 1e-6) else None
+    exact = bool((pixels / 255 - x).abs().max() < 1e-6) and 0 <= pixels.min() and pixels.max() <= 255
+    return pixels.to(torch.uint8) if exact else None

@@ -405,6 +405,7 @@ class RunResult:
 def finished_run(
     cfg: RunConfig,  # settings
     checksum: str | None = None,  # of the data; None: whatever they were
+    where: dict | None = None,  # class order, task sizes and image size of the data; None: whatever they were
 ) -> Path | None:  # its folder
     """Where a finished run of these settings is: made by this code, or with `any_code` by other code if there is none
     of this.
@@ -413,7 +414,8 @@ def finished_run(
 
     def fits(path: Path) -> bool:
         try:
-            return checksum in (None, read_json(path)["scenario"]["checksum"])
+            its = read_json(path)["scenario"]
+            return checksum in (None, its["checksum"]) and all(its[k] == v for k, v in (where or {}).items())
         except (StateError, KeyError, TypeError):
             return True  # damaged: whoever reads it says so
 

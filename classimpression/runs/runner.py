@@ -436,7 +436,8 @@ def run(
     "Run a method through a scenario; what is finished, a task or the whole run, is read and not made again."
     base = reset_peak() if alone else None
     scenario, method, folder = prepare(cfg, data, fresh)
-    if not fresh and (done := finished_run(cfg, scenario.checksum)):
+    where = {k: getattr(scenario, k) for k in ("class_order", "sizes", "size")}
+    if not fresh and (done := finished_run(cfg, scenario.checksum, where)):
         say(f"finished before, and read from {done}")
         return RunResult.load(done)
     with run_lock(folder), listening(*callbacks, *loggers()):
@@ -480,7 +481,7 @@ def all_tasks(
         rows, carry = finished_tasks(folder, plan_of(scenario), n)
         for t in range(len(rows), n):
             (folder / f"task{t + 1}" / "row.json").unlink(missing_ok=True)  # one that does not fit
-        tell("on_run_start", folder.name, asdict(replace(cfg, root=None, out="")))
+        tell("on_run_start", folder.name, asdict(replace(cfg, root=None, out="", cache=None)))
         with told_if_stopped():
             for t in range(len(rows), n):
                 carry = run_task(cfg, scenario, method, carry, t, folder, base)
@@ -508,7 +509,7 @@ def collect(
     return dict(
         schema=1,
         run_id=run_id,
-        settings=asdict(replace(cfg, root=None, out="")),
+        settings=asdict(replace(cfg, root=None, out="", cache=None)),
         profile=profile_label(cfg, usual if named or cfg.sizes else None),
         scenario=facts,
         method=method.name,

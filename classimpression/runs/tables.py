@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Iterable
 import msgspec
 import numpy as np
+from ..carryover import TIERS
 from ..core.errors import ConfigError, DataError, StateError, check, check_name, check_text
 from ..core.files import checked_json, lock_of, read_json, update_file, write_bytes, write_json
 from .run_store import BEFORE, Count, ResultFacts, check_result, check_seal, identity, sealed
@@ -512,9 +513,10 @@ def summary(
         last = g[g.task == g.task.max()]
         carried = f"{last.carried_bytes.max() / 1e6:.2f} MB, {last.carried_images.max()} images"
         outside = last.pretraining.iloc[0] if "pretraining" in last else "none"
-        head = {"method": last.title.iloc[0], "pretraining": outside, "tier": last.tier.iloc[0], "carried": carried}
+        tier = max(last.tier, key=TIERS.index)  # the worst of the repeats
+        head = {"method": last.title.iloc[0], "pretraining": outside, "tier": tier, "carried": carried}
         tail = {"minutes": f"{g.seconds.sum() / len(last) / 60:.1f}", "seeds": len(last)}
-        tail["rank"] = (outside != "none", last.tier.iloc[0] == "reference", -last.accuracy.mean())
+        tail["rank"] = (outside != "none", tier == "reference", -last.accuracy.mean())
         rows.append(head | {name: mean_and_spread(last[k]) for k, name in SHOWN.items()} | tail)
     return pd.DataFrame(rows).sort_values("rank").drop(columns="rank").reset_index(drop=True)
 

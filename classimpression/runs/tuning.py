@@ -278,7 +278,8 @@ def one_trial(
     row, last = trial_row(options, results) | dict(runs=[r.folder.name for r in results]), results[0].data
     where = {k: last["scenario"][k] for k in ("class_order", "sizes", "checksum")}
     facts = how | where | dict(protocol=last["protocol"], environment=last["environment"])
-    write_json(so_far, dict(trials=[*known["trials"], row]) | facts)
+    add = lambda now: dict(trials=[*(now or known)["trials"], row]) | facts
+    update_file(so_far, read_json, add, write_json)  # another process may have added a trial in the meantime
     tell(f"{method} {options}: {row['balanced_accuracy']:.2f} {row['by_seed']}")
     return row
 
@@ -303,7 +304,7 @@ def tune_in_stages(
     spread = round(repeat_spread(rows), 2)
     choice = read_json(so_far) | dict(options=chosen, trials=rows, spread=spread, failed=0)
     add_choice(path, method, choice)
-    so_far.unlink()
+    so_far.unlink(missing_ok=True)
     return choice
 
 # %% ../../nbs/runs/05_tuning.ipynb #b52e1a01

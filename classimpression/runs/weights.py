@@ -19,7 +19,7 @@ from ..models import rebuild
 from .tables import ShownScenario, rounded
 
 # %% auto #0
-__all__ = ['CARD', 'ORIGIN', 'MEDMNIST', 'halved', 'card_facts', 'card_words', 'release', 'CardFacts', 'released',
+__all__ = ['CARD', 'ORIGIN', 'MEDMNIST', 'halved', 'held', 'card_facts', 'card_words', 'release', 'CardFacts', 'released',
            'load_released']
 
 # %% ../../nbs/runs/08_weights.ipynb #efa7bcfb
@@ -27,7 +27,7 @@ CARD = """# {title} on {scenario}: weights after each task
 
 | | |
 | --- | --- |
-| architecture | `{network}`, {channels} channel(s), {size} px, cosine head |
+| architecture | `{network}`, {channels} channel(s), {size} px, {head} |
 | trained on | {data}; classes in order of arrival: {classes}; {sizes} classes per task |
 | method and budget | {title}, profile `{profile}`, seed {seed}, options {options} |
 | protocol | {protocol}: no test image was seen before evaluation, no image of an old class was kept |
@@ -42,8 +42,8 @@ features, checking results of this repository.
 {forgetting} points of what was
 known of earlier tasks are forgotten, and of the worst class {worst_class_recall} % of the images are recognised.
 
-**What is inside.** The model's weights and the mean training image of each class, as each task
-handed them to the next{stored}; no image of a patient. The means are averages over {fewest} images or more.
+**What is inside.** {inside}, as each task
+handed them to the next{stored}; no image of a patient.{fewest}
 
 **Licence.** Weights: Apache 2.0, as the code.{source}
 """
@@ -61,7 +61,27 @@ def halved(carry: Carryover) -> Carryover:
     for p in model.parameters():
         if p.dim() > 1:
             p.data = p.data.half()
+            check(p.data.isfinite().all(), "a weight is beyond 65,504, the most that 16 bits hold; leave out half=True")
     return replace(carry, model=model)
+
+# %% ../../nbs/runs/08_weights.ipynb #5a656d7b
+def held(
+    carry: Carryover,  # after the last task
+    fewest: int,  # smallest number of images behind a statistic of a class
+) -> dict[str, str]:  # head, inside, fewest: words of `CARD`
+    "What a file of weights holds, for people."
+    own, head = carry.model.statistical_head, type(carry.model.head).__name__
+    parts = ["The model's weights"]
+    if carry.means is not None:
+        parts.append("the mean training image of each class")
+    if carry.statistics:
+        parts.append(f"{carry.statistics:,} bytes of further statistics of classes (tier {carry.tier})")
+    behind = f" {'The means are averages' if carry.tier == 'M1' else 'They rest'} over {fewest} images or more."
+    return dict(
+        head="cosine head" if head == "CosineHead" else type(own).__name__ if own else "linear head",
+        inside=", ".join(parts[:-1]) + " and " * (len(parts) > 1) + parts[-1],
+        fewest=behind if len(parts) > 1 else "",
+    )
 
 # %% ../../nbs/runs/08_weights.ipynb #007c3a7f
 def card_facts(
@@ -83,7 +103,9 @@ def card_words(
     where, env = d["scenario"], d["environment"]
     images, source = ORIGIN.get(where["name"].removesuffix("-mini"), MEDMNIST)
     words = {k: f"{v:.1f}" for k, v in d["metrics"].items()} | {k: d[k] for k in "title profile seed protocol".split()}
-    words |= dict(images=images, source=source, stored=", kernels in 16 bits" if half else "", fewest=fewest)
+    words |= dict(images=images, source=source, stored=", kernels in 16 bits" if half else "") | held(
+        result.carry(len(d["tasks"]) - 1), fewest
+    )
     words |= dict(after=", ".join(f"{t['balanced_accuracy']:.1f}" for t in d["tasks"]), scenario=where["name"])
     words |= dict(classes=", ".join(where["class_names"]), sizes=" + ".join(map(str, where["sizes"])))
     words |= dict(network=spec["network"], channels=spec["channels"], size=where.get("size", 32))
