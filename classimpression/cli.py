@@ -232,6 +232,7 @@ def reproduce_some(
     from classimpression.runs.reproduce import parse_value, reproduce
 
     given = {k: v for k in PASSED_ON if (v := getattr(args, k, None)) is not None}
+    check("profile" not in dict(args.parameter), "a plan has one profile: give --profile, not -p profile")
     given |= {k: parse_value(v) for k, v in args.parameter}
     names = [*args.experiments, *args.only]
     profile = args.profile or ("quick" if names else "first")

@@ -14,7 +14,7 @@ from classimpression.methods.statistical import NearestMean, Ridge, StreamingLDA
 from classimpression.adapters.adopt import adopt
 from classimpression.adapters.estimator import NOT_AS_SKLEARN, IncrementalClassifier
 from classimpression.adapters.export import export_onnx, export_torch
-from classimpression.adapters.recommend import recommend
+from classimpression.adapters.recommend import Candidate, decide, recommend
 from classimpression.core.errors import ConfigError, DataError, StateError
 from classimpression.methods.registry import find_method
 from classimpression.models import NETWORKS, batch_norms, build_classifier
@@ -439,7 +439,6 @@ def test_recommendations_keep_a_patient_in_one_fold(monkeypatch):
 
 
 def test_a_recommended_estimator_reads_the_images_that_were_tried():
-    from classimpression.adapters.recommend import Candidate, recommend
 
     y = np.arange(80) % 2
     x = (np.random.default_rng(0).integers(0, 6000, (80, 12, 16, 3)) + 9000 * y[:, None, None, None]).astype(np.uint16)
@@ -473,7 +472,6 @@ def test_one_class_first_is_no_trouble_for_a_network_that_learned_elsewhere(recw
 
 
 def test_recommendations_count_people_as_the_estimator_does():
-    from classimpression.adapters.recommend import Candidate, recommend
 
     x, y = np.random.default_rng(0).integers(256, size=(96, 3, 16, 16), dtype=np.uint8), np.arange(96) % 2
     whose = np.arange(96) // 2 % 6  # six people, and sixteen images of each
@@ -481,3 +479,13 @@ def test_recommendations_count_people_as_the_estimator_does():
     advice = recommend(x, y, patients=whose, **ask)
     assert advice.method == "fine-tuning" and "Not tried: ncm: " in advice.reason and "patients" in advice.reason
     assert set(recommend(x, y, **ask).table.candidate) == {"ncm", "fine-tuning"}
+
+
+def test_each_reason_is_told_once_and_nothing_recognised_is_no_advice():
+    row = dict(candidate="ncm", tier="M1", balanced=37.5, worst_class=0.0, spread=0.0, MB=0.1, seconds=1.0, folds=2)
+    said = decide([(Candidate("ncm"), row)], [("a", "too few"), ("b", "too few"), ("c", "no time")], "M1", False).reason
+    assert said.count("too few.") == 1 and "Not tried: a, b: too few." in said and "no image of one class" in said
+    with pytest.raises(StateError, match="tried: ncm .tier M1.(.|\n)*--minutes"):
+        decide([(Candidate("ncm"), row)], [("a", "no time")], "M0", False)
+    with pytest.raises(DataError, match="nothing to tell apart"):
+        recommend(np.zeros((8, 3, 8, 8), np.uint8), np.zeros(8, int))

@@ -13,7 +13,8 @@ from classimpression.core.errors import ConfigError
 from classimpression.core.files import read_json
 from classimpression.core.provenance import package_folder
 from classimpression.data import tensor_digest
-from classimpression.methods.registry import METHODS, find_method, first_task, sort_options
+from classimpression.methods.registry import METHODS, find_method, first_task, method, sort_options
+from classimpression.runs.runner import fitted
 from classimpression.models import rebuild
 from classimpression.runs.configs import RunConfig
 from classimpression.settings import TrainConfig
@@ -244,3 +245,24 @@ def test_methods_that_do_not_train_leave_the_network_alone(toy):
                 carry = hand_over(model, task, carry, means=m.means)
             found.append({k: v.clone() for k, v in carry.model.backbone.state_dict().items()})
         assert all(torch.equal(a, b) for a, b in zip(found[0].values(), found[1].values())), m.name
+
+
+@pytest.mark.parametrize(
+    "fit, trials, says",
+    [
+        (lambda carry, task: None, (), "its function takes ..carry., .task.."),
+        (lambda carry, task, impressions, cfg, kd: None, (), "each with a default; .'kd'. have none"),
+        (lambda carry, task, impressions, cfg, kd=1.0: None, (dict(nope=1),), "name .'nope'."),
+    ],
+)
+def test_functions_that_cannot_be_called_are_no_methods(fit, trials, says):
+    with pytest.raises(ConfigError, match=says):
+        method("unheard-of", "Unheard of", tier="M0", trials=trials)(fit)
+    assert "unheard-of" not in METHODS
+
+
+@pytest.mark.parametrize("made", [None, (None, None), "model"])
+def test_what_a_method_returns_is_checked(made):
+    m = replace(find_method("fine-tuning"), fit=lambda carry, task, impressions, cfg: made)
+    with pytest.raises(ConfigError, match="fine-tuning has to return .model, history."):
+        fitted(m, None, None, None, None, {})

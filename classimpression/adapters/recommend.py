@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['LITE0', 'LEVELS', 'CANDIDATES', 'Candidate', 'fitting', 'ranks', 'patient_ranks', 'folds', 'try_candidate',
-           'Deadline', 'Recommendation', 'average', 'recommend', 'decide']
+           'Deadline', 'Recommendation', 'average', 'recommend', 'not_tried', 'decide']
 
 # %% ../../nbs/adapters/05_recommend.ipynb #a62de7b1
 @dataclass(frozen=True)
@@ -236,6 +236,7 @@ def recommend(
     check_number("n_folds", n_folds, 2, integer=True)
     profile_config(profile, "ncm")  # refuses an unknown one
     numbers, classes = number_labels(y, np.array([]))
+    check(len(classes) > 1, f"all images are of the class {classes[0]}; there is nothing to tell apart", DataError)
     sizes = two_at_a_time(len(classes)) if sizes is None else [int(n) for n in sizes]
     people = None if patients is None else number_patients(patients)[0]
     n = len(numbers) if people is None else len(people)
@@ -254,13 +255,23 @@ def recommend(
                 late.on_epoch()
                 rows.append((c, average(c, [try_candidate(c, data, sizes, p, profile, seed) for p in parts])))
         except ClassImpressionError as e:
-            missed.append(f"{c.name}: {e}")
+            missed.append((c.name, str(e)))
     return replace(decide(rows, missed, tier, real_images), layout=layout, bits=bits)
+
+# %% ../../nbs/adapters/05_recommend.ipynb #ca488c14
+def not_tried(
+    missed: list[tuple[str, str]],  # candidates, and why
+) -> list[str]:  # a line for each reason
+    "Each reason once, with all that it kept from being tried."
+    names = {}
+    for name, why in missed:
+        names.setdefault(why, []).append(name)
+    return [f"\nNot tried: {', '.join(them)}: {why}." for why, them in names.items()]
 
 # %% ../../nbs/adapters/05_recommend.ipynb #0ea76eaf
 def decide(
     rows: list[tuple[Candidate, dict]],  # what was tried and what it came to
-    missed: list[str],  # what was not, and why
+    missed: list[tuple[str, str]],  # what was not, and why
     tier: str,  # the most that may be carried
     real_images: bool,  # may real images be kept?
 ) -> Recommendation:
@@ -271,9 +282,9 @@ def decide(
     allowed = lambda c, r: not find_method(c.method).data_free or TIERS.index(r["tier"]) <= TIERS.index(tier)
     table = pd.DataFrame([r | dict(fits=allowed(c, r)) for c, r in order])
     good = [(c, r) for c, r in order if allowed(c, r)]
-    check(
-        good, f"nothing that was tried fits tier {tier}: {'; '.join(missed) or 'statistics are too large'}", StateError
-    )
+    tried = f"tried: {', '.join(r['candidate'] + ' (tier ' + r['tier'] + ')' for _, r in order) or 'none'}"
+    way = "give more minutes (--minutes), or allow a higher tier or fewer candidates (--outside false)"
+    check(good, f"nothing fits tier {tier}; {tried}{''.join(not_tried(missed))}\n{way}", StateError)
     best = good[0][1]
     near = [(c, r) for c, r in good if r["balanced"] >= best["balanced"] - best["spread"]]
     c, r = min(near, key=lambda p: p[1]["MB"])
@@ -284,5 +295,7 @@ def decide(
         said += (
             f" {best['candidate']} had {best['balanced']:.1f} %, within the spread of folds, with {best['MB']:.2f} MB."
         )
-    said += "".join(f"\nNot tried: {m}." for m in missed)
+    if r["worst_class"] == 0:
+        said += " It recognises no image of one class: too few images or too little training to recommend any."
+    said += "".join(not_tried(missed))
     return Recommendation(c.method, c.backbone, dict(c.options), table, said)

@@ -27,10 +27,10 @@ from ..training import mixed_features, train
 
 # %% auto #0
 __all__ = ['Fit', 'STEP_OPTIONS', 'METHODS', 'ELSEWHERE', 'OF_THE_RUN', 'OF_THE_PAPER', 'Weight', 'Positive', 'Share', 'Whole',
-           'Count', 'Method', 'method', 'load_methods', 'registered', 'find_method', 'foreign_source', 'network_code',
-           'descriptions', 'sort_options', 'Within', 'declared_values', 'check_option', 'what_fits', 'cached',
-           'price_of_cached', 'first_task', 'learn', 'class_impression', 'class_impression_balanced', 'ccsi',
-           'fine_tuning', 'UnionTask', 'real_images', 'joint']
+           'Count', 'Method', 'check_signature', 'method', 'load_methods', 'registered', 'find_method',
+           'foreign_source', 'network_code', 'descriptions', 'sort_options', 'Within', 'declared_values',
+           'check_option', 'what_fits', 'cached', 'price_of_cached', 'first_task', 'learn', 'class_impression',
+           'class_impression_balanced', 'ccsi', 'fine_tuning', 'UnionTask', 'real_images', 'joint']
 
 # %% ../../nbs/methods/01_registry.ipynb #5122039b
 Fit = Callable[..., tuple[nn.Module, History]]
@@ -85,6 +85,22 @@ class Method:
 
 METHODS: dict[str, Method] = {}
 
+# %% ../../nbs/methods/01_registry.ipynb #891e9884
+def check_signature(
+    name: str,  # of the method
+    fit: Fit,  # its function
+    trials: tuple[dict, ...] = (),  # options that tuning tries
+) -> None:
+    "Raise `ConfigError` for a function that cannot be called as methods are, or trials of what it does not have."
+    found = list(inspect.signature(fit).parameters.values())
+    shape = f"the method {name!r} is called with (carry, task, impressions, cfg) and hyper-parameters by name"
+    check(len(found) >= 4, f"{shape}; its function takes {[p.name for p in found]}")
+    bare = [p.name for p in found[4:] if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    check(not bare, f"{shape}, each with a default; {bare} have none")
+    known = {p.name for p in found[4:]} | {f.name for f in fields(TrainConfig)}
+    unknown = sorted({k for t in trials for k in t} - known)
+    check(not unknown, f"trials of {name!r} name {unknown}, which are neither training settings nor its own")
+
 # %% ../../nbs/methods/01_registry.ipynb #80d4e03d
 def method(
     name: str,  # unique name
@@ -110,6 +126,7 @@ def method(
     check(tier != "M0" or not (means or impressions), f"{name!r} carries class means, so its tier is at least 'M1'")
 
     def register(fit: Fit) -> Fit:
+        check_signature(name, fit, more.get("trials", ()))
         METHODS[name] = Method(name, title, fit, tier, impressions, means or impressions, exemplars, **more)
         return fit
 

@@ -296,9 +296,10 @@ def wanted(
     profile: str,  # of the plan
 ) -> list[dict[str, Any]]:  # scenario, budget, methods, variants and seeds, per entry
     "The runs that an experiment plans, without looking at the data."
-    from classimpression.methods.registry import METHODS
+    from classimpression.methods.registry import registered
 
-    methods = lambda d: list(METHODS) if (m := d.get("methods", e.methods)) == ["all"] else list(m)
+    every = [k for k, m in registered().items() if not m.outside]  # as `planned` reads it
+    methods = lambda d: every if (m := d.get("methods", e.methods)) == ["all"] else list(m)
     seeds = lambda d: (
         [reported_repeats(d["scenario"])[i]["seed"] for i in d["repeats"]] if d.get("repeats") else d.get("seeds", [])
     )

@@ -49,12 +49,12 @@ class RunConfig(TrainConfig):
 
     method: str = "class-impression"  # registered method
     options: dict | None = (
-        None  # changes of its recipe: training settings after the first task, and its own hyper-parameters
+        None  # changes of its recipe, such as {"lr": 0.01}: training after the first task, its own hyper-parameters
     )
     exemplars: int | None = None  # real images per old class; None: what the method asks for, 0 for most
     scenario: str = "blood-mini"  # named scenario
     class_order: list[int] | None = None  # original classes in order of arrival; None: the published order
-    sizes: list[int] | None = None  # classes per task; None: as published, of a folder two at a time
+    sizes: list[int] | None = None  # classes per task; None: as published, of a folder two at a time (last: 2 or 3)
     until: int | None = None  # last task that is learned, from 1; None: all of them
     eval_split: str = "test"  # images that results are measured on: "test", or "val" while hyper-parameters are chosen
     profile: str = "custom"  # name of the budget, a label in results
@@ -295,7 +295,9 @@ def profile_config(
     """Settings of a method under a profile. What is given here, such as epochs=3, also goes before the recipe's and the
     tuned value for the tasks after the first.
     """
-    recipe = find_method(method).training
+    recipe, scenario = find_method(method).training, settings.get("scenario", "")
+    said = f"scenario is a name, such as scenario.name; the {type(scenario).__name__} itself goes to run(cfg, scenario)"
+    check(isinstance(scenario, str), said)
     settings["scenario"], root = placed(settings.get("scenario", RunConfig.scenario), settings.get("root"))
     settings |= ({"root": str(root)} if root else {}) | {"device": settings.get("device") or "auto"}
     scenario = settings["scenario"]

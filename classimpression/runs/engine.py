@@ -531,7 +531,11 @@ def raise_failures(
     failed: dict[str, str],  # from `run_all`
 ) -> None:
     "Raise `ClassImpressionError` that lists what failed, if anything did."
-    check(not failed, "some runs failed:\n" + "\n".join(f"{k}: {v}" for k, v in failed.items()), ClassImpressionError)
+    same = {}
+    for folder, why in failed.items():
+        same.setdefault(why, []).append(str(folder))
+    lines = [f"{', '.join(folders)}: {why}" for why, folders in same.items()]
+    check(not failed, "some runs failed:\n" + "\n".join(lines), ClassImpressionError)
 
 # %% ../../nbs/runs/04_engine.ipynb #06d9891b
 def outcome(

@@ -365,7 +365,10 @@ def job_of(
     plain = entry | dict(profile=entry["budget"]) | ({"experiment": e.name} if e.notebook else {})
     name = given.get("scenario") or ""
     check(isinstance(name, str), f"scenario must be a name, not {name!r}")
-    own_images = name.startswith(FOLDER) and "seeds" in known
+    own_images = name.startswith(FOLDER)
+    elsewhere = f"{e.name} runs on named scenarios only; on your images: reproduce foundation --scenario {name}, or run"
+    check(not own_images or "seeds" in known, elsewhere)
+    check(not {"seeds", "repeats"} <= set(given), "--seeds and --repeats exclude each other: give one of them")
     if "seeds" in given or own_images:
         plain.pop("repeats", None)  # typed seeds come before planned repeats; images of one's own have none
     plain |= given

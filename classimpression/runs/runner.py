@@ -287,12 +287,17 @@ def fitted(
 ) -> tuple:  # model, history
     "What the method learned. Raises `StateError` for a method that ends the process, which would pass for success."
     try:
-        return method.fit(carry, task, impressions, settings, **own)
+        made = method.fit(carry, task, impressions, settings, **own)
     except SystemExit as e:
         raise StateError(
             f"the method {method.name} called sys.exit({e.code}) in training; it has to return a "
             f"model, or raise an error"
         ) from e
+    kinds = nn.Module, History
+    pair = isinstance(made, tuple) and len(made) == 2 and all(map(isinstance, made, kinds))
+    shown = [type(v).__name__ for v in made] if isinstance(made, tuple) else type(made).__name__
+    check(pair, f"the method {method.name} has to return (model, history), a module and a `History`, not {shown}")
+    return made
 
 # %% ../../nbs/runs/03_runner.ipynb #b0e16465
 def row_files(
@@ -434,6 +439,7 @@ def run(
     callbacks: Iterable[Callback] = (),  # who is told about epochs and tasks, besides those of the environment variable
 ) -> RunResult:
     "Run a method through a scenario; what is finished, a task or the whole run, is read and not made again."
+    check(isinstance(cfg, RunConfig), f"run(cfg, scenario) takes settings first, as from `profile_config`, not {cfg!r}")
     base = reset_peak() if alone else None
     scenario, method, folder = prepare(cfg, data, fresh)
     where = {k: getattr(scenario, k) for k in ("class_order", "sizes", "size")}

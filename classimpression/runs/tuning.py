@@ -127,6 +127,8 @@ def tune(
     said = f"the choices cannot be written to {path}; name another file (--path, path=)"
     check(os.access(path if path.exists() else path.parent, os.W_OK) or not path.parent.exists(), said, StateError)
     configs = {m: trial_configs(m, **settings) for m in methods}
+    for name, root in {(c.scenario, c.root) for cs in configs.values() for c in cs}:
+        make_scenario(name, root=root)  # refuses a wrong one once, not in every trial
     results, failed = run_all([c for cs in configs.values() for c in cs], jobs, lambda s: print(s, flush=True))
     by_folder = {r.folder: r for r in results}
     for m, cs in configs.items():
