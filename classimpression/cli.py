@@ -440,6 +440,7 @@ def verify_some(
     from classimpression.report.verify import CONFIRMED, SHOWN, verify
     from classimpression.runs.reproduce import check_writable
 
+    check(args.sample > 0, f"a sample of {args.sample} runs verifies nothing; give --sample 1 or more")
     if args.save:
         check_writable(os.path.dirname(args.save) or ".")
     which = (args.figures, args.sample, args.seed, args.scenario, args.methods)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 from .comparison import MAIN, MAIN_KEYS, main_rows, merge_table
-from ..core.errors import ClassImpressionError, StateError, check, check_number
+from ..core.errors import ClassImpressionError, StateError, check
 from ..core.files import read_json, update_file, write_json
 from ..runs.tables import broken_tables, read_table, reported_files
 from ..runs.engine import run_all
@@ -321,7 +321,6 @@ def verify(
     check(
         save is None or Path(save).suffix == ".csv", f"the outcome is a table, so its name ends with .csv, not {save}"
     )
-    check_number("n", n, 1, integer=True)
     broken = broken_tables(figures)
     check(not broken, "; ".join(broken[:9]), StateError)
     runs = reported_runs(figures)
