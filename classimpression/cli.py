@@ -139,9 +139,11 @@ def dictionary(text: str) -> dict:
     "A dictionary in JSON."
     try:
         value = json.loads(text)
-    except RecursionError:
+    except (ValueError, RecursionError):
         value = None
-    return value if isinstance(value, dict) else int("none")
+    if isinstance(value, dict):
+        return value
+    raise argparse.ArgumentTypeError(f"not {text[:80]!r}, but JSON in single quotes, such as '{{\"lr\": 0.01}}'")
 
 # %% ../nbs/12_cli.ipynb #01b12a0d
 def read_as(
@@ -474,6 +476,7 @@ def list_files(
     "Print every data file and its state."
     from classimpression.scenarios import list_data
 
+    check(not args.root or Path(args.root).expanduser().is_dir(), f"the data folder {args.root} does not exist")
     rows, widths = list_data(args.root), dict(scenario=10, file=20, status=15, bytes=11, note=0)
     for r in rows:
         print("  ".join(f"{r[k]!s:{w}}" for k, w in widths.items()).rstrip())

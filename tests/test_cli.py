@@ -37,6 +37,8 @@ def call(capsys, *argv: str) -> tuple[int, str, str]:
         (["reproduce", "foundation", "--seeds", "1", "--repeats", "0"], "exclude each other"),
         (["tune", "census", "--scenario", "nope"], "unknown scenario 'nope'"),
         (["verify", "--sample", "0"], "verifies nothing"),
+        (["data", "check", "--root", "/nonexistent"], "/nonexistent does not exist"),
+        (["run", "--method", "slda", "--options", "{'lr': 1}"], "JSON in single quotes, such as"),
         (["reproduce", "--scenario", "bloot"], "bloot"),
         (["reproduce", "--methods", "magic"], "magic"),
         (["reproduce", "--profile", "slow"], "slow"),
