@@ -431,6 +431,64 @@ def test_full_disk_and_foreign_files(tmp_path):
         load_salt(tmp_path / "salt")
 
 
+ONE = [(dict(view="AP2", patient="a", split="train"), np.ones((3, 16, 16), np.uint8))]
+
+
+@pytest.mark.parametrize("theirs", ["raw/0.npy", "frames.npy", "index.json"])
+def test_a_folder_with_files_of_others_is_no_place_for_a_store(tmp_path, monkeypatch, theirs):
+    "Refused before anything is decoded; the raw series and their table stay."
+    from classimpression.echo import manifest
+
+    monkeypatch.setattr(manifest, "decoded", lambda *how: pytest.fail("decoded"))
+    file = tmp_path / "echo" / theirs
+    m = files.manifest(tmp_path / "echo", 6)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    for index in (
+        lambda: index_manifest(m, tmp_path / "echo"),
+        lambda: write_store(tmp_path / "echo", ONE, 16, VIEWS, {}),
+    ):
+        with pytest.raises(StateError, match="echo holds .*no store"):
+            index()
+    assert {p for p in tmp_path.rglob("*") if p.suffix != ".lock"} - {tmp_path / "echo.salt"} == set(before)
+
+
+def test_an_earlier_store_outlives_a_failed_replacement(tmp_path, monkeypatch):
+    "A full disk at the last step, a kill between two moves, a folder that is a link to another disk."
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "s").symlink_to(tmp_path / "disk", target_is_directory=True)
+    before = CineStore.open(write_store(tmp_path / "s", ONE, 16, VIEWS, {})).checksum
+    assert (tmp_path / "s").is_symlink()
+    other, move = [(ONE[0][0], ONE[0][1] * 2)], os.replace
+
+    def full(a, b):
+        if str(a).endswith(".tmp") and str(b) == str(tmp_path / "disk"):
+            raise OSError(28, "No space left on device")
+        move(a, b)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StateError, match="earlier store was left"):
+        write_store(tmp_path / "s", other, 16, VIEWS, {})
+    monkeypatch.undo()
+    assert CineStore.open(tmp_path / "s").checksum == before
+    move(tmp_path / "disk", tmp_path / ".disk.old")
+    with pytest.raises(DataError, match="no series"):
+        write_store(tmp_path / "s", [], 16, VIEWS, {})
+    assert CineStore.open(tmp_path / "s").checksum == before
+    assert CineStore.open(write_store(tmp_path / "s", other, 16, VIEWS, {})).checksum != before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "s"]
+
+
+def test_frames_of_a_killed_attempt_do_not_stay(tmp_path):
+    left, parts, theirs = (tmp_path / f".s.{name}" for name in ("0a1b2c3d4e5f.tmp", "parts", "mine.tmp"))
+    for p in (left, parts, theirs):
+        p.mkdir()
+        (p / "frames.npy").write_bytes(b"frames")
+    write_store(tmp_path / "s", ONE, 16, VIEWS, {})
+    assert not left.exists() and parts.exists() and theirs.exists()
+
+
 def test_changes_of_a_tensor_never_reach_the_file(tmp_path):
     write_store(
         tmp_path / "s", [(dict(view="AP2", patient="a", split="train"), np.ones((3, 16, 16), np.uint8))], 16, VIEWS, {}

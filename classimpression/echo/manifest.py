@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterable, Iterator
 import numpy as np
-from .store import CineStore, check_disjoint, npy_header, write_store
+from .store import CineStore, check_disjoint, check_place, npy_header, write_store
 from ..core.errors import ClassImpressionError, DataError, StateError, as_seen, check, progress
 from ..scenarios import hidden, inside
 from ..core.files import lock_of, read_json, write_bytes, write_json
@@ -476,6 +476,8 @@ def index_manifest(
     check(marks in ("refuse", "keep"), f"marks must be 'refuse' or 'keep', not {marks!r}")
     check(root or not hasattr(manifest, "columns"), "a table needs the folder of its paths: pass root=...")
     folder, f = Path(folder), read_manifest(manifest, views)
+    if not (folder / "index.json").exists():
+        check_place(os.path.realpath(folder))
     if "split" in f:
         check_parts(f["split"])
     root, secret = Path(root or Path(manifest).parent), load_salt(salt or folder.parent / f"{folder.name}.salt")
