@@ -5,15 +5,17 @@
 # %% ../../nbs/echo/04_deidentify.ipynb #c3b5c27a
 from __future__ import annotations
 import hashlib, hmac, os, re, secrets
+from collections import Counter
 from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
 from ..core.errors import DataError, StateError, check, check_number
-from .readers import needs
+from .readers import READERS, Limits, ending_of, needs, read_series, read_video
 
 # %% auto #0
-__all__ = ['MARK_FRAMES', 'MARK_PIXELS', 'load_salt', 'hashed', 'sector_mask', 'clean_frames', 'standing_marks', 'check_marks']
+__all__ = ['MARK_FRAMES', 'MARK_PIXELS', 'NOT_SEARCHED', 'load_salt', 'hashed', 'sector_mask', 'clean_frames', 'standing_marks',
+           'check_marks', 'decoded']
 
 # %% ../../nbs/echo/04_deidentify.ipynb #ace7f5ca
 def load_salt(
@@ -140,3 +142,26 @@ def check_marks(
         "Look at it; give a mask without them, or keep them with marks='keep' if they name nobody",
         DataError,
     )
+
+# %% ../../nbs/echo/04_deidentify.ipynb #179fba83
+NOT_SEARCHED = f"videos and series of fewer than {MARK_FRAMES[0]} frames, not searched for letters: look at them"
+
+
+def decoded(
+    path: Path,  # of one series
+    size: int,  # height and width of the result
+    limits: Limits,
+    colour: str,
+    mask: np.ndarray | None,  # bool [H, W] of pixels to keep
+    marks: str,
+    bits: int | None,  # as in `index_manifest`
+    seen: Counter,  # what was turned, windowed, left out or not searched
+) -> np.ndarray:  # uint8 [T, size, size], nothing outside the sector
+    "Read one series and take out what may not stay."
+    x = read_series(path, limits, colour, mask is not None, bits, seen)
+    sector = sector_mask(x) if mask is None else mask
+    searched = len(x) >= MARK_FRAMES[0] and READERS.get(ending_of(path)) is not read_video
+    seen[NOT_SEARCHED] += marks == "refuse" and not searched
+    if marks == "refuse" and searched and sector.shape == x.shape[1:]:
+        check_marks(x, sector)
+    return clean_frames(x, size, sector)
