@@ -5,8 +5,11 @@ phantom, whole runs.
 import json
 import os
 import stat
+import threading
+import tracemalloc
 import zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +90,32 @@ def test_a_video_that_was_cut_off_is_refused(tmp_path, frames):
         (tmp_path / name).write_bytes(whole[: 2 * len(whole) // 3])
         with pytest.raises(DataError, match="cut off|cannot be read"):
             read_series(tmp_path / name)
+
+
+def test_a_video_that_was_cut_off_inside_dicom_is_refused(tmp_path, frames):
+    x, uid = np.concatenate([frames] * 6), "1.2.840.10008.1.2.4.100"
+    whole = video(tmp_path / "a.mpg", x, "mpeg2video").read_bytes()
+    coded = lambda data: [data + bytes(len(data) % 2)]
+    assert read_series(dicom(tmp_path / "a.dcm", x, uid, coded(whole))).shape == x.shape
+    for declared, data in ((30, whole[: len(whole) // 2]), (300, whole)):
+        with pytest.raises(DataError, match=f"declares {declared} frames and holds .*cut off"):
+            read_series(dicom(tmp_path / "b.dcm", x, uid, coded(data), NumberOfFrames=declared))
+
+
+@pytest.mark.parametrize("kind", ["window", "palette"])
+def test_tables_take_no_memory_by_the_pixel(tmp_path, kind):
+    x = np.random.default_rng(0).integers(0, 256, (40, 200, 200), dtype=np.uint8)
+    ds = files.dataset(x, **(dict(WindowCenter=100, WindowWidth=200) if kind == "window" else {}))
+    if kind == "palette":
+        files.palette(ds)
+    ds.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    read_series(tmp_path / "a.dcm", colour="mean")  # imports
+    tracemalloc.start()
+    try:
+        read_series(tmp_path / "a.dcm", colour="mean")
+        assert tracemalloc.get_traced_memory()[1] < 6 * x.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name, codec", [("a.mp4", "libx264"), ("a.mp4", "mpeg4"), ("a.avi", "mjpeg")])
@@ -613,6 +642,19 @@ def test_frames_of_a_killed_attempt_do_not_stay(tmp_path):
         (p / "frames.npy").write_bytes(b"frames")
     write_store(tmp_path / "s", ONE, 16, VIEWS, {})
     assert not left.exists() and parts.exists() and theirs.exists()
+
+
+def test_one_salt_for_all_who_ask_at_once(tmp_path):
+    def ask(i):
+        start.wait()
+        return load_salt(tmp_path / str(i // 6) / "salt")
+
+    start = threading.Barrier(6)
+    with ThreadPoolExecutor(6) as pool:
+        salts = list(pool.map(ask, range(60)))
+    assert len(set(salts)) == 10 and all(len({*salts[i : i + 6]}) == 1 for i in range(0, 60, 6))
+    written = [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".lock"]
+    assert len(written) == 10 and all(stat.S_IMODE(p.stat().st_mode) == 0o600 for p in written)
 
 
 def test_changes_of_a_tensor_never_reach_the_file(tmp_path):

@@ -11,11 +11,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from ..core.errors import DataError, StateError, check, check_number
+from ..core.files import lock_of
 from .readers import READERS, Limits, ending_of, needs, read_series, read_video
 
 # %% auto #0
-__all__ = ['MARK_FRAMES', 'MARK_PIXELS', 'NOT_SEARCHED', 'load_salt', 'hashed', 'sector_mask', 'clean_frames', 'standing_marks',
-           'check_marks', 'decoded']
+__all__ = ['MARK_FRAMES', 'MARK_PIXELS', 'NOT_SEARCHED', 'make_salt', 'load_salt', 'hashed', 'sector_mask', 'clean_frames',
+           'standing_marks', 'check_marks', 'decoded']
+
+# %% ../../nbs/echo/04_deidentify.ipynb #4e319fe9
+def make_salt(
+    path: Path,  # where the secret will be
+) -> None:
+    "Write a salt that only its owner reads, whole or not at all; of several processes the first one's stays."
+    with lock_of(path, advice="Choose another file"):
+        if not path.exists():
+            tmp = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+            with os.fdopen(os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
+                f.write(secrets.token_hex(32) + "\n")
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(tmp, path)
 
 # %% ../../nbs/echo/04_deidentify.ipynb #ace7f5ca
 def load_salt(
@@ -25,9 +40,7 @@ def load_salt(
     path = Path(path)
     try:
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
-                f.write(secrets.token_hex(32) + "\n")
+            make_salt(path)
         text = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as e:
         raise StateError(f"cannot read or write the salt {path}: {type(e).__name__}; choose another file") from e
