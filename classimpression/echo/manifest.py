@@ -415,6 +415,7 @@ def note_of(
     except (StateError, OSError, KeyError):
         pass
     warnings.warn("a series that an earlier attempt had decoded is damaged on the disk; it is decoded again")
+    return None
 
 # %% ../../nbs/echo/05_manifest.ipynb #a4c105c5
 CLEANING = ("data", "deidentify", "pictures", "readers")  # modules whose code makes the frames
@@ -526,8 +527,8 @@ def index_manifest(
     root, secret = Path(root or Path(manifest).parent), load_salt(salt or folder.parent / f"{folder.name}.salt")
     prints, bad, kept = fingerprints(f, root, secret), [], []
     parts, report = folder.parent / f".{folder.name}.parts", folder.parent / f"{folder.name}.report.json"
-    settings = dict(size=size, colour=colour, masked=mask is not None, marks=marks, seed=seed, skip=skip)
-    settings |= dict(code=modules_digest(*CLEANING)) | ({} if bits is None else dict(bits=bits))
+    settings = dict(size=int(size), colour=colour, masked=mask is not None, marks=marks, seed=int(seed), skip=skip)
+    settings |= dict(code=modules_digest(*CLEANING)) | ({} if bits is None else dict(bits=int(bits)))
     settings["mark"] = hashed(repr((prints, limits, None if mask is None else mask.tolist())), secret)
     splits = f["split"].tolist() if "split" in f else split_by_patient(f["patient"].tolist(), seed)
     noticed = Counter(f.attrs["noticed"])

@@ -77,12 +77,12 @@ def move_in(
     "Put a store into its place. If that fails, the earlier one is there again."
     check_place(folder)  # hours may have passed
     old = folder.parent / f".{folder.name}.old"
-    if folder.exists():
-        os.replace(folder, old)
     try:
+        if folder.exists():
+            os.replace(folder, old)
         os.replace(new, folder)
     except BaseException:
-        if old.exists():
+        if old.exists() and not folder.exists():
             os.replace(old, folder)
         raise
     drop_store(old)
