@@ -5,7 +5,11 @@ phantom, whole runs.
 import json
 import os
 import stat
+import threading
+import tracemalloc
 import zlib
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +21,17 @@ from classimpression import cli
 from classimpression.echo.store import CineStore, cine_splits, write_store
 from classimpression.core.errors import ConfigError, DataError, LeakError, StateError
 from classimpression.data import Split
-from classimpression.echo.deidentify import clean_frames, load_salt, sector_mask
+from classimpression.echo.deidentify import NOT_SEARCHED, clean_frames, decoded, load_salt, sector_mask
 from classimpression.echo.scenario import CACHE_VARIABLE, phantom_store
 from classimpression.studies.cine_level import calibration_error, frame_rows, player
-from classimpression.echo.manifest import index_manifest, layout_manifest, read_manifest, split_by_patient
+from classimpression.echo.manifest import (
+    ALIKE,
+    REPEATED,
+    index_manifest,
+    layout_manifest,
+    read_manifest,
+    split_by_patient,
+)
 from classimpression.echo.phantom import VIEWS, PhantomConfig, phantom_series
 from classimpression.echo.readers import Limits, read_series
 from faults import files
@@ -79,6 +90,32 @@ def test_a_video_that_was_cut_off_is_refused(tmp_path, frames):
         (tmp_path / name).write_bytes(whole[: 2 * len(whole) // 3])
         with pytest.raises(DataError, match="cut off|cannot be read"):
             read_series(tmp_path / name)
+
+
+def test_a_video_that_was_cut_off_inside_dicom_is_refused(tmp_path, frames):
+    x, uid = np.concatenate([frames] * 6), "1.2.840.10008.1.2.4.100"
+    whole = video(tmp_path / "a.mpg", x, "mpeg2video").read_bytes()
+    coded = lambda data: [data + bytes(len(data) % 2)]
+    assert read_series(dicom(tmp_path / "a.dcm", x, uid, coded(whole))).shape == x.shape
+    for declared, data in ((30, whole[: len(whole) // 2]), (300, whole)):
+        with pytest.raises(DataError, match=f"declares {declared} frames and holds .*cut off"):
+            read_series(dicom(tmp_path / "b.dcm", x, uid, coded(data), NumberOfFrames=declared))
+
+
+@pytest.mark.parametrize("kind", ["window", "palette"])
+def test_tables_take_no_memory_by_the_pixel(tmp_path, kind):
+    x = np.random.default_rng(0).integers(0, 256, (40, 200, 200), dtype=np.uint8)
+    ds = files.dataset(x, **(dict(WindowCenter=100, WindowWidth=200) if kind == "window" else {}))
+    if kind == "palette":
+        files.palette(ds)
+    ds.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    read_series(tmp_path / "a.dcm", colour="mean")  # imports
+    tracemalloc.start()
+    try:
+        read_series(tmp_path / "a.dcm", colour="mean")
+        assert tracemalloc.get_traced_memory()[1] < 6 * x.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name, codec", [("a.mp4", "libx264"), ("a.mp4", "mpeg4"), ("a.avi", "mjpeg")])
@@ -274,6 +311,124 @@ def test_what_was_decoded_is_not_decoded_again(ward, tmp_path, monkeypatch):
     assert whole.index["md5"] == store.index["md5"]  # the same frames, whichever way they came
 
 
+def test_another_versions_frames_are_not_taken(tmp_path, monkeypatch):
+    "Neither a store nor what waits of an interrupted index; a mend of the cleaning reaches both."
+    from classimpression.echo import manifest
+
+    m, real, calls = files.manifest(tmp_path / "w"), manifest.decoded, []
+    index = lambda folder: index_manifest(m, tmp_path / folder / "echo", size=32)
+
+    def stops(*how):
+        calls.append(how)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(*how)
+
+    index("a")
+    monkeypatch.setattr(manifest, "decoded", stops)
+    with pytest.raises(KeyboardInterrupt):
+        index("b")
+    monkeypatch.setattr(manifest, "modules_digest", lambda *names: "another version")
+    monkeypatch.setattr(manifest, "decoded", lambda *how: real(*how) // 2)
+    with pytest.raises(StateError, match="made by another version"):
+        index("a")
+    store = index("b")
+    assert all(store.frames[r["start"] :][: r["frames"]].max() < 128 for r in store.series)
+    other = json.loads((tmp_path / "a" / "echo" / "index.json").read_text())
+    del other["settings"]["code"]  # as before there was a key
+    (tmp_path / "a" / "echo" / "index.json").write_text(json.dumps(other))
+    with pytest.raises(StateError, match="made by another version"):
+        index("a")
+
+
+def test_a_damaged_part_is_decoded_again(tmp_path):
+    m, parts = files.manifest(tmp_path / "w"), tmp_path / ".echo.parts"
+    whole = index_manifest(m, tmp_path / "whole" / "echo", size=32)
+    good = (tmp_path / "w" / "5.npy").read_bytes()
+    (tmp_path / "w" / "5.npy").write_bytes(b"damaged")
+    index = lambda **more: index_manifest(m, tmp_path / "echo", size=32, **more)
+    with pytest.raises(DataError, match="1 of 6 series"):
+        index()
+    frames = sorted(p for p in parts.iterdir() if not p.suffix)
+    frames[0].write_bytes(frames[0].read_bytes()[:500])
+    frames[1].write_bytes(frames[1].read_bytes()[:-1] + b"x")
+    frames[2].with_suffix(".json").write_text("[")
+    frames[3].unlink()
+    (tmp_path / "w" / "5.npy").write_bytes(good)
+    with pytest.warns(UserWarning, match="damaged on the disk; it is decoded again") as said:
+        assert index().index["md5"] == whole.index["md5"]
+    assert sum("decoded again" in str(w.message) for w in said) == 4
+
+
+def test_wrong_settings_are_not_blamed_on_files(tmp_path):
+    m = files.manifest(tmp_path / "w")
+    for wrong in (dict(size=2000), dict(colour="grey"), dict(seed=-1), dict(seed=0.5), dict(bits=99)):
+        with pytest.raises(ConfigError, match=f"{[*wrong][0]} must "):
+            index_manifest(m, tmp_path / "s" / "echo", skip=True, **wrong)
+    with pytest.raises(ConfigError, match="mask must .* keep some"):
+        index_manifest(m, tmp_path / "s" / "echo", mask=np.zeros((64, 64), bool))
+    assert not (tmp_path / "s").exists()
+
+
+def test_what_was_not_searched_for_letters_is_counted(tmp_path, frames):
+    write = lambda p, x: np.save(p, x[: 11 if p.stem in "123" else 12])
+    store = index_manifest(files.manifest(tmp_path / "w", write=write), tmp_path / "a", size=32)
+    assert store.index["noticed"][NOT_SEARCHED] == 3
+    seen, how = Counter(), (32, Limits(), "refuse", np.ones((64, 64), bool))
+    for marks in ("refuse", "keep"):
+        decoded(video(tmp_path / "a.avi", np.concatenate([frames] * 4), "mjpeg"), *how, marks, None, seen)
+    assert seen[NOT_SEARCHED] == 1
+
+
+def rows_added(folder: Path, *rows: str) -> Path:
+    m = files.manifest(folder)
+    m.write_text(m.read_text() + "".join(f"{r}\n" for r in rows))
+    return m
+
+
+def test_one_recording_is_one_view_of_one_patient(tmp_path):
+    "The same bytes, or the same frames in another kind of file."
+    index = lambda folder, **more: index_manifest(
+        tmp_path / folder / "m.csv", tmp_path / f"{folder}.s", size=32, **more
+    )
+    zero = f"{SECRET} 0"
+    for folder, row in (("view", f"x.npy,AP2,{zero}"), ("patient", "x.npy,AP4,other"), ("again", f"x.npy,AP4,{zero}")):
+        rows_added(tmp_path / folder, row)
+        (tmp_path / folder / "x.npy").write_bytes((tmp_path / folder / "0.npy").read_bytes())
+    with pytest.raises(DataError, match="rows 2 and 8 of the manifest: the same file, byte by byte, as two views"):
+        index("view")
+    with pytest.raises(DataError, match="as two patients"):
+        index("patient")
+    again = index("again")
+    assert len(again.series) == 7 and again.index["noticed"][REPEATED] == 1
+    for folder, row in (("view", f"y.npy,AP2,{zero}"), ("patient", "y.npy,AP4,other"), ("again", f"y.npy,AP4,{zero}")):
+        rows_added(tmp_path / folder, row)
+        np.save(tmp_path / folder / "y.npy", files.heart(0) / 255)
+    for folder in ("view", "patient"):
+        with pytest.raises(
+            DataError, match="first in row 8: the same frames as in row 2, which names another patient or"
+        ):
+            index(folder)
+        assert len(index(folder, skip=True).series) == 6
+    (tmp_path / "again.s" / "index.json").unlink()
+    (tmp_path / "again.s" / "frames.npy").unlink()
+    assert index("again").index["noticed"][REPEATED] == 1
+
+
+def test_camus_unpacked_beside_packed_counts_once(tmp_path):
+    for name in ("p_2CH_half_sequence.nii.gz", "p_2CH_half_sequence.nii", "p_4CH_half_sequence.NII"):
+        (tmp_path / name).touch()
+    f = layout_manifest("camus", tmp_path)
+    assert f.path.tolist() == ["p_2CH_half_sequence.nii.gz", "p_4CH_half_sequence.NII"]
+    assert [*f.attrs["noticed"].values()] == [1]
+
+
+def test_names_that_are_alike_are_counted(tmp_path):
+    who = ["7", "007", "P-12", "P12", "a", "b"]
+    f = read_manifest(pd.DataFrame(dict(path=[f"{i}.npy" for i in range(6)], view="AP2", patient=who)))
+    assert f.patient.tolist() == who and f.attrs["noticed"] == {ALIKE: 4}
+
+
 def test_letters_inside_the_sector_stop_the_index(tmp_path, capsys):
     "A name that no header declares; the report says where, not what; a mask or a word lets the series in."
     (tmp_path / "w").mkdir()
@@ -431,6 +586,80 @@ def test_full_disk_and_foreign_files(tmp_path):
         load_salt(tmp_path / "salt")
 
 
+ONE = [(dict(view="AP2", patient="a", split="train"), np.ones((3, 16, 16), np.uint8))]
+
+
+@pytest.mark.parametrize("theirs", ["raw/0.npy", "frames.npy", "index.json"])
+def test_a_folder_with_files_of_others_is_no_place_for_a_store(tmp_path, monkeypatch, theirs):
+    "Refused before anything is decoded; the raw series and their table stay."
+    from classimpression.echo import manifest
+
+    def never():
+        yield pytest.fail("asked for series")
+
+    monkeypatch.setattr(manifest, "decoded", lambda *how: pytest.fail("decoded"))
+    file = tmp_path / "echo" / theirs
+    m = files.manifest(tmp_path / "echo", 6)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    for index in (
+        lambda: index_manifest(m, tmp_path / "echo"),
+        lambda: write_store(tmp_path / "echo", never(), 16, VIEWS, {}),
+    ):
+        with pytest.raises(StateError, match="echo holds .*no store"):
+            index()
+    assert {p for p in tmp_path.rglob("*") if p.suffix != ".lock"} - {tmp_path / "echo.salt"} == set(before)
+
+
+def test_an_earlier_store_outlives_a_failed_replacement(tmp_path, monkeypatch):
+    "A full disk at the last step, a kill between two moves, a folder that is a link to another disk."
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "s").symlink_to(tmp_path / "disk", target_is_directory=True)
+    before = CineStore.open(write_store(tmp_path / "s", ONE, 16, VIEWS, {})).checksum
+    assert (tmp_path / "s").is_symlink()
+    other, move = [(ONE[0][0], ONE[0][1] * 2)], os.replace
+
+    def full(a, b):
+        if str(a).endswith(".tmp") and str(b) == str(tmp_path / "disk"):
+            raise OSError(28, "No space left on device")
+        move(a, b)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StateError, match="earlier store was left"):
+        write_store(tmp_path / "s", other, 16, VIEWS, {})
+    monkeypatch.undo()
+    assert CineStore.open(tmp_path / "s").checksum == before
+    move(tmp_path / "disk", tmp_path / ".disk.old")
+    with pytest.raises(DataError, match="no series"):
+        write_store(tmp_path / "s", [], 16, VIEWS, {})
+    assert CineStore.open(tmp_path / "s").checksum == before
+    assert CineStore.open(write_store(tmp_path / "s", other, 16, VIEWS, {})).checksum != before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "s"]
+
+
+def test_frames_of_a_killed_attempt_do_not_stay(tmp_path):
+    left, parts, theirs = (tmp_path / f".s.{name}" for name in ("0a1b2c3d4e5f.tmp", "parts", "mine.tmp"))
+    for p in (left, parts, theirs):
+        p.mkdir()
+        (p / "frames.npy").write_bytes(b"frames")
+    write_store(tmp_path / "s", ONE, 16, VIEWS, {})
+    assert not left.exists() and parts.exists() and theirs.exists()
+
+
+def test_one_salt_for_all_who_ask_at_once(tmp_path):
+    def ask(i):
+        start.wait()
+        return load_salt(tmp_path / str(i // 6) / "salt")
+
+    start = threading.Barrier(6, timeout=20)
+    with ThreadPoolExecutor(6) as pool:
+        salts = list(pool.map(ask, range(60)))
+    assert len(set(salts)) == 10 and all(len({*salts[i : i + 6]}) == 1 for i in range(0, 60, 6))
+    written = [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".lock"]
+    assert len(written) == 10 and all(stat.S_IMODE(p.stat().st_mode) == 0o600 for p in written)
+
+
 def test_changes_of_a_tensor_never_reach_the_file(tmp_path):
     write_store(
         tmp_path / "s", [(dict(view="AP2", patient="a", split="train"), np.ones((3, 16, 16), np.uint8))], 16, VIEWS, {}
@@ -518,6 +747,33 @@ def test_your_own_series_become_a_scenario(ward, tmp_path):
         make_scenario("echo", root=tmp_path)
     with pytest.raises(DataError, match="data index MANIFEST"):
         make_scenario("echo", root=ward.parent)
+
+
+def test_one_recording_in_train_and_test_is_refused(tmp_path):
+    "Of your own series, as of arrays: other frames than the middle one may differ."
+    from classimpression.scenarios import make_scenario
+
+    rng = np.random.default_rng(0)
+    new = lambda: rng.integers(0, 256, (3, 16, 16), dtype=np.uint8)
+    facts = [dict(view=v, patient=f"{p}{v}", split=p) for p in ("train", "val", "test") for v in ("A", "B")]
+    rows = [(f, new()) for f in facts]
+    write_store(tmp_path / "echo", rows, 16, ["A", "B"], {})
+    assert make_scenario("echo", root=tmp_path, sizes=[2]).facts()["shared_images"]["train, test"] == 0
+    for part, of in (("train", 0), ("val", 2)):
+        twice = np.concatenate([new()[:1], rows[of][1][1:2], new()[:1]])
+        write_store(tmp_path / "echo", [*rows[:5], (facts[5], twice)], 16, ["A", "B"], {})
+        with pytest.raises(DataError, match=f"1 of 2 test series have the middle frame of a series in {part}"):
+            make_scenario("echo", root=tmp_path, sizes=[2])
+
+
+def test_a_damaged_phantom_is_made_again(tmp_path):
+    cfg = PhantomConfig(patients=5, series=1, frames=2, size=16)
+    whole = phantom_store(cfg, tmp_path).checksum
+    (file,) = tmp_path.glob("phantom-*/frames.npy")
+    file.write_bytes(file.read_bytes()[:-9])
+    phantom_store.cache_clear()
+    assert phantom_store(cfg, tmp_path).checksum == whole
+    phantom_store.cache_clear()
 
 
 @pytest.mark.parametrize("size", [112, pytest.param(224, marks=pytest.mark.slow)])

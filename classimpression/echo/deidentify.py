@@ -5,15 +5,32 @@
 # %% ../../nbs/echo/04_deidentify.ipynb #c3b5c27a
 from __future__ import annotations
 import hashlib, hmac, os, re, secrets
+from collections import Counter
 from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
 from ..core.errors import DataError, StateError, check, check_number
-from .readers import needs
+from ..core.files import lock_of
+from .readers import READERS, Limits, ending_of, needs, read_series, read_video
 
 # %% auto #0
-__all__ = ['MARK_FRAMES', 'MARK_PIXELS', 'load_salt', 'hashed', 'sector_mask', 'clean_frames', 'standing_marks', 'check_marks']
+__all__ = ['MARK_FRAMES', 'MARK_PIXELS', 'NOT_SEARCHED', 'make_salt', 'load_salt', 'hashed', 'sector_mask', 'clean_frames',
+           'standing_marks', 'check_marks', 'decoded']
+
+# %% ../../nbs/echo/04_deidentify.ipynb #4e319fe9
+def make_salt(
+    path: Path,  # where the secret will be
+) -> None:
+    "Write a salt that only its owner reads, whole or not at all; of several processes the first one's stays."
+    with lock_of(path, advice="Choose another file"):
+        if not path.exists():
+            tmp = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+            with os.fdopen(os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
+                f.write(secrets.token_hex(32) + "\n")
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(tmp, path)
 
 # %% ../../nbs/echo/04_deidentify.ipynb #ace7f5ca
 def load_salt(
@@ -23,9 +40,7 @@ def load_salt(
     path = Path(path)
     try:
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
-                f.write(secrets.token_hex(32) + "\n")
+            make_salt(path)
         text = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as e:
         raise StateError(f"cannot read or write the salt {path}: {type(e).__name__}; choose another file") from e
@@ -140,3 +155,26 @@ def check_marks(
         "Look at it; give a mask without them, or keep them with marks='keep' if they name nobody",
         DataError,
     )
+
+# %% ../../nbs/echo/04_deidentify.ipynb #179fba83
+NOT_SEARCHED = f"videos and series of fewer than {MARK_FRAMES[0]} frames, not searched for letters: look at them"
+
+
+def decoded(
+    path: Path,  # of one series
+    size: int,  # height and width of the result
+    limits: Limits,
+    colour: str,
+    mask: np.ndarray | None,  # bool [H, W] of pixels to keep
+    marks: str,
+    bits: int | None,  # as in `index_manifest`
+    seen: Counter,  # what was turned, windowed, left out or not searched
+) -> np.ndarray:  # uint8 [T, size, size], nothing outside the sector
+    "Read one series and take out what may not stay."
+    x = read_series(path, limits, colour, mask is not None, bits, seen)
+    sector = sector_mask(x) if mask is None else mask
+    searched = len(x) >= MARK_FRAMES[0] and READERS.get(ending_of(path)) is not read_video
+    seen[NOT_SEARCHED] += marks == "refuse" and not searched
+    if marks == "refuse" and searched and sector.shape == x.shape[1:]:
+        check_marks(x, sector)
+    return clean_frames(x, size, sector)

@@ -4,28 +4,30 @@
 
 # %% ../../nbs/echo/05_manifest.ipynb #c59bd3b6
 from __future__ import annotations
-import csv, io, os, posixpath, re, shutil, unicodedata
+import csv, io, os, posixpath, re, shutil, unicodedata, warnings
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterable, Iterator
 import numpy as np
-from .store import CineStore, check_disjoint, npy_header, write_store
-from ..core.errors import ClassImpressionError, DataError, StateError, as_seen, check, progress
+from .store import CineStore, check_disjoint, check_place, npy_header, write_store
+from ..core.errors import DataError, StateError, as_seen, check, check_number, progress
 from ..scenarios import hidden, inside
 from ..core.files import lock_of, read_json, write_bytes, write_json
+from ..core.provenance import modules_digest
 from ..data import NOBODY, ONE_PERSON, PARTS, file_md5, person
-from .deidentify import check_marks, clean_frames, hashed, load_salt, sector_mask
+from .deidentify import decoded, hashed, load_salt
 from .phantom import VIEWS
-from .readers import AXES, READERS, Limits, ending_of, needs, read_series, read_video
+from .readers import AXES, Limits, needs
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 # %% auto #0
-__all__ = ['SPLITS', 'COLUMNS', 'TMED2_VIEWS', 'LAYOUTS', 'MIXED', 'table_text', 'separator_of', 'read_table', 'split_rows',
-           'read_manifest', 'load_manifest', 'which', 'check_rows', 'split_by_patient', 'check_parts', 'lacking',
-           'files_in', 'camus_rows', 'echonet_rows', 'tmed2_rows', 'layout_manifest', 'within', 'content_md5',
-           'fingerprints', 'decoded', 'series_of', 'noticed_in', 'store_there', 'index_manifest']
+__all__ = ['ALIKE', 'SPLITS', 'COLUMNS', 'TMED2_VIEWS', 'LAYOUTS', 'CLEANING', 'REPEATED', 'MIXED', 'table_text', 'separator_of',
+           'read_table', 'split_rows', 'alike', 'read_manifest', 'load_manifest', 'which', 'check_rows',
+           'split_by_patient', 'check_parts', 'lacking', 'files_in', 'camus_rows', 'echonet_rows', 'tmed2_rows',
+           'layout_manifest', 'within', 'content_md5', 'fingerprints', 'keep_part', 'note_of', 'series_of',
+           'noticed_in', 'store_there', 'check_how', 'index_manifest']
 
 # %% ../../nbs/echo/05_manifest.ipynb #031ce3b8
 def table_text(
@@ -110,6 +112,17 @@ def split_rows(
     wide = len(next(filter(None, rows), []))
     return [r if any(map(as_seen, r[wide:])) else r[:wide] for r in rows]
 
+# %% ../../nbs/echo/05_manifest.ipynb #7a5271b8
+ALIKE = "patients whose names differ only by leading zeros and signs, taken as several: look at them"
+
+
+def alike(
+    names: Iterable[str],  # of different patients
+) -> int:  # how many have a name like another's
+    "Count names that are the same words and numbers, whatever stands between and before them."
+    words = lambda name: tuple(w.lstrip("0") for w in re.findall(r"\d+|[^\W\d_]+", person(name))) or name
+    return sum(n for n in Counter(map(words, names)).values() if n > 1)
+
 # %% ../../nbs/echo/05_manifest.ipynb #dd807032
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
 SPLITS |= {"test": "test", "testing": "test"}
@@ -144,6 +157,7 @@ def read_manifest(
     who, spelled = f["patient"].map(person), f["patient"].nunique()
     f["patient"] = f["patient"].groupby(who).transform("first").where(~who.isin(NOBODY), "")
     noticed[ONE_PERSON] += spelled - who.nunique()
+    noticed[ALIKE] += alike(set(f["patient"]))
     f.attrs["noticed"] = dict(+noticed)
     return check_rows(f, views)
 
@@ -257,7 +271,11 @@ def files_in(
 def camus_rows(folder: Path, noticed: Counter) -> Iterator[dict]:
     "CAMUS: `patient0001/patient0001_2CH_half_sequence.nii.gz`."
     for view, word in (("AP2", "2ch"), ("AP4", "4ch")):
-        for p in files_in(folder, rf".*_{word}_half_sequence\.nii(\.gz)?", noticed):
+        found = files_in(folder, rf".*_{word}_half_sequence\.nii(\.gz)?", noticed)
+        packed = {str(p).lower()[:-3] for p in found if p.suffix.lower() == ".gz"}
+        kept = [p for p in found if str(p).lower() not in packed]
+        noticed["files .nii beside a .nii.gz of their name, left out"] += len(found) - len(kept)
+        for p in kept:
             yield dict(path=p.relative_to(folder).as_posix(), view=view, patient=p.parent.name)
 
 # %% ../../nbs/echo/05_manifest.ipynb #36d9a574
@@ -355,7 +373,7 @@ def fingerprints(
     salt: bytes,
 ) -> list[str]:  # one per row
     """What each row's file, view, patient and split are, without telling. Raises `DataError` for a path that leaves
-    its root, and for one file as two patients.
+    its root, and for one file as two patients or two views.
     """
     out, seen = [], {}
     for i, r in zip(f.index, progress(f.to_dict("records"), "fingerprints of files")):
@@ -363,35 +381,47 @@ def fingerprints(
             md5 = content_md5(within(root, r["path"]))
         except DataError as e:
             raise DataError(f"row {i + 2} of the manifest: {e}") from None
-        row, patient = seen.setdefault(md5, (i, r["patient"])) if md5 not in ("missing", "") else (i, r["patient"])
-        check(
-            patient == r["patient"],
-            f"rows {row + 2} and {i + 2} of the manifest: the same file, byte by byte, as two patients; remove one "
-            f"of them",
-            DataError,
-        )
+        new = (i, r["patient"], r["view"])
+        row, patient, view = seen.setdefault(md5, new) if md5 not in ("missing", "") else new
+        said = f"rows {row + 2} and {i + 2} of the manifest: the same file, byte by byte, as two"
+        check(patient == r["patient"], f"{said} patients; remove one of them", DataError)
+        check(view == r["view"], f"{said} views; remove one of them", DataError)
         out.append(hashed("|".join([md5, r["view"], r["patient"], r.get("split", "")]), salt))
     return out
 
-# %% ../../nbs/echo/05_manifest.ipynb #d576acab
-def decoded(
-    path: Path,  # of one series
-    size: int,
-    limits: Limits,
-    colour: str,
-    mask: np.ndarray | None,
-    marks: str,
-    bits: int | None,  # as in `index_manifest`
-    seen: Counter,  # what was turned, windowed or left out
-) -> np.ndarray:  # uint8 [T, size, size], nothing outside the sector
-    "Read one series and take out what may not stay."
-    x = read_series(path, limits, colour, mask is not None, bits, seen)
-    sector = sector_mask(x) if mask is None else mask
-    if marks == "refuse" and sector.shape == x.shape[1:] and READERS.get(ending_of(path)) is not read_video:
-        check_marks(x, sector)
-    return clean_frames(x, size, sector)
+# %% ../../nbs/echo/05_manifest.ipynb #fae3f8de
+def keep_part(
+    part: Path,  # a new file
+    x: np.ndarray,  # uint8 [T, size, size]
+    noticed: list[str],  # about this series
+) -> dict:  # what is known about it
+    "Write a decoded series down for a next attempt, its note last."
+    write_bytes(part, npy_header(x.shape) + np.ascontiguousarray(x).tobytes())
+    note = dict(md5=file_md5(part), noticed=noticed)
+    write_json(part.with_suffix(".json"), note)
+    return note
+
+# %% ../../nbs/echo/05_manifest.ipynb #08c18ed2
+def note_of(
+    part: Path,  # a decoded series, perhaps
+) -> dict | None:  # None: there is none, or a damaged one
+    "What `keep_part` wrote about a series, if its frames are as they were written."
+    note = part.with_suffix(".json")
+    if not note.exists():
+        return None
+    try:
+        if (facts := read_json(note, dict))["md5"] == file_md5(part):
+            return facts
+    except (StateError, OSError, KeyError):
+        pass
+    warnings.warn("a series that an earlier attempt had decoded is damaged on the disk; it is decoded again")
+    return None
 
 # %% ../../nbs/echo/05_manifest.ipynb #a4c105c5
+CLEANING = ("data", "deidentify", "pictures", "readers")  # modules whose code makes the frames
+REPEATED = "series with the same frames as an earlier one of their patient"
+
+
 def series_of(
     f: DataFrame,
     root: Path,
@@ -403,22 +433,22 @@ def series_of(
     bad: list[dict],  # filled with row and reason of what cannot be read
 ) -> Iterator[tuple[dict, np.ndarray]]:
     "Facts and cleaned frames of every series that can be read."
+    told = [modules_digest(*CLEANING), *(a.tolist() if isinstance(a, np.ndarray) else a for a in how)]
+    same: dict[str, tuple] = {}
     for k, r in enumerate(progress(f.to_dict("records"), "indexing series")):
-        part = parts / hashed(repr((prints[k], [a.tolist() if isinstance(a, np.ndarray) else a for a in how])), salt)
-        note, seen = part.with_suffix(".json"), Counter()
-        if part.exists() and note.exists():
-            x, noticed = np.load(part, allow_pickle=False), read_json(note, list[str])
-        else:
-            try:
-                x = decoded(within(root, r["path"]), *how, seen)
-            except ClassImpressionError as e:
-                bad.append(dict(row=int(f.index[k]) + 2, view=r["view"], reason=str(e)))
-                continue
-            noticed = sorted(+seen)
-            write_json(note, noticed)
-            write_bytes(part, npy_header(x.shape) + np.ascontiguousarray(x).tobytes())
+        i, part, seen = int(f.index[k]) + 2, parts / hashed(repr((prints[k], told)), salt), Counter()
+        try:
+            if not (note := note_of(part)):
+                note = keep_part(part, decoded(within(root, r["path"]), *how, seen), sorted(+seen))
+            row, *whose = same.setdefault(note["md5"], (i, r["patient"], r["view"]))
+            said = f"the same frames as in row {row}, which names another patient or another view; remove one of them"
+            check(whose == [r["patient"], r["view"]], said, DataError)
+        except DataError as e:
+            bad.append(dict(row=i, view=r["view"], reason=str(e)))
+            continue
+        noticed = note["noticed"] + [REPEATED] * (row != i)
         facts = dict(view=r["view"], patient=hashed(r["patient"], salt), split=splits[k], source=prints[k])
-        yield facts | (dict(noticed=noticed) if noticed else {}), x
+        yield facts | (dict(noticed=noticed) if noticed else {}), np.load(part, allow_pickle=False)
 
 # %% ../../nbs/echo/05_manifest.ipynb #316cb039
 MIXED = "series whose NIfTI axes run otherwise than most; they are not turned: make them alike"
@@ -441,18 +471,32 @@ def store_there(
 ) -> CineStore:
     "Open a store that an earlier call made. Raises `StateError` if it is another one."
     store = CineStore.open(folder)
-    check(
-        store.index["settings"] == settings,
-        f"{folder} is a store of other files or settings than this manifest's; delete it, or give another folder",
-        StateError,
-    )
-    check(
-        [v for v in views if v in store.index["views"]] == list(store.index["views"]),
-        f"{folder} is a store of the views {', '.join(store.index['views'])}, in this order; delete it, or give "
-        f"another folder",
-        StateError,
-    )
+    had, has = store.index["settings"], list(store.index["views"])
+    other = "delete it, or give another folder"
+    said = f"{folder} is a store of other files or settings than this manifest's; {other}"
+    check(had | dict(code=settings["code"]) == settings, said, StateError)
+    said = f"{folder} was made by another version, which read or cleaned files otherwise; {other}"
+    check(had.get("code") == settings["code"], said, StateError)
+    said = f"{folder} is a store of the views {', '.join(has)}, in this order; {other}"
+    check([v for v in views if v in has] == has, said, StateError)
     return store
+
+# %% ../../nbs/echo/05_manifest.ipynb #8de8b11a
+def check_how(
+    size: int,
+    seed: int,
+    colour: str,
+    mask: np.ndarray | None,
+    marks: str,
+    bits: int | None,  # all as in `index_manifest`
+) -> None:
+    "Raise `ConfigError` for settings that would fail with every file, before one is read."
+    check_number("size", size, 8, 1024, integer=True)
+    check_number("seed", seed, 0, 2**32 - 1, integer=True)
+    check_number("bits", 8 if bits is None else bits, 8, 32, integer=True)
+    for name, value, other in (("colour", colour, "mean"), ("marks", marks, "keep")):
+        check(value in ("refuse", other), f"{name} must be 'refuse' or '{other}', not {value!r}")
+    check(mask is None or np.ndim(mask) == 2 and np.any(mask), "the mask must be [H, W] and keep some pixels")
 
 # %% ../../nbs/echo/05_manifest.ipynb #7149f425
 def index_manifest(
@@ -473,16 +517,18 @@ def index_manifest(
     """Make a store from a manifest, or open it if it is there. Raises `DataError` for wrong rows and series,
     `StateError` for a store of other files.
     """
-    check(marks in ("refuse", "keep"), f"marks must be 'refuse' or 'keep', not {marks!r}")
+    check_how(size, seed, colour, mask, marks, bits)
     check(root or not hasattr(manifest, "columns"), "a table needs the folder of its paths: pass root=...")
     folder, f = Path(folder), read_manifest(manifest, views)
+    if not (folder / "index.json").exists():
+        check_place(os.path.realpath(folder))
     if "split" in f:
         check_parts(f["split"])
     root, secret = Path(root or Path(manifest).parent), load_salt(salt or folder.parent / f"{folder.name}.salt")
     prints, bad, kept = fingerprints(f, root, secret), [], []
     parts, report = folder.parent / f".{folder.name}.parts", folder.parent / f"{folder.name}.report.json"
-    settings = dict(size=size, colour=colour, masked=mask is not None, marks=marks, seed=seed, skip=skip)
-    settings |= {} if bits is None else dict(bits=bits)
+    settings = dict(size=int(size), colour=colour, masked=mask is not None, marks=marks, seed=int(seed), skip=skip)
+    settings |= dict(code=modules_digest(*CLEANING)) | ({} if bits is None else dict(bits=int(bits)))
     settings["mark"] = hashed(repr((prints, limits, None if mask is None else mask.tolist())), secret)
     splits = f["split"].tolist() if "split" in f else split_by_patient(f["patient"].tolist(), seed)
     noticed = Counter(f.attrs["noticed"])

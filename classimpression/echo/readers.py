@@ -20,10 +20,11 @@ __all__ = ['COLOUR_SHARE', 'COLOUR_GAP', 'DEFLATED', 'JPEG_EXTENDED', 'WINDOW', 
            'CONTAINERS', 'AXES', 'MAT_STORED', 'MAT_CLASSES', 'READERS', 'KINDS', 'Limits', 'to_grey', 'Reading',
            'unpacked', 'needs', 'dicom_seconds', 'dicom_shape', 'deflated_limit', 'dicom_header', 'dicom_meta',
            'coded_size', 'pixel_bytes', 'compressed', 'dicom_frames', 'check_pixels', 'window_facts', 'windowed',
-           'voi_ends', 'stored_numbers', 'check_meaning', 'read_dicom', 'brightness', 'looked_up', 'dicom_video',
-           'gather_frames', 'riff_whole', 'video_box', 'hidden_frames', 'quarter_turns', 'video_frames', 'codec_word',
-           'read_video', 'timed_frames', 'read_picture', 'read_mask', 'read_nifti', 'read_numpy', 'mat_bytes',
-           'mat_elements', 'mat_variable', 'read_matlab', 'mat_numbers', 'ending_of', 'why_unreadable', 'read_series']
+           'voi_ends', 'by_table', 'stored_numbers', 'check_meaning', 'read_dicom', 'brightness', 'looked_up',
+           'dicom_video', 'gather_frames', 'riff_whole', 'video_box', 'hidden_frames', 'quarter_turns', 'video_frames',
+           'codec_word', 'read_video', 'timed_frames', 'read_picture', 'read_mask', 'read_nifti', 'read_numpy',
+           'mat_bytes', 'mat_elements', 'mat_variable', 'read_matlab', 'mat_numbers', 'ending_of', 'why_unreadable',
+           'read_series']
 
 # %% ../../nbs/echo/02_readers.ipynb #e926bd24
 @dataclass(frozen=True)
@@ -445,7 +446,7 @@ def windowed(
         DataError,
     )
     how.seen.update({WINDOW: kind != np.uint8 or not np.array_equal(table, every), DEEP: bits > 8})
-    return table[x.astype(np.int32) - low]
+    return by_table(x, table, low)
 
 # %% ../../nbs/echo/02_readers.ipynb #4817ebd0
 def voi_ends(
@@ -456,6 +457,18 @@ def voi_ends(
     if facts.get("VOILUTSequence"):
         return np.array([0.0, 2.0 ** int(facts.VOILUTSequence[0].LUTDescriptor[2]) - 1])
     return pixels.apply_voi_lut(np.array([-1e9, 1e9]), facts)
+
+# %% ../../nbs/echo/02_readers.ipynb #cf234851
+def by_table(
+    x: np.ndarray,  # whole numbers [T, H, W]
+    table: np.ndarray,  # uint8: what each number becomes
+    low: int = 0,  # the number that the table begins with
+) -> np.ndarray:  # uint8 [T, H, W, ...]
+    "Look numbers up, frame by frame: NumPy's indices take eight bytes a pixel."
+    out = np.empty((*x.shape, *table.shape[1:]), np.uint8)
+    for t, frame in enumerate(x):
+        out[t] = table[frame.astype(np.int32) - low]
+    return out
 
 # %% ../../nbs/echo/02_readers.ipynb #e36965aa
 def stored_numbers(
@@ -570,7 +583,7 @@ def looked_up(
         table = needs("pydicom.pixels").apply_color_lut(every, ds)[0, :, :3]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         raise DataError("its palette is missing or damaged; save it again as RGB") from None
-    return (table >> 8 * (table.dtype.itemsize - 1)).astype(np.uint8)[x]
+    return by_table(x, (table >> 8 * (table.dtype.itemsize - 1)).astype(np.uint8))
 
 # %% ../../nbs/echo/02_readers.ipynb #d55a0035
 def dicom_video(
@@ -583,7 +596,11 @@ def dicom_video(
     stream = io.BytesIO(b"".join(parts))
     try:
         with video_box(stream) as box:
-            return video_frames(box, how)
+            x = video_frames(box, how)
+        declared = int(ds.NumberOfFrames)
+        whole = len(x) >= declared or hidden_frames(stream) >= declared
+        check(whole, f"it declares {declared} frames and holds {len(x)}: it was cut off; copy it again", DataError)
+        return x
     except ClassImpressionError as e:
         raise DataError(f"it holds a video ({name}): {e}") from None
     except Exception:  # PyAV's errors, of many kinds
@@ -642,10 +659,12 @@ def video_box(
 
 # %% ../../nbs/echo/02_readers.ipynb #8c321990
 def hidden_frames(
-    path: Path,  # an MP4 or MOV file
+    source: Any,  # path, or an open file
 ) -> int:
-    "How many frames of a file are there, whatever its edit list shows of them."
-    with video_box(path, ignore_editlist="1") as box:
+    "How many frames of a video are there, whatever its edit list or its decoder shows of them."
+    if not isinstance(source, Path):
+        source.seek(0)
+    with video_box(source, ignore_editlist="1") as box:
         return sum(p.size > 0 and not p.is_corrupt for p in box.demux(box.streams.video[0]))
 
 # %% ../../nbs/echo/02_readers.ipynb #38281016

@@ -5,23 +5,24 @@
 # %% ../../nbs/echo/06_scenario.ipynb #490f8b11
 from __future__ import annotations
 import os
+from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Iterator
 import numpy as np
 from .store import CineStore, cine_splits, write_store
-from ..core.errors import DataError, check, progress
+from ..core.errors import DataError, StateError, check, progress
 from ..core.files import lock_of
 from ..core.provenance import digest, modules_digest
 from ..data import data_root
 from .phantom import VIEWS, PhantomConfig, phantom_set
 from ..scenarios import register_scenario
-from ..tasks import Scenario, from_splits
+from ..tasks import Scenario, from_splits, overlaps
 
 # %% auto #0
 __all__ = ['CACHE_VARIABLE', 'PHANTOMS', 'SHARES', 'SIZES', 'cache_folder', 'phantom_rows', 'phantom_store', 'echo_store',
-           'made_scenario']
+           'check_recordings', 'made_scenario']
 
 # %% ../../nbs/echo/06_scenario.ipynb #742ceca4
 CACHE_VARIABLE = "CLASSIMPRESSION_CACHE"
@@ -59,12 +60,13 @@ def phantom_store(
     cfg: PhantomConfig,  # settings
     folder: Path | None = None,  # where sets are kept; None: the cache folder
 ) -> CineStore:
-    "A phantom set, made if it is not there yet."
+    "A phantom set, made if it is not there yet or damaged."
     settings = dict(asdict(cfg), code=modules_digest("phantom"))
     path = (folder or cache_folder()) / f"phantom-{digest(settings)}"
     with lock_of(path, advice=f"Set {CACHE_VARIABLE} to another folder"):
-        if not (path / "index.json").exists():
-            write_store(path, phantom_rows(cfg), cfg.size, VIEWS, settings)
+        with suppress(StateError):  # missing, or damaged
+            return CineStore.open(path)
+        write_store(path, phantom_rows(cfg), cfg.size, VIEWS, settings)
     return CineStore.open(path)
 
 # %% ../../nbs/echo/06_scenario.ipynb #ac92ef08
@@ -95,6 +97,17 @@ def echo_store(
     stat = (path / "index.json").stat()
     return _opened(path, (stat.st_mtime_ns, stat.st_size), verify)
 
+# %% ../../nbs/echo/06_scenario.ipynb #c07a5d25
+def check_recordings(
+    made: Scenario,  # of your own series
+) -> None:
+    "Raise `DataError` for recordings of the test that are in training or validation too, under another patient."
+    n_test = made.facts()["images"]["test"]
+    for part in ("train", "val"):
+        n = made.shared_images[f"{part}, test"]
+        said = f"{n} of {n_test} test series have the middle frame of a series in {part}: one recording as two patients"
+        check(not overlaps({"train, test": n}, n_test), f"{said}; correct the manifest and index it again", DataError)
+
 # %% ../../nbs/echo/06_scenario.ipynb #5f8cf072
 def made_scenario(
     name: str,  # echo-phantom, echo-phantom-mini or echo
@@ -110,7 +123,7 @@ def made_scenario(
     store = echo_store(name, root, verify)
     views = store.index["views"]
     usual = SIZES if len(views) == sum(SIZES) else (2, *[1] * (len(views) - 2))
-    return from_splits(
+    made = from_splits(
         *cine_splits(store).values(),
         sizes=list(usual if sizes is None else sizes),
         class_order=class_order,
@@ -119,6 +132,9 @@ def made_scenario(
         size=size,
         checksum=store.checksum,
     )
+    if name not in PHANTOMS:
+        check_recordings(made)
+    return made
 
 
 for _name in (*PHANTOMS, "echo"):

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/echo/03_store.ipynb #4df56366
 from __future__ import annotations
-import hashlib, math, os, secrets, shutil
+import glob, hashlib, math, os, secrets, shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Iterable, Literal
@@ -19,11 +19,15 @@ from ..core.provenance import digest
 from ..data import PARTS, Split, to_unit
 
 # %% auto #0
-__all__ = ['SCHEMA', 'npy_header', 'write_store', 'SeriesFacts', 'IndexFacts', 'CineStore', 'jitter', 'CineSplit', 'cine_splits',
+__all__ = ['SCHEMA', 'AGAIN', 'OWN', 'npy_header', 'check_place', 'drop_store', 'move_in', 'clear_attempts', 'write_frames',
+           'write_store', 'SeriesFacts', 'IndexFacts', 'CineStore', 'jitter', 'CineSplit', 'cine_splits',
            'check_disjoint']
 
 # %% ../../nbs/echo/03_store.ipynb #c1e84c4d
 SCHEMA = "classimpression-cine-1"
+
+
+AGAIN = "delete the store's folder and make it again (classimpression data index)"
 
 
 def npy_header(
@@ -32,6 +36,93 @@ def npy_header(
     "Header of an npy file of bytes, of the same length whatever the shape, so that it can be written last."
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {tuple(map(int, shape))}, }}"
     return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"
+
+# %% ../../nbs/echo/03_store.ipynb #3bed119b
+OWN = ("frames.npy", "index.json")  # all files of a store
+
+
+def check_place(
+    folder: str | Path,  # where a store will be
+) -> None:
+    "Raise `StateError` for a folder that holds anything but a store: whose files these are is not known."
+    check(
+        not os.path.ismount(folder), f"{folder} is a disk's own folder; choose a folder in it for the store", StateError
+    )
+    try:
+        there = os.listdir(folder) if os.path.lexists(folder) else []
+        ours = "index.json" in there and read_json(Path(folder) / "index.json", dict).get("schema") == SCHEMA
+    except OSError as e:
+        raise StateError(f"cannot write a store to {folder}: {e.strerror or e}; choose another folder") from e
+    except StateError:
+        ours = False
+    n = len(set(there) - set(OWN if ours else ()))
+    said = f"{folder} holds {n} files or folders that are no store's; nothing was written"
+    check(not n, f"{said}. Move them elsewhere, or choose another folder for the store", StateError)
+
+# %% ../../nbs/echo/03_store.ipynb #37ea4b08
+def drop_store(
+    folder: Path,  # of a store, or of none
+) -> None:
+    "Delete a store's own two files, and its folder if that is empty then."
+    for name in OWN:
+        (folder / name).unlink(missing_ok=True)
+    if folder.exists() and not os.listdir(folder):
+        folder.rmdir()
+
+# %% ../../nbs/echo/03_store.ipynb #bdb0f56f
+def move_in(
+    new: Path,  # folder of a whole store
+    folder: Path,  # its place; an earlier store goes
+) -> None:
+    "Put a store into its place. If that fails, the earlier one is there again."
+    check_place(folder)  # hours may have passed
+    old = folder.parent / f".{folder.name}.old"
+    try:
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        raise
+    drop_store(old)
+
+# %% ../../nbs/echo/03_store.ipynb #87dfd138
+def clear_attempts(
+    folder: Path,  # place of a store
+) -> None:
+    "Take away what killed attempts left beside it; a store that was moved aside comes back."
+    old = folder.parent / f".{folder.name}.old"
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+    drop_store(old)
+    for tmp in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 12}.tmp"):
+        shutil.rmtree(tmp, ignore_errors=True)
+
+# %% ../../nbs/echo/03_store.ipynb #345d085c
+def write_frames(
+    path: Path,  # the new file
+    series: Iterable[tuple[dict, np.ndarray]],  # as in `write_store`
+    size: int,  # height and width
+) -> tuple[list[dict], str]:  # facts with start and number of frames, MD5
+    "Write the frames of all series one behind the other. Raises `DataError` for none, and for other sizes."
+    rows, md5, n = [], hashlib.md5(usedforsecurity=False), 0
+    with open(path, "wb") as f:
+        f.write(npy_header((0, size, size)))
+        for facts, x in series:
+            fits = x.dtype == np.uint8 and x.ndim == 3 and len(x) and x.shape[1:] == (size, size)
+            check(fits, f"frames must be bytes [T, {size}, {size}], not {x.dtype} {list(x.shape)}", DataError)
+            data = np.ascontiguousarray(x).tobytes()
+            f.write(data)
+            md5.update(data)
+            rows.append(dict(facts, start=n, frames=len(x)))
+            n += len(x)
+        check(rows, "there is no series to store", DataError)
+        f.seek(0)
+        f.write(npy_header((n, size, size)))
+        f.flush()
+        os.fsync(f.fileno())
+    return rows, md5.hexdigest()
 
 # %% ../../nbs/echo/03_store.ipynb #255499da
 def write_store(
@@ -42,55 +133,28 @@ def write_store(
     settings: dict,  # how the frames were made
     noticed: dict[str, int] | None = None,  # what was turned, windowed or left out; asked for when all are written
 ) -> Path:  # the folder
-    "Write a store, one series at a time. Raises `StateError` if the disk is full or cannot be written."
-    folder, rows, md5, n, tmp = Path(folder), [], hashlib.md5(usedforsecurity=False), 0, None
+    """Write a store, one series at a time; one process at a time may. Raises `StateError` for a folder that holds
+    other files, and if the disk is full or cannot be written.
+    """
+    place = Path(os.path.realpath(folder))  # a link to another disk stays one
+    check_place(place)
+    tmp = place.parent / f".{place.name}.{secrets.token_hex(6)}.tmp"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        tmp = folder.parent / f".{folder.name}.{secrets.token_hex(6)}.tmp"
-        tmp.mkdir()  # as private as the umask says
-        with open(tmp / "frames.npy", "wb") as f:
-            f.write(npy_header((0, size, size)))
-            for facts, x in series:
-                check(
-                    x.dtype == np.uint8 and x.ndim == 3 and len(x) and x.shape[1:] == (size, size),
-                    f"frames must be bytes [T, {size}, {size}], not {x.dtype} {list(x.shape)}",
-                    DataError,
-                )
-                data = np.ascontiguousarray(x).tobytes()
-                f.write(data)
-                md5.update(data)
-                rows.append(dict(facts, start=n, frames=len(x)))
-                n += len(x)
-            check(rows, "there is no series to store", DataError)
-            f.seek(0)
-            f.write(npy_header((n, size, size)))
-            f.flush()
-            os.fsync(f.fileno())
-        write_json(
-            tmp / "index.json",
-            dict(
-                schema=SCHEMA,
-                size=size,
-                frames=n,
-                md5=md5.hexdigest(),
-                views=list(views),
-                settings=settings,
-                series=rows,
-                noticed={k: v for k, v in (noticed or {}).items() if v},
-            ),
-        )
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(tmp, folder)
+        clear_attempts(place)
+        tmp.mkdir(parents=True)  # as private as the umask says
+        rows, md5 = write_frames(tmp / "frames.npy", series, size)
+        facts = dict(schema=SCHEMA, size=size, frames=rows[-1]["start"] + rows[-1]["frames"], md5=md5)
+        facts |= dict(views=list(views), settings=settings, series=rows)
+        write_json(tmp / "index.json", facts | dict(noticed={k: v for k, v in (noticed or {}).items() if v}))
+        move_in(tmp, place)
     except OSError as e:
         raise StateError(
             f"cannot write {folder}: {e.strerror or e}. Free some space or choose another folder; an earlier store "
             f"was left as it was"
         ) from e
     finally:
-        if tmp and tmp.exists():
-            shutil.rmtree(tmp, ignore_errors=True)
-    return folder
+        shutil.rmtree(tmp, ignore_errors=True)
+    return Path(folder)
 
 # %% ../../nbs/echo/03_store.ipynb #d66d70c9
 class SeriesFacts(msgspec.Struct):
@@ -141,22 +205,22 @@ class CineStore:
         keys = {"schema", "size", "frames", "md5", "views", "series"}
         check(
             isinstance(index, dict) and keys <= set(index) and index["schema"] == SCHEMA,
-            f"{folder} holds no store of cine series; index the manifest again",
+            f"{folder} holds no store of cine series; name the folder of one",
             StateError,
         )
         checked_json(index, IndexFacts, folder / "index.json")
         foreign = sorted({r["view"] for r in index["series"]} - set(index["views"]))
-        check(not foreign, f"{folder} has series of views that it does not list; index the manifest again", StateError)
+        check(not foreign, f"{folder} has series of views that it does not list; {AGAIN}", StateError)
         shape = (index["frames"], index["size"], index["size"])
         check(
             path.is_file() and path.stat().st_size == 128 + math.prod(shape),
-            f"{path} is missing or has another size than its index says; index the manifest again",
+            f"{path} is missing or has another size than its index says; {AGAIN}",
             StateError,
         )
         with open(path, "rb") as f:
             check(
                 f.read(128) == npy_header(shape),
-                f"{path} has another header than its index says; index the manifest again",
+                f"{path} has another header than its index says; {AGAIN}",
                 StateError,
             )
             md5 = hashlib.md5(usedforsecurity=False)
@@ -164,13 +228,13 @@ class CineStore:
                 md5.update(block)
         check(
             not verify or md5.hexdigest() == index["md5"],
-            f"{path} is damaged (wrong MD5); index the manifest again",
+            f"{path} is damaged (wrong MD5); {AGAIN}",
             StateError,
         )
         ends = [r["start"] + r["frames"] for r in index["series"]]
         check(
             ends and ends[-1] == shape[0] and [r["start"] for r in index["series"]] == [0, *ends[:-1]],
-            f"the series of {folder} do not fit its frames; index the manifest again",
+            f"the series of {folder} do not fit its frames; {AGAIN}",
             StateError,
         )
         return cls(
