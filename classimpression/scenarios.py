@@ -33,6 +33,7 @@ from classimpression.data import (
     as_split,
     data_root,
     person,
+    refuse_dark,
 )
 from .data import file_md5, load_medmnist, npz_header, read_npz, tensor_digest, to_unit
 from .pictures import PAGES, numbers, opened
@@ -267,6 +268,8 @@ def from_folder(
     holds = f"{root / 'train'} holds {len(names)} classes: {names}"
     check(len(names) == total(sizes), f"sizes {list(sizes)} add up to {total(sizes)}, but {holds}")
     splits = read_folder(root.absolute(), folder_stamp(root), tuple(names), channels, resize, bits, patients)
+    for part, s in zip(PARTS, splits):
+        refuse_dark(s.x, f"{root / part}", bits)
     return from_splits(*splits, sizes=sizes, class_names=names, **more)
 
 # %% ../nbs/03_scenarios.ipynb #1533ff10

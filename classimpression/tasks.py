@@ -18,7 +18,7 @@ from torch import Tensor
 from .core.errors import DataError, LeakError, check, check_apart, check_name, check_number, check_text
 from .core.provenance import digest
 from .core.seeding import generator
-from .data import PARTS, Split, as_labels, as_split, number_patients
+from .data import PARTS, Split, as_labels, as_split, number_patients, refuse_dark
 
 # %% auto #0
 __all__ = ['IN_TRAINING', 'POOLS', 'SELECTIONS', 'MOST_SHARED', 'total', 'plan', 'Gate', 'training', 'what_is_seen', 'Task',
@@ -370,11 +370,12 @@ def check_splits(
     names: list[str],  # of the classes, in original order
     sizes: list[int],  # classes per task
 ) -> None:
-    "Raises `DataError` unless every split has images of one shape, and some of every class."
+    "Raises `DataError` unless every split has images of one shape that are not all black, and some of every class."
     shapes = {p: tuple(s.x.shape[1:]) for p, s in splits.items()}
     check(len(set(shapes.values())) == 1, f"the splits hold images of different sizes or channels: {shapes}", DataError)
     for part, s in splits.items():
         check(len(s), f"the {part} split holds no image; a scenario needs some in train, val and test", DataError)
+        refuse_dark(s.x, part)
         said = f"labels of {part} must lie in 0..{len(names) - 1} (sizes {sizes} add up to {len(names)})"
         check(0 <= s.y.min() and s.y.max() < len(names), said, DataError)
         empty = (s.counts(len(names)) == 0).nonzero()[:, 0].tolist()
@@ -454,6 +455,8 @@ def from_arrays(
         fits = isinstance(pair, (tuple, list)) and len(pair) in (2, 3)
         check(fits, f"{name} must be a pair of images and labels, not {type(pair).__name__}", DataError)
     splits = [as_split(*pair[:2], layout=layout, bits=bits) for pair in given]
+    for part, s in zip(PARTS, splits):
+        refuse_dark(s.x, part, bits)
     told = [pair[2] for pair in given if len(pair) == 3]
     check(
         len(told) in (0, 3), f"patients are told for {len(told)} of three splits; tell them for all, or none", DataError

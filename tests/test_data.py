@@ -200,7 +200,8 @@ ONE_NAN = np.where(np.arange(4)[:, None, None, None] == 2, np.nan, GOOD)
     [
         (ONE_NAN, [0] * 4, {}, "image 2 holds NaN"),
         (ONE_NAN * 0 + np.inf, [0] * 4, {}, "NaN or infinity"),
-        (GOOD - 0.1, [0] * 4, {}, r"must lie in \[0, 1\]"),
+        (GOOD - 0.1, [0] * 4, {}, r"negative numbers.*shift them first, from \[-1, 1\] by \(x \+ 1\) / 2$"),
+        (GOOD + 2, [0] * 4, {}, r"must lie in \[0, 1\]"),
         (GOOD + 255, [0] * 4, {}, "divide by 255"),
         (GOOD.astype(np.int64), [0] * 4, {}, "not int64"),
         (GOOD.astype(complex), [0] * 4, {}, "complex"),
@@ -735,11 +736,61 @@ def test_numbers_become_bytes(x, bits, want):
         (np.float32([np.inf]), 8, "infinity"),
         (np.uint16([1]), 7, "bits must lie"),
         (np.uint16([1]), 8.5, "whole number"),
+        (np.uint8([1]), 0, "bits must lie"),
+        (np.uint16([0, 60000]), 17, "bits=17, but numbers of uint16 have 16 bits at most; .* bits=16 "),
+        (np.uint16([0, 4095]), 24, "numbers of uint16 have 16 bits at most; .* bits=12 "),
+        (np.float32([-500, 499]), None, "negative numbers, down to -500, .* by a window"),
+        (np.float32([-500, 499]), 9, "by a window"),
+        (np.float32([-1, 1]), 8, r"from \[-1, 1\] by"),
+        (np.int16([-1024, 3071]), None, "by a window"),
     ],
 )
 def test_numbers_of_unknown_brightness_are_refused(x, bits, message):
     with pytest.raises((DataError, ConfigError), match=message):
         as_bytes(x, bits)
+
+
+def test_advice_for_negative_numbers_leads_on():
+    for x in (np.float32([-1, 0, 1]), np.float32([-500, 0, 500])):
+        with pytest.raises(DataError) as e:
+            as_bytes(x)
+        advice = "(x + 1) / 2" if "(x + 1) / 2" in str(e.value) else "(x.clip(a, b) - a) / (b - a)"
+        assert advice in str(e.value) and "bits=" not in str(e.value)
+        assert as_bytes(eval(advice, dict(x=x, a=x.min(), b=x.max()))).tolist() == [0, 128, 255]
+
+
+def test_many_black_images_are_refused(tmp_path):
+    "Zeros and ones that were meant as black and white, in arrays, splits, folders and the estimator."
+    from PIL import Image
+
+    from classimpression.adapters.estimator import IncrementalClassifier
+    from classimpression.adapters.recommend import recommend
+
+    g, y = np.random.default_rng(0), np.arange(12) % 2
+    x = [g.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8) for _ in PARTS]
+    slip = [(a / 255).astype(np.uint8) for a in x]
+    made = lambda x, **more: from_arrays(*[(a, y) for a in x], sizes=[1, 1], **more)
+    message = "no pixel in the 12 images of {} is brighter than 1 of 255"
+    with pytest.raises(DataError, match=message.format("train")):
+        made(slip)
+    with pytest.raises(DataError, match=message.format("test")):
+        made([*x[:2], slip[2]])
+    with pytest.raises(DataError, match=message.format("val")):
+        from_splits(*[as_split(a, y, "NHWC") for a in (x[0], slip[1], x[2])], sizes=[1, 1])
+    with pytest.raises(DataError, match="12 images of X"):
+        IncrementalClassifier("ncm", "smoke", layout="NHWC").fit(slip[0], y)
+    with pytest.raises(DataError, match="12 images of X"):
+        recommend(slip[0], y, layout="NHWC")
+    assert made([a > 127 for a in x]).tasks[0].train.x.max() == 255
+    with pytest.raises(DataError, match="of 24 bits the highest are empty. Say fewer"):
+        made([a.astype(np.int32) * 256 for a in x], bits=24)
+    assert made([a.astype(np.uint16) * 10 for a in x], bits=16).tasks[0].train.x.max() == 9, "so dark, said"
+    for part, images in zip(PARTS, (x[0], slip[1], x[2])):
+        for i, image in enumerate(images):
+            (tmp_path / part / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(tmp_path / part / "ab"[i % 2] / f"{i}.png")
+    with pytest.raises(DataError, match=message.format(".*/val")):
+        from_folder(tmp_path, sizes=[1, 1])
 
 
 def test_means_are_taken_in_pieces():
