@@ -15,11 +15,11 @@ from torch import Tensor
 from .core.errors import ClassImpressionError, DataError, as_seen, check, check_number
 
 # %% auto #0
-__all__ = ['NOBODY', 'ONE_PERSON', 'LAYOUTS', 'ROUNDING', 'FEW', 'HEADERS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS', 'to_unit',
-           'tensor_digest', 'Labelled', 'Split', 'person', 'number_patients', 'as_numpy', 'pieces', 'extremes',
-           'column_sums', 'mean_of', 'depth_of', 'check_range', 'as_bytes', 'refuse_dark', 'as_labels', 'layout_hint',
-           'check_shape', 'as_split', 'pad', 'augment', 'batches', 'file_md5', 'npz_header', 'checked_keys', 'read_npz',
-           'data_root', 'load_medmnist']
+__all__ = ['NOBODY', 'ONE_PERSON', 'ZEROS', 'LAYOUTS', 'ROUNDING', 'FEW', 'HEADERS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS',
+           'to_unit', 'tensor_digest', 'Labelled', 'Split', 'person', 'zeros_apart', 'number_patients', 'instead_of',
+           'as_numpy', 'pieces', 'extremes', 'column_sums', 'mean_of', 'depth_of', 'check_range', 'as_bytes',
+           'refuse_dark', 'as_labels', 'layout_hint', 'check_shape', 'as_split', 'pad', 'augment', 'batches',
+           'file_md5', 'npz_header', 'checked_keys', 'read_npz', 'data_root', 'load_medmnist']
 
 # %% ../nbs/01_data.ipynb #7902055f
 def to_unit(
@@ -53,7 +53,9 @@ class Labelled:
         x, y, who = self.x, self.y, self.patient
         images = f"Split.x must be uint8 [N, C, H, W], not {x.dtype} {list(x.shape)}; use as_split"
         check(x.dtype == torch.uint8 and x.ndim == 4, images, DataError)
-        check(who is None or who.shape == y.shape, f"Split.patient must be int64 [{len(x)}]", DataError)
+        whose = f"{len(x)} images but patients {[] if who is None else list(who.shape)}"
+        said = f"{whose}; name one for each image (Split.patient must be int64 [{len(x)}])"
+        check(who is None or who.shape == y.shape, said, DataError)
         labels = f"Split.y must be int64 [{len(x)}], not {y.dtype} {list(y.shape)}"
         check(y.dtype == torch.int64 and y.shape == x.shape[:1], labels, DataError)
 
@@ -129,6 +131,21 @@ def person(
     t = as_seen(unicodedata.normalize("NFKC", as_seen(str(text))).casefold())
     return t.split(".")[0] if re.fullmatch(r"\d+\.0*", t) else t
 
+# %% ../nbs/01_data.ipynb #608f7c2c
+ZEROS = "pairs of patients differ by zeros in front only and count as two people"
+
+
+def zeros_apart(
+    names: Iterable[str],  # of patients, as `person` spells them
+) -> str:  # "" if there are none
+    "Names that may be one patient: `7` in one table is `0007` in another, which was read as text."
+    alike: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        alike.setdefault(re.sub(r"(?<![\d.])0+(?=\d)", "", name), []).append(name)
+    pairs = [few for few in alike.values() if len(few) > 1]
+    first = " and ".join(map(repr, pairs[0][:2])) if pairs else ""
+    return f"{len(pairs)} {ZEROS}, the first {first}; write them alike if they are one" if pairs else ""
+
 # %% ../nbs/01_data.ipynb #3e1b96cc
 def number_patients(
     *whose,  # names or numbers [N] of each split's patients
@@ -143,9 +160,23 @@ def number_patients(
     number = {who: i for i, who in enumerate(dict.fromkeys(spelled.values()))}
     if twice := len(spelled) - len(number):
         warnings.warn(f"{twice} {ONE_PERSON}", stacklevel=3)
+    if doubt := zeros_apart(number):
+        warnings.warn(doubt, stacklevel=3)
     return [torch.tensor([number[spelled[name]] for name in w]) for w in named]
 
 # %% ../nbs/01_data.ipynb #00aa8ee1
+def instead_of(
+    a: np.ndarray,  # no numbers
+    what: str,  # what the user calls it
+) -> str:
+    "What to do about an array of text or objects."
+    kinds = sorted({type(v).__name__ for v in a.flat}) if a.dtype.kind == "O" else []
+    if what == "labels" and (a.dtype.kind in "UST" or kinds and set(kinds) <= {"str", "str_"}):
+        unique = "names, y = numpy.unique(numpy.concatenate([train, val, test]), return_inverse=True)"
+        return f"number the names of all splits at once, so that a class has one number in each: {unique}; cut y again"
+    return f"object arrays are never read, and this one holds {', '.join(kinds[:4])}" if kinds else "convert them"
+
+# %% ../nbs/01_data.ipynb #266403bf
 LAYOUTS = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 3, 1, 2), "NHW": (0, 1, 2)}  # axes, in the order N, C, H, W
 
 
@@ -167,8 +198,7 @@ def as_numpy(
     except ValueError as e:
         raise DataError(f"{what} are not one rectangular array: {e}") from e
     check(a.dtype.kind != "c", f"{what} are complex. Complex data not supported; pass numpy.abs({what})", DataError)
-    names = "; names become numbers by numpy.unique(names, return_inverse=True)" if a.dtype.kind in "US" else ""
-    numbers = f"{what} must be numbers, not dtype {a.dtype}{names or '; object arrays are never read'}"
+    numbers = f"{what} must be numbers, not dtype {a.dtype}; {instead_of(a, what)}"
     check(a.dtype.kind in "biuf", numbers, DataError)
     return a
 
