@@ -291,7 +291,7 @@ def from_folder(
     """
     check(isinstance(folder, (str, os.PathLike)), f"folder must be a path, not {folder!r}")
     check("class_names" not in more, "classes are named by their folders; rename these, or leave class_names out")
-    check_words(from_folder, more)
+    check_words(from_folder, more, without=("class_names",))
     check_reading(channels, resize, bits, patients)
     root = Path(folder).expanduser()
     names = list(found := class_folders(root / "train"))

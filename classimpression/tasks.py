@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import combinations
-from typing import Callable, Iterator
+from typing import Callable, Iterable, Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -476,10 +476,11 @@ def from_splits(
 def check_words(
     make: Callable,  # function that hands the rest on
     more: dict,  # the rest
+    without: Iterable[str] = (),  # what `make` says to `from_splits` itself
 ) -> None:
     "Raises `ConfigError` for an argument that neither `make` nor `from_splits` has."
     own, passed = (list(inspect.signature(f).parameters) for f in (make, from_splits))
-    known = [*own[:-1], *(k for k in passed if k not in (*PARTS, *own))]
+    known = [*own[:-1], *(k for k in passed if k not in (*PARTS, *own, *without))]
     for word in more:
         said = f"{make.__name__} has no argument {word!r}; it takes {', '.join(known)}"
         check(word in known, f"{said}{nearest(word, known)}")
