@@ -48,11 +48,11 @@ __all__ = ['LYING', 'STANDING', 'GREY', 'COLOUR', 'IN_TERMINAL', 'ASK_SIZE', 'IM
            'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'LARGER', 'SCENARIOS', 'CITATION', 'MADE',
            'UNPACKED_VARIABLE', 'LARGE', 'FOLDER', 'OWN', 'WORDS', 'read_image', 'hidden', 'class_folders', 'inside',
            'image_files', 'stacked', 'people', 'said', 'numbered', 'folder_split', 'only_mixtures', 'folder_stamp',
-           'read_folder', 'check_reading', 'from_folder', 'DatasetInfo', 'register_scenario', 'scenario_info',
-           'base_name', 'data_file', 'Rows', 'npy_shape', 'StoredSplit', 'stored_split', 'crc', 'unpacked',
-           'load_stored', 'array_bytes', 'placed', 'typed_options', 'is_own', 'folder_in', 'two_at_a_time', 'own_sizes',
-           'own_folder', 'make_scenario', 'scenario_of', 'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows',
-           'make_mini', 'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
+           'read_folder', 'say_one_task', 'check_reading', 'from_folder', 'DatasetInfo', 'register_scenario',
+           'scenario_info', 'base_name', 'data_file', 'Rows', 'npy_shape', 'StoredSplit', 'stored_split', 'crc',
+           'unpacked', 'load_stored', 'array_bytes', 'placed', 'typed_options', 'is_own', 'folder_in', 'two_at_a_time',
+           'own_sizes', 'own_folder', 'make_scenario', 'scenario_of', 'list_data', 'fetched', 'download', 'npz_bytes',
+           'draw_rows', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
 
 # %% ../nbs/03_scenarios.ipynb #e8c6745a
 LYING, STANDING = "lie (wider than high)", "stand (higher than wide)"
@@ -256,6 +256,16 @@ def read_folder(
         warnings.warn(f"images of {root}: {'. '.join(words)}", stacklevel=3)
     return [s for s, _ in made.values()]  # `from_splits` refuses a patient in two of them
 
+# %% ../nbs/03_scenarios.ipynb #cd8134d9
+@lru_cache(maxsize=1)
+def say_one_task(
+    root: Path,  # holds train, val and test
+    stamp: str,  # of `folder_stamp`
+    sizes: tuple[int, ...],  # classes per task
+) -> None:
+    "Warn of a plan without a second task, once for a run and for what is said before it."
+    warn_of_one_task(list(sizes), stacklevel=4)
+
 # %% ../nbs/03_scenarios.ipynb #a4b21c14
 LONGEST = 10_000  # pixels of a side after resizing
 
@@ -300,8 +310,9 @@ def from_folder(
     holds = f"{root / 'train'} holds {len(names)} classes: {names}"
     check(len(names) == total(sizes), f"sizes {list(sizes)} add up to {total(sizes)}, but {holds}")
     plan(len(names), more.get("class_order"), sizes)
-    warn_of_one_task(sizes)
-    splits = read_folder(root.absolute(), folder_stamp(root), tuple(names), channels, resize, bits, patients)
+    stamp = folder_stamp(root)
+    say_one_task(root.absolute(), stamp, tuple(sizes))
+    splits = read_folder(root.absolute(), stamp, tuple(names), channels, resize, bits, patients)
     for part, s in zip(PARTS, splits):
         refuse_dark(s.x, f"{root / part}", bits)
     return from_splits(*splits, sizes=sizes, class_names=names, **more)

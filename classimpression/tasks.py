@@ -488,14 +488,16 @@ def check_words(
 # %% ../nbs/02_tasks.ipynb #8f5d0736
 def warn_of_one_task(
     sizes: list[int],  # classes per task
+    stacklevel: int = 3,  # of `warnings.warn`: whose line is shown
 ) -> None:
     "Warn where nothing is learned after the first task."
     if len(sizes) == 1:
         n = int(sizes[0])
         what = f"one task of {n} classes: nothing comes after it, so nothing can be forgotten"
-        fix = f"for class-incremental learning say sizes={[2, n - 2] if n > 2 else [1, 1]} or other ones"
+        a, b = (2, n - 2) if n > 2 else (1, 1)
+        fix = f"for class-incremental learning say sizes={[a, b]} (--sizes {a} {b}), or others"
         one = "one class: every answer is right, 100 % say nothing; bring images of a second class"
-        warnings.warn(f"the plan has {one if n == 1 else f'{what}; {fix}'}", stacklevel=3)
+        warnings.warn(f"the plan has {one if n == 1 else f'{what}; {fix}'}", stacklevel=stacklevel)
 
 # %% ../nbs/02_tasks.ipynb #5b7801ee
 def check_told(

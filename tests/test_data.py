@@ -853,18 +853,18 @@ def test_a_folder_that_cannot_name_a_class_is_named(folder):
 
 
 def test_a_plan_without_a_second_task_is_said(folder):
-    with pytest.warns(UserWarning, match=r"one task of 3 classes: nothing comes after it.*say sizes=\[2, 1\]") as heard:
-        make_scenario(f"folder:{folder}+resize16")
+    with pytest.warns(
+        UserWarning, match=r"one task of 3 classes: nothing .* say sizes=\[2, 1\] .--sizes 2 1."
+    ) as heard:
+        for _ in range(2):  # what is said before a run, and the run
+            make_scenario(f"folder:{folder}+resize16")
     assert sum("one task" in str(w.message) for w in heard) == 1
-    with pytest.warns(UserWarning, match="one task of 3 classes"):
-        from_folder(folder, sizes=[3])
     x, y = np.arange(27, dtype=np.uint8).reshape(3, 3, 3, 1), np.zeros(3, int)
     with pytest.warns(UserWarning, match="one class: every answer is right"):
         from_arrays((x, y), (x + 30, y), (x + 60, y), sizes=[1])
-    with pytest.warns(UserWarning) as heard:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the plan")
         from_folder(folder, sizes=[2, 1], channels=1)
-        warnings.warn("the end")
-    assert not any("the plan" in str(w.message) for w in heard)
 
 
 def test_names_of_folders_in_a_terminal(folder, monkeypatch):
