@@ -15,11 +15,11 @@ from torch import Tensor
 from .core.errors import ClassImpressionError, DataError, as_seen, check, check_number
 
 # %% auto #0
-__all__ = ['NOBODY', 'ONE_PERSON', 'LAYOUTS', 'ROUNDING', 'HEADERS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS', 'to_unit',
-           'tensor_digest', 'Labelled', 'Split', 'person', 'number_patients', 'as_numpy', 'pieces', 'extremes',
-           'column_sums', 'mean_of', 'depth_of', 'as_bytes', 'as_labels', 'layout_hint', 'check_shape', 'as_split',
-           'pad', 'augment', 'batches', 'file_md5', 'npz_header', 'checked_keys', 'read_npz', 'data_root',
-           'load_medmnist']
+__all__ = ['NOBODY', 'ONE_PERSON', 'ZEROS', 'LAYOUTS', 'ROUNDING', 'FEW', 'HEADERS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS',
+           'to_unit', 'tensor_digest', 'Labelled', 'Split', 'person', 'zeros_apart', 'number_patients', 'instead_of',
+           'as_numpy', 'pieces', 'extremes', 'column_sums', 'mean_of', 'depth_of', 'check_range', 'as_bytes',
+           'refuse_dark', 'as_labels', 'layout_hint', 'check_shape', 'as_split', 'pad', 'augment', 'batches',
+           'file_md5', 'npz_header', 'checked_keys', 'read_npz', 'data_root', 'load_medmnist']
 
 # %% ../nbs/01_data.ipynb #7902055f
 def to_unit(
@@ -53,7 +53,9 @@ class Labelled:
         x, y, who = self.x, self.y, self.patient
         images = f"Split.x must be uint8 [N, C, H, W], not {x.dtype} {list(x.shape)}; use as_split"
         check(x.dtype == torch.uint8 and x.ndim == 4, images, DataError)
-        check(who is None or who.shape == y.shape, f"Split.patient must be int64 [{len(x)}]", DataError)
+        whose = f"{len(x)} images but patients {[] if who is None else list(who.shape)}"
+        said = f"{whose}; name one for each image (Split.patient must be int64 [{len(x)}])"
+        check(who is None or who.shape == y.shape, said, DataError)
         labels = f"Split.y must be int64 [{len(x)}], not {y.dtype} {list(y.shape)}"
         check(y.dtype == torch.int64 and y.shape == x.shape[:1], labels, DataError)
 
@@ -129,6 +131,21 @@ def person(
     t = as_seen(unicodedata.normalize("NFKC", as_seen(str(text))).casefold())
     return t.split(".")[0] if re.fullmatch(r"\d+\.0*", t) else t
 
+# %% ../nbs/01_data.ipynb #608f7c2c
+ZEROS = "pairs of patients differ by zeros in front only and count as two people"
+
+
+def zeros_apart(
+    names: Iterable[str],  # of patients, as `person` spells them
+) -> str:  # "" if there are none
+    "Names that may be one patient: `7` in one table is `0007` in another, which was read as text."
+    alike: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        alike.setdefault(re.sub(r"(?<![\d.])0+(?=\d)", "", name), []).append(name)
+    pairs = [few for few in alike.values() if len(few) > 1]
+    first = " and ".join(map(repr, pairs[0][:2])) if pairs else ""
+    return f"{len(pairs)} {ZEROS}, the first {first}; write them alike if they are one" if pairs else ""
+
 # %% ../nbs/01_data.ipynb #3e1b96cc
 def number_patients(
     *whose,  # names or numbers [N] of each split's patients
@@ -143,9 +160,23 @@ def number_patients(
     number = {who: i for i, who in enumerate(dict.fromkeys(spelled.values()))}
     if twice := len(spelled) - len(number):
         warnings.warn(f"{twice} {ONE_PERSON}", stacklevel=3)
+    if doubt := zeros_apart(number):
+        warnings.warn(doubt, stacklevel=3)
     return [torch.tensor([number[spelled[name]] for name in w]) for w in named]
 
 # %% ../nbs/01_data.ipynb #00aa8ee1
+def instead_of(
+    a: np.ndarray,  # no numbers
+    what: str,  # what the user calls it
+) -> str:
+    "What to do about an array of text or objects."
+    kinds = sorted({type(v).__name__ for v in a.flat}) if a.dtype.kind == "O" else []
+    if what == "labels" and (a.dtype.kind in "UST" or kinds and set(kinds) <= {"str", "str_"}):
+        unique = "names, y = numpy.unique(numpy.concatenate([train, val, test]), return_inverse=True)"
+        return f"number the names of all splits at once, so that a class has one number in each: {unique}; cut y again"
+    return f"object arrays are never read, and this one holds {', '.join(kinds[:4])}" if kinds else "convert them"
+
+# %% ../nbs/01_data.ipynb #266403bf
 LAYOUTS = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 3, 1, 2), "NHW": (0, 1, 2)}  # axes, in the order N, C, H, W
 
 
@@ -167,8 +198,7 @@ def as_numpy(
     except ValueError as e:
         raise DataError(f"{what} are not one rectangular array: {e}") from e
     check(a.dtype.kind != "c", f"{what} are complex. Complex data not supported; pass numpy.abs({what})", DataError)
-    names = "; names become numbers by numpy.unique(names, return_inverse=True)" if a.dtype.kind in "US" else ""
-    numbers = f"{what} must be numbers, not dtype {a.dtype}{names or '; object arrays are never read'}"
+    numbers = f"{what} must be numbers, not dtype {a.dtype}; {instead_of(a, what)}"
     check(a.dtype.kind in "biuf", numbers, DataError)
     return a
 
@@ -230,6 +260,8 @@ def depth_of(
     check(typed or bits is not None, kinds, DataError)
     depth = typed if bits is None else bits
     check_number("bits", depth, 8, 32, integer=True)
+    width = 8 * x.dtype.itemsize if x.dtype.kind in "iu" else 32
+    check(depth <= width, f"bits={depth}, but numbers of {x.dtype} have {width} bits at most; {fix}", DataError)
     check(high < 2**depth, f"numbers up to {high:,.0f} do not fit into {depth} bits; {fix}", DataError)
     credible = bits is not None or not high or needed > typed - 4 or typed == 8
     dark = f"of {typed} bits the highest are empty: no number is above {high:,.0f}, the picture would be almost black"
@@ -240,22 +272,35 @@ def depth_of(
 ROUNDING = 1e-5  # by so much may floats leave [0, 1]: scalers of other libraries end a few digits beyond 1
 
 
+def check_range(
+    low: float,  # the smallest number of images
+    high: float,  # the largest
+    unit: bool,  # are they floats that must lie in [0, 1]?
+) -> None:
+    "Raises `DataError` for numbers below 0, and for those above 1 where 1 is white."
+    window = "by a window from a (black) to b (white), (x.clip(a, b) - a) / (b - a)"
+    shift = "from [-1, 1] by (x + 1) / 2" if low >= -1 - ROUNDING and high <= 1 + ROUNDING else window
+    said = f"images hold negative numbers, down to {low:.4g}, but black is 0; shift them first, {shift}"
+    check(low >= (-ROUNDING if unit else 0), said, DataError)
+    fix = f"pass uint8, or say how many bits they have: bits={max(8, int(high).bit_length())}"
+    said = f"float images must lie in [0, 1], these in [{low:.4g}, {high:.4g}]; divide by 255, {fix}"
+    check(not unit or high <= 1 + ROUNDING, said, DataError)
+
+# %% ../nbs/01_data.ipynb #1d152141
 def as_bytes(
     x: np.ndarray,  # images: numbers of any shape
     bits: int | None = None,  # how many bits the numbers have, where their type or file does not tell
     declared: int | None = None,  # how many bits a file says that they have
 ) -> np.ndarray:  # uint8, a copy of its own
     "Images as bytes, by the rule above. Raises `DataError` for numbers that have no certain brightness."
+    check_number("bits", 8 if bits is None else bits, 8, 32, integer=True)
     if x.dtype == np.uint8:
         return np.array(x, order="C")
     if x.dtype == bool:
         return np.where(x, np.uint8(255), np.uint8(0))
     low, high = extremes(x)
     unit = x.dtype.kind == "f" and bits is None and declared is None
-    fix = f"pass uint8, or say how many bits they have: bits={max(8, int(max(high, 0)).bit_length())}"
-    said = f"float images must lie in [0, 1], these in [{low:.4g}, {high:.4g}]; divide by 255, {fix}"
-    check(not unit or low >= -ROUNDING and high <= 1 + ROUNDING, said, DataError)
-    check(unit or low >= 0, f"images hold negative numbers, down to {low:.4g}; brightness starts at 0", DataError)
+    check_range(low, high, unit)
     black = x.dtype.kind == "f" and not unit and 0 < high <= 1 + ROUNDING
     said = f"floats in [0, 1] need no bits, and as numbers of {bits or declared} bits they are black; leave bits out"
     check(not black, f"{said}, or pass the whole numbers themselves", DataError)
@@ -264,6 +309,25 @@ def as_bytes(
     for p in pieces(x.shape):
         out[p] = np.rint(x[p] * k) if unit else np.floor(x[p] * k)
     return out
+
+# %% ../nbs/01_data.ipynb #6696b7ac
+FEW = 10  # images that may all be black
+
+
+def refuse_dark(
+    x,  # bytes [N, C, H, W]: a tensor, or images that stay in a file
+    what: str,  # what the user calls them
+    bits: int | None = None,  # how many bits they had, if the user said so
+) -> None:
+    "Raises `DataError` for many images that are all black or almost so."
+    least = 2 if bits in (None, 16) else 16  # of said bits the four highest may not be empty; 16 may be, if asked for
+    if len(x) <= FEW or any(int(few.max()) >= least for few in x.split(1024)):
+        return
+    high = max(int(few.max()) for few in x.split(1024))
+    said = f"no pixel in the {len(x)} images of {what} is brighter than {high} of 255, the pictures would be black"
+    fix = "pass them before they were divided by 255 and made whole; masks of 0 and 1 as bool, or times 255 in files"
+    check(bits is None, f"{said}: of {bits} bits the highest are empty. Say fewer (bits=...), or none", DataError)
+    raise DataError(f"{said}; {fix}")
 
 # %% ../nbs/01_data.ipynb #6a0ed464
 def as_labels(

@@ -14,8 +14,8 @@ from typing import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from .core.errors import DataError, StateError, as_seen, check, check_apart, check_name, nearest
-from .core.errors import progress
+from .core.errors import DataError, StateError, as_seen, check, check_apart, check_name, check_number
+from .core.errors import check_text, nearest, progress
 from .core.files import write_bytes, write_json
 from .core.provenance import digest, package_folder
 from .core.seeding import generator
@@ -33,23 +33,26 @@ from classimpression.data import (
     as_split,
     data_root,
     person,
+    refuse_dark,
+    zeros_apart,
 )
 from .data import file_md5, load_medmnist, npz_header, read_npz, tensor_digest, to_unit
 from .pictures import PAGES, numbers, opened
-from .tasks import POOLS, SELECTIONS, Scenario, Task, from_arrays, from_splits, plan, total
+from .tasks import POOLS, SELECTIONS, Scenario, Task, check_words, from_arrays, from_splits, plan, total
+from .tasks import warn_of_one_task
 
 _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits", "plan"]  # one address for the user
 
 # %% auto #0
-__all__ = ['LYING', 'STANDING', 'GREY', 'COLOUR', 'IN_TERMINAL', 'ASK_SIZE', 'IMAGE_ENDINGS', 'SYSTEM', 'NESTED', 'BLOOD', 'PATH',
-           'ORGANS', 'TISSUE', 'UNPROVED', 'LARGER', 'SCENARIOS', 'CITATION', 'MADE', 'UNPACKED_VARIABLE', 'LARGE',
-           'FOLDER', 'OWN', 'WORDS', 'read_image', 'hidden', 'class_folders', 'inside', 'image_files', 'stacked',
-           'people', 'said', 'numbered', 'folder_split', 'only_mixtures', 'folder_stamp', 'read_folder', 'from_folder',
-           'DatasetInfo', 'register_scenario', 'scenario_info', 'base_name', 'data_file', 'Rows', 'npy_shape',
-           'StoredSplit', 'stored_split', 'crc', 'unpacked', 'load_stored', 'array_bytes', 'placed', 'typed_options',
-           'is_own', 'folder_in', 'two_at_a_time', 'own_sizes', 'own_folder', 'make_scenario', 'scenario_of',
-           'list_data', 'fetched', 'download', 'npz_bytes', 'draw_rows', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario',
-           'Task', 'from_arrays', 'from_splits', 'plan']
+__all__ = ['LYING', 'STANDING', 'GREY', 'COLOUR', 'IN_TERMINAL', 'ASK_SIZE', 'IMAGE_ENDINGS', 'SYSTEM', 'NESTED', 'LONGEST',
+           'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'LARGER', 'SCENARIOS', 'CITATION', 'MADE',
+           'UNPACKED_VARIABLE', 'LARGE', 'FOLDER', 'OWN', 'WORDS', 'read_image', 'hidden', 'class_folders', 'inside',
+           'image_files', 'stacked', 'people', 'said', 'numbered', 'folder_split', 'only_mixtures', 'folder_stamp',
+           'read_folder', 'say_one_task', 'check_reading', 'from_folder', 'DatasetInfo', 'register_scenario',
+           'scenario_info', 'base_name', 'data_file', 'Rows', 'npy_shape', 'StoredSplit', 'stored_split', 'crc',
+           'unpacked', 'load_stored', 'array_bytes', 'placed', 'typed_options', 'is_own', 'folder_in', 'two_at_a_time',
+           'own_sizes', 'own_folder', 'make_scenario', 'scenario_of', 'list_data', 'fetched', 'download', 'npz_bytes',
+           'draw_rows', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
 
 # %% ../nbs/03_scenarios.ipynb #e8c6745a
 LYING, STANDING = "lie (wider than high)", "stand (higher than wide)"
@@ -165,7 +168,9 @@ def people(
     """
     outside = [p for p, c in files if p.parent == c]
     said = f"{len(outside)} of {len(files)} images lie in no patient's folder, the first is {[*outside, ''][0]}"
-    check(not outside, f"{said}; put them into one, or pass patients=False", DataError)
+    check(
+        not outside, f"{said}; put them into one, or pass patients=False ({IN_TERMINAL} without +patients)", DataError
+    )
     named = [p.relative_to(c).parts[0] for p, c in files]
     who = [person(n) for n in named]
     nobody = sorted({n for n, w in zip(named, who) if w in NOBODY})
@@ -245,9 +250,41 @@ def read_folder(
     seen = {p: Counter() for p in PARTS}
     made = numbered({p: folder_split(root / p, list(names), *how, seen[p]) for p in PARTS})
     only_mixtures(list(seen.values()))
-    if words := [f"{p}: {w}" for p in PARTS if (w := said(seen[p]))]:
+    words = [f"{p}: {w}" for p in PARTS if (w := said(seen[p]))]
+    words += [doubt] if (doubt := zeros_apart(w for _, who in made.values() for w in who)) else []
+    if words:
         warnings.warn(f"images of {root}: {'. '.join(words)}", stacklevel=3)
     return [s for s, _ in made.values()]  # `from_splits` refuses a patient in two of them
+
+# %% ../nbs/03_scenarios.ipynb #cd8134d9
+@lru_cache(maxsize=1)
+def say_one_task(
+    root: Path,  # holds train, val and test
+    stamp: str,  # of `folder_stamp`
+    sizes: tuple[int, ...],  # classes per task
+) -> None:
+    "Warn of a plan without a second task, once for a run and for what is said before it."
+    warn_of_one_task(list(sizes), stacklevel=4)
+
+# %% ../nbs/03_scenarios.ipynb #a4b21c14
+LONGEST = 10_000  # pixels of a side after resizing
+
+
+def check_reading(
+    channels: int,  # and all others: see `from_folder`
+    resize: int | None,
+    bits: int | None,
+    patients: bool,
+) -> None:
+    "Raises `ConfigError` for what no image can be read with."
+    check_number("channels", channels, integer=True)
+    check(channels in (1, 3), f"channels must be 1 (grey) or 3 (colour), not {channels!r}")
+    if resize is not None:
+        check_number("resize (one number for height and width)", resize, 1, LONGEST, integer=True)
+    if bits is not None:
+        check_number("bits", bits, 8, 32, integer=True)
+    said = f"patients must be True or False (are the folders within a class patients?), not {patients!r}"
+    check(isinstance(patients, (bool, np.bool_)), said)
 
 # %% ../nbs/03_scenarios.ipynb #71d2ccf2
 def from_folder(
@@ -262,11 +299,22 @@ def from_folder(
     """Make a scenario from a folder of images. Warns, when it reads them, about all that was left out, turned or
     reduced to 8 bits; the images read last are kept for the next scenario of the same files.
     """
+    check(isinstance(folder, (str, os.PathLike)), f"folder must be a path, not {folder!r}")
+    check("class_names" not in more, "classes are named by their folders; rename these, or leave class_names out")
+    check_words(from_folder, more, without=("class_names",))
+    check_reading(channels, resize, bits, patients)
     root = Path(folder).expanduser()
-    names = list(class_folders(root / "train"))
+    names = list(found := class_folders(root / "train"))
+    for name, where in found.items():
+        check_text(f"a class name (of the folder {where}; rename it in {', '.join(PARTS)})", name)
     holds = f"{root / 'train'} holds {len(names)} classes: {names}"
     check(len(names) == total(sizes), f"sizes {list(sizes)} add up to {total(sizes)}, but {holds}")
-    splits = read_folder(root.absolute(), folder_stamp(root), tuple(names), channels, resize, bits, patients)
+    plan(len(names), more.get("class_order"), sizes)
+    stamp = folder_stamp(root)
+    say_one_task(root.absolute(), stamp, tuple(sizes))
+    splits = read_folder(root.absolute(), stamp, tuple(names), channels, resize, bits, patients)
+    for part, s in zip(PARTS, splits):
+        refuse_dark(s.x, f"{root / part}", bits)
     return from_splits(*splits, sizes=sizes, class_names=names, **more)
 
 # %% ../nbs/03_scenarios.ipynb #1533ff10
@@ -411,7 +459,9 @@ def scenario_info(
     known = isinstance(name, str) and name in SCENARIOS
     larger = "; with more pixels blood-64, blood-128, blood-224, and so on"
     names = [*SCENARIOS, *MADE]
-    check(known, f"unknown scenario {name!r}; choose from {', '.join(names)}{larger}{nearest(name, names)}")
+    own = isinstance(name, str) and name and Path(name).expanduser().is_dir()
+    meant = f"; did you mean folder:{name}, the folder of that name?" if own else nearest(name, names)
+    check(known, f"unknown scenario {name!r}; choose from {', '.join(names)}{larger}{meant}")
     return SCENARIOS[name]
 
 # %% ../nbs/03_scenarios.ipynb #ba5e0001
@@ -636,9 +686,13 @@ def placed(
 ) -> tuple[str, str | Path | None]:  # name without a place in it, and the place
     "`folder:/here/cells` is `folder-cells` in `/here`; other names stay as they are."
     check("/" not in name or FOLDER in name, f"a folder of images is named by {FOLDER}{name}, not {name!r}")
-    if not name.startswith(FOLDER) or not (path := Path(name.removeprefix(FOLDER)).expanduser()).name:
+    if not name.startswith(FOLDER):
         return name, root
+    path = Path(name.removeprefix(FOLDER)).expanduser()
     there = path if path.is_absolute() or not root else Path(root).expanduser() / path
+    there = there if path.name not in ("", "..") else there.resolve()  # folder:. is the folder where one is
+    asked = f"{name!r} names no folder; say where the images are, such as {FOLDER}images or {FOLDER}/home/me/images"
+    check(name.removeprefix(FOLDER).strip() and there.name, asked)
     return OWN + there.name, str(there.parent.resolve())  # a link keeps its own name
 
 # %% ../nbs/03_scenarios.ipynb #a5950996

@@ -4,26 +4,29 @@
 
 # %% ../nbs/02_tasks.ipynb #4005457a
 from __future__ import annotations
+import inspect, warnings
 from collections import Counter
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import combinations
-from typing import Callable, Iterator
+from typing import Callable, Iterable, Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .core.errors import DataError, LeakError, check, check_apart, check_name, check_number, check_text
+from .core.errors import nearest
 from .core.provenance import digest
 from .core.seeding import generator
-from .data import PARTS, Split, as_labels, as_split, number_patients
+from .data import PARTS, Split, as_labels, as_split, number_patients, refuse_dark
 
 # %% auto #0
 __all__ = ['IN_TRAINING', 'POOLS', 'SELECTIONS', 'MOST_SHARED', 'total', 'plan', 'Gate', 'training', 'what_is_seen', 'Task',
-           'Store', 'image_keys', 'keys_of', 'shared_images', 'TaskSequence', 'Scenario', 'check_patients',
-           'check_splits', 'overlaps', 'refuse_overlap', 'from_splits', 'from_arrays']
+           'Store', 'image_keys', 'varied', 'keys_of', 'shared_images', 'under_two_labels', 'TaskSequence', 'Scenario',
+           'check_patients', 'check_splits', 'overlaps', 'refuse_overlap', 'warn_of_two_labels', 'from_splits',
+           'check_words', 'warn_of_one_task', 'check_told', 'from_arrays']
 
 # %% ../nbs/02_tasks.ipynb #1b76c2e8
 def total(
@@ -225,11 +228,18 @@ def image_keys(
     "A number per image that is the same for the same bytes."
     return np.concatenate([keys_of(few) for few in x.split(1024)])
 
+# %% ../nbs/02_tasks.ipynb #070a5a4e
+def varied(
+    x: Tensor,  # uint8 [N, C, H, W]
+) -> Tensor:  # bool [N]
+    "Which images are not one value all over?"
+    flat = x.flatten(1).cpu()
+    return flat.amax(1) > flat.amin(1)
+
 # %% ../nbs/02_tasks.ipynb #c0361600
 def keys_of(x: Tensor) -> np.ndarray:
     "The same for a few images."
-    flat = x.flatten(1).cpu()
-    flat = flat[flat.amax(1) > flat.amin(1)]
+    flat = x.flatten(1).cpu()[varied(x)]
     flat = F.pad(flat, (0, -flat.shape[1] % 8)).contiguous().numpy().view(np.uint64)  # eight bytes at a time
     odd = np.random.default_rng(0).integers(0, 2**63, flat.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     word = flat * np.uint64(0x9E3779B97F4A7C15)  # wraps around
@@ -242,6 +252,17 @@ def shared_images(
     "Count images that two splits have in common."
     keys = {p: image_keys(s.x) for p, s in splits.items()}
     return {f"{a}, {b}": int(np.isin(keys[b], keys[a]).sum()) for a, b in combinations(keys, 2)}
+
+# %% ../nbs/02_tasks.ipynb #bfe221b5
+def under_two_labels(
+    split: Split,
+) -> int:  # images that are there with another label, too; those of one value all over do not count
+    "Count images whose bytes come with several labels."
+    parts = [(keys_of(few), varied(few)) for few in split.x.split(1024)]
+    keys, kept = np.concatenate([k for k, _ in parts]), torch.cat([v for _, v in parts])
+    pairs = np.unique(np.stack([keys, split.y.cpu()[kept].numpy().astype(np.uint64)]), axis=1)
+    found, labels = np.unique(pairs[0], return_counts=True)
+    return int(np.isin(keys, found[labels > 1]).sum())
 
 # %% ../nbs/02_tasks.ipynb #fe781362
 class TaskSequence:
@@ -370,11 +391,12 @@ def check_splits(
     names: list[str],  # of the classes, in original order
     sizes: list[int],  # classes per task
 ) -> None:
-    "Raises `DataError` unless every split has images of one shape, and some of every class."
+    "Raises `DataError` unless every split has images of one shape that are not all black, and some of every class."
     shapes = {p: tuple(s.x.shape[1:]) for p, s in splits.items()}
     check(len(set(shapes.values())) == 1, f"the splits hold images of different sizes or channels: {shapes}", DataError)
     for part, s in splits.items():
         check(len(s), f"the {part} split holds no image; a scenario needs some in train, val and test", DataError)
+        refuse_dark(s.x, part)
         said = f"labels of {part} must lie in 0..{len(names) - 1} (sizes {sizes} add up to {len(names)})"
         check(0 <= s.y.min() and s.y.max() < len(names), said, DataError)
         empty = (s.counts(len(names)) == 0).nonzero()[:, 0].tolist()
@@ -411,6 +433,17 @@ def refuse_overlap(
         said = f"{n} of {n_test} test images are {what} images too; {how}"
         check(not overlaps({"train, test": n}, n_test), said, DataError)
 
+# %% ../nbs/02_tasks.ipynb #9b73e2cf
+def warn_of_two_labels(
+    splits: dict[str, Split],  # train, val, test
+) -> None:
+    "Warn of images that are in one split under several labels."
+    found = {part: n for part, s in splits.items() if (n := under_two_labels(s))}
+    where = ", ".join(f"{n} of {len(splits[part])} images of {part}" for part, n in found.items())
+    if found:
+        said = f"{where} are there with another label too, byte for byte: one picture of two classes"
+        warnings.warn(f"{said}; find out which label is right, and leave the others out", stacklevel=4)
+
 # %% ../nbs/02_tasks.ipynb #bd76ce32
 def from_splits(
     train: Split,  # labels are original class numbers, 0..K-1
@@ -435,8 +468,48 @@ def from_splits(
     known = checksum or digest([s.digest() for s in splits.values()])
     made = Scenario(name, arrived, order, sizes, [names[c] for c in order], known, size)
     if checksum is None:
+        warn_of_two_labels(splits)
         refuse_overlap(made, overlap)  # published files are what they are: results say it
     return made
+
+# %% ../nbs/02_tasks.ipynb #9f13f303
+def check_words(
+    make: Callable,  # function that hands the rest on
+    more: dict,  # the rest
+    without: Iterable[str] = (),  # what `make` says to `from_splits` itself
+) -> None:
+    "Raises `ConfigError` for an argument that neither `make` nor `from_splits` has."
+    own, passed = (list(inspect.signature(f).parameters) for f in (make, from_splits))
+    known = [*own[:-1], *(k for k in passed if k not in (*PARTS, *own, *without))]
+    for word in more:
+        said = f"{make.__name__} has no argument {word!r}; it takes {', '.join(known)}"
+        check(word in known, f"{said}{nearest(word, known)}")
+
+# %% ../nbs/02_tasks.ipynb #8f5d0736
+def warn_of_one_task(
+    sizes: list[int],  # classes per task
+    stacklevel: int = 3,  # of `warnings.warn`: whose line is shown
+) -> None:
+    "Warn where nothing is learned after the first task."
+    if len(sizes) == 1:
+        n = int(sizes[0])
+        what = f"one task of {n} classes: nothing comes after it, so nothing can be forgotten"
+        a, b = (2, n - 2) if n > 2 else (1, 1)
+        fix = f"for class-incremental learning say sizes={[a, b]} (--sizes {a} {b}), or others"
+        one = "one class: every answer is right, 100 % say nothing; bring images of a second class"
+        warnings.warn(f"the plan has {one if n == 1 else f'{what}; {fix}'}", stacklevel=stacklevel)
+
+# %% ../nbs/02_tasks.ipynb #5b7801ee
+def check_told(
+    splits: list[Split],  # train, val, test
+    told: list,  # of those that have them: names or numbers of patients
+) -> None:
+    "Raises `DataError` unless patients are told for every image of all splits, or for none."
+    said = f"patients are told for {len(told)} of three splits; tell them for all, or none"
+    check(len(told) in (0, 3), said, DataError)
+    for part, s, who in zip(PARTS, splits, told):
+        n = len(np.asarray(who, dtype=object).reshape(-1))
+        check(n == len(s), f"{part}: {len(s)} images but {n} patients; name one for each image", DataError)
 
 # %% ../nbs/02_tasks.ipynb #d0606a58
 def from_arrays(
@@ -449,19 +522,21 @@ def from_arrays(
     **more,  # class_order, name, class_names, size: see `from_splits`
 ) -> Scenario:
     "Make a scenario from arrays. Raises `DataError` for a patient in two splits, and what `from_splits` raises."
+    check_words(from_arrays, more)
     given = (train, val, test)
     for name, pair in zip(PARTS, given):
         fits = isinstance(pair, (tuple, list)) and len(pair) in (2, 3)
         check(fits, f"{name} must be a pair of images and labels, not {type(pair).__name__}", DataError)
     splits = [as_split(*pair[:2], layout=layout, bits=bits) for pair in given]
+    for part, s in zip(PARTS, splits):
+        refuse_dark(s.x, part, bits)
     told = [pair[2] for pair in given if len(pair) == 3]
-    check(
-        len(told) in (0, 3), f"patients are told for {len(told)} of three splits; tell them for all, or none", DataError
-    )
+    check_told(splits, told)
     if told:
         splits = [replace(s, patient=who) for s, who in zip(splits, number_patients(*told))]
     n, n_sizes = len(torch.cat([s.y for s in splits]).unique()), total(sizes)
     check(n == n_sizes, f"sizes {list(sizes)} add up to {n_sizes}, but the labels name {n} classes")
     for s in splits:
         as_labels(s.y.numpy(), n_sizes)
+    warn_of_one_task(sizes)
     return from_splits(*splits, sizes=sizes, **more)

@@ -429,7 +429,7 @@ def test_recommendations_keep_a_patient_in_one_fold(monkeypatch):
             seen.append(fold) or dict(balanced=50.0, worst_class=40.0, MB=1.0, tier="M1", seconds=1.0)
         ),
     )
-    x, y = torch.zeros(24, 3, 8, 8, dtype=torch.uint8), np.arange(24) % 3
+    x, y = torch.full((24, 3, 8, 8), 9, dtype=torch.uint8), np.arange(24) % 3
     whose = np.arange(24) // 3 // 2  # four patients with six images of all classes
     module.recommend(x, y, sizes=np.array([2, 1]), tier="M1", outside=False, patients=whose)
     assert len(seen) >= 2 and not any(set(whose[a]) & set(whose[b]) for a, b, _ in seen)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import types
+import warnings
 import zipfile
 from dataclasses import replace
 from itertools import permutations
@@ -200,7 +201,8 @@ ONE_NAN = np.where(np.arange(4)[:, None, None, None] == 2, np.nan, GOOD)
     [
         (ONE_NAN, [0] * 4, {}, "image 2 holds NaN"),
         (ONE_NAN * 0 + np.inf, [0] * 4, {}, "NaN or infinity"),
-        (GOOD - 0.1, [0] * 4, {}, r"must lie in \[0, 1\]"),
+        (GOOD - 0.1, [0] * 4, {}, r"negative numbers.*shift them first, from \[-1, 1\] by \(x \+ 1\) / 2$"),
+        (GOOD + 2, [0] * 4, {}, r"must lie in \[0, 1\]"),
         (GOOD + 255, [0] * 4, {}, "divide by 255"),
         (GOOD.astype(np.int64), [0] * 4, {}, "not int64"),
         (GOOD.astype(complex), [0] * 4, {}, "complex"),
@@ -735,11 +737,180 @@ def test_numbers_become_bytes(x, bits, want):
         (np.float32([np.inf]), 8, "infinity"),
         (np.uint16([1]), 7, "bits must lie"),
         (np.uint16([1]), 8.5, "whole number"),
+        (np.uint8([1]), 0, "bits must lie"),
+        (np.uint16([0, 60000]), 17, "bits=17, but numbers of uint16 have 16 bits at most; .* bits=16 "),
+        (np.uint16([0, 4095]), 24, "numbers of uint16 have 16 bits at most; .* bits=12 "),
+        (np.float32([-500, 499]), None, "negative numbers, down to -500, .* by a window"),
+        (np.float32([-500, 499]), 9, "by a window"),
+        (np.float32([-1, 1]), 8, r"from \[-1, 1\] by"),
+        (np.int16([-1024, 3071]), None, "by a window"),
     ],
 )
 def test_numbers_of_unknown_brightness_are_refused(x, bits, message):
     with pytest.raises((DataError, ConfigError), match=message):
         as_bytes(x, bits)
+
+
+def test_advice_for_negative_numbers_leads_on():
+    for x in (np.float32([-1, 0, 1]), np.float32([-500, 0, 500])):
+        with pytest.raises(DataError) as e:
+            as_bytes(x)
+        advice = "(x + 1) / 2" if "(x + 1) / 2" in str(e.value) else "(x.clip(a, b) - a) / (b - a)"
+        assert advice in str(e.value) and "bits=" not in str(e.value)
+        assert as_bytes(eval(advice, dict(x=x, a=x.min(), b=x.max()))).tolist() == [0, 128, 255]
+
+
+def test_many_black_images_are_refused(tmp_path):
+    "Zeros and ones that were meant as black and white, in arrays, splits, folders and the estimator."
+    from PIL import Image
+
+    from classimpression.adapters.estimator import IncrementalClassifier
+    from classimpression.adapters.recommend import recommend
+
+    g, y = np.random.default_rng(0), np.arange(12) % 2
+    x = [g.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8) for _ in PARTS]
+    slip = [(a / 255).astype(np.uint8) for a in x]
+    made = lambda x, **more: from_arrays(*[(a, y) for a in x], sizes=[1, 1], **more)
+    message = "no pixel in the 12 images of {} is brighter than 1 of 255"
+    with pytest.raises(DataError, match=message.format("train")):
+        made(slip)
+    with pytest.raises(DataError, match=message.format("test")):
+        made([*x[:2], slip[2]])
+    with pytest.raises(DataError, match=message.format("val")):
+        from_splits(*[as_split(a, y, "NHWC") for a in (x[0], slip[1], x[2])], sizes=[1, 1])
+    with pytest.raises(DataError, match="12 images of X"):
+        IncrementalClassifier("ncm", "smoke", layout="NHWC").fit(slip[0], y)
+    with pytest.raises(DataError, match="12 images of X"):
+        recommend(slip[0], y, layout="NHWC")
+    assert made([a > 127 for a in x]).tasks[0].train.x.max() == 255
+    with pytest.raises(DataError, match="of 24 bits the highest are empty. Say fewer"):
+        made([a.astype(np.int32) * 256 for a in x], bits=24)
+    assert made([a.astype(np.uint16) * 10 for a in x], bits=16).tasks[0].train.x.max() == 9, "so dark, said"
+    for part, images in zip(PARTS, (x[0], slip[1], x[2])):
+        for i, image in enumerate(images):
+            (tmp_path / part / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(tmp_path / part / "ab"[i % 2] / f"{i}.png")
+    with pytest.raises(DataError, match=message.format(".*/val")):
+        from_folder(tmp_path, sizes=[1, 1])
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        (dict(resize=-5), "resize .one number for height and width. must lie in"),
+        (dict(resize=(32, 32)), r"resize .* must be a whole number, not \(32, 32\)"),
+        (dict(resize=0), "resize .* must lie in"),
+        (dict(channels=4), "channels must be 1 .grey. or 3 .colour., not 4"),
+        (dict(channels="3"), "channels must be a whole number"),
+        (dict(bits=0), r"bits must lie in \[8, 32\]"),
+        (dict(patients=["ann"]), "patients must be True or False"),
+        (dict(layout="NHWC"), "from_folder has no argument 'layout'; it takes folder, .*overlap$"),
+        (dict(overlaps="mark"), "did you mean 'overlap'"),
+        (dict(class_names=["a"]), "classes are named by their folders"),
+        (dict(class_order=[0, 0, 1]), "more than once"),
+    ],
+)
+def test_a_folders_arguments_are_judged_before_an_image_is_opened(folder, monkeypatch, how, message):
+    monkeypatch.setattr(scenarios, "read_image", None)
+    with pytest.raises(ConfigError, match=message):
+        from_folder(folder, sizes=[1, 2], **how)
+    with pytest.raises(ConfigError, match="folder must be a path, not None"):
+        from_folder(None, sizes=[1, 2])
+
+
+def test_advice_for_labels_and_patients_of_arrays(toy):
+    import pandas as pd
+
+    g, names = np.random.default_rng(0), np.array(["b", "a", "c"])
+    y = [np.array([0, 1, 2, 0]), np.array([0, 2, 1, 1]), np.array([1, 2, 0, 2])]
+    x = [g.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8) for _ in PARTS]
+    made = lambda y, *patients, **more: from_arrays(*zip(x, y, *patients), sizes=[2, 1], **more)
+    for text in (lambda k: names[k], lambda k: names.astype(object)[k], lambda k: pd.Categorical(names[k])):
+        with pytest.raises(DataError, match="number the names of all splits at once") as e:
+            made([text(k) for k in y])
+        advice = str(e.value).partition("each: names, y = ")[2].partition(";")[0]
+        known = dict(numpy=np, **{part: text(k) for part, k in zip(PARTS, y)})
+        found, numbers = eval(advice, known)
+        assert made(np.split(numbers, 3), class_names=list(found)).class_names == ["a", "b", "c"]
+    with pytest.raises(DataError, match="object arrays are never read, and this one holds NoneType, str"):
+        made([np.array(["a", None, "c", "b"], object)] * 3)
+    with pytest.raises(DataError, match="val: 4 images but 3 patients; name one for each image"):
+        made(y, [["p", "q", "r", "s"], ["t", "u", "v"], ["w", "x", "y", "z"]])
+    with pytest.raises(DataError, match=r"4 images but patients \[3\]; name one for each image"):
+        Split(torch.zeros(4, 1, 2, 2).byte(), torch.arange(4), torch.arange(3))
+    with pytest.raises(ConfigError, match="a class name must be text, not int: 1"):
+        made(y, class_names=[1, 2, 3])
+    with pytest.raises(ConfigError, match="from_arrays has no argument 'class_name'; .*did you mean 'class_names'"):
+        made(y, class_name=["a", "b", "c"])
+
+
+def test_a_folder_that_cannot_name_a_class_is_named(folder):
+    for part in PARTS:
+        (folder / part / "valve").rename(folder / part / "-valve")
+    why = "because spreadsheets take that for a formula"
+    with pytest.raises(ConfigError, match=f"of the folder .*train/-valve; rename it in train, val, test.*{why}"):
+        from_folder(folder, sizes=[1, 2])
+
+
+def test_a_plan_without_a_second_task_is_said(folder):
+    with pytest.warns(
+        UserWarning, match=r"one task of 3 classes: nothing .* say sizes=\[2, 1\] .--sizes 2 1."
+    ) as heard:
+        for _ in range(2):  # what is said before a run, and the run
+            make_scenario(f"folder:{folder}+resize16")
+    assert sum("one task" in str(w.message) for w in heard) == 1
+    x, y = np.arange(27, dtype=np.uint8).reshape(3, 3, 3, 1), np.zeros(3, int)
+    with pytest.warns(UserWarning, match="one class: every answer is right"):
+        from_arrays((x, y), (x + 30, y), (x + 60, y), sizes=[1])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the plan")
+        from_folder(folder, sizes=[2, 1], channels=1)
+
+
+def test_names_of_folders_in_a_terminal(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(DataError, match="or pass patients=False .in a terminal folder:PATH without .patients."):
+        make_scenario("folder:images+patients")
+    for nothing in ("folder:", "folder: ", "folder:/"):
+        with pytest.raises(ConfigError, match="names no folder; say where the images are, such as folder:images"):
+            make_scenario(nothing)
+    with pytest.raises(ConfigError, match="unknown scenario 'images'; .*did you mean folder:images"):
+        make_scenario("images")
+    monkeypatch.chdir(folder)
+    assert make_scenario("folder:.").name == "folder-images"
+
+
+def test_one_picture_under_two_labels_is_said(folder):
+    from PIL import Image
+
+    g, y = np.random.default_rng(0), np.arange(12) % 3
+    x = [g.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8) for _ in PARTS]
+    train = (np.concatenate([x[0], x[0][:4], x[0][:1]]), np.concatenate([y, (y[:4] + 1) % 3, y[:1]]))
+    with pytest.warns(UserWarning, match="^9 of 17 images of train are there with another label too"):
+        from_arrays(train, (x[1], y), (x[2], y), sizes=[2, 1])
+    Image.effect_noise((9, 9), 50).save(folder / "val" / "wall" / "0.png")
+    shutil.copy(folder / "val" / "wall" / "0.png", folder / "val" / "valve" / "2.png")
+    with pytest.warns(UserWarning, match="2 of 7 images of val are there with another label too"):
+        from_folder(folder, sizes=[2, 1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from_arrays((np.concatenate([x[0]] * 2), np.concatenate([y] * 2)), (x[1], y), (x[2], y), sizes=[2, 1])
+
+
+def test_zeros_in_front_of_a_patients_number_are_said(tmp_path):
+    from PIL import Image
+
+    g, y = np.random.default_rng(0), np.arange(12) % 2
+    part = lambda whose: (g.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8), y, whose)
+    text = [f"{i:04}" for i in range(12)]
+    with pytest.warns(UserWarning, match="12 pairs of patients differ by zeros in front only .*first '0' and '0000'"):
+        from_arrays(part(np.arange(12)), part(np.arange(20, 32)), part(text), sizes=[1, 1])
+    for k, (p, who) in enumerate(zip(PARTS, ("P7", "P8", "P007"))):
+        for name in "ab":
+            (tmp_path / p / name / who).mkdir(parents=True)
+            Image.fromarray(part([])[0][k]).save(tmp_path / p / name / who / "1.png")
+    with pytest.warns(UserWarning, match="1 pairs of patients differ by zeros in front only .*first 'p7' and 'p007'"):
+        from_folder(tmp_path, sizes=[1, 1], patients=True)
 
 
 def test_means_are_taken_in_pieces():

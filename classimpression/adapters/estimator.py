@@ -22,7 +22,7 @@ from ..runs.surroundings import usable_device
 from ..core.errors import ConfigError, DataError, StateError, check, check_apart
 from ..core.files import checked_json
 from ..core.seeding import generator, seeded, usual_torch
-from ..data import LAYOUTS, Split, as_numpy, as_split, number_patients
+from ..data import LAYOUTS, Split, as_numpy, as_split, number_patients, refuse_dark
 from ..methods.registry import UnionTask, find_method, registered, sort_options
 from ..models import pretrained, rebuild
 from ..pretrained.backbones import as_network, network_facts, same_networks, under_former_name
@@ -469,6 +469,7 @@ class ImageReader(SklearnProtocol):
         "Images as the network wants them. Raises `DataError` for another size than that of the first task."
         X = self.unrolled(X)
         x = as_split(X, np.zeros(len(X), np.int64), self.layout, bits=self.depth(X)).x
+        refuse_dark(x, "X")
         shape = getattr(self, "image_shape_", tuple(x.shape[1:]))
         check(
             tuple(x.shape[1:]) == shape,
@@ -581,6 +582,7 @@ class TaskLearner(ImageReader):
         work.
         """
         cfg, x = self.config(), self.as_images(X)
+        refuse_dark(x, "X", self.bits)
         refuse_weights(sample_weight, len(x))
         if classes is not None:
             odd = sorted(set(as_labels(y).tolist()) - set(as_labels(classes).tolist()))

@@ -12,7 +12,7 @@ import torch
 from ..carryover import TIERS, ExemplarCarryover, allowed_tier
 from ..core.errors import ClassImpressionError, DataError, StateError, check, check_number, progress
 from ..core.seeding import generator
-from ..data import Split, as_split, number_patients
+from ..data import Split, as_split, number_patients, refuse_dark
 from ..methods.registry import find_method
 from ..metrics import class_recalls
 from ..runs.configs import profile_config
@@ -242,6 +242,7 @@ def recommend(
     n = len(numbers) if people is None else len(people)
     check(n == len(numbers), f"patients must name one for each image: {len(numbers)} images, but {n} names")
     data = Split(as_split(X, np.zeros(len(X), np.int64), layout, bits=bits).x, numbers, people)
+    refuse_dark(data.x, "X", bits)
     whose = None if people is None else people.numpy()
     check(sum(sizes) == len(classes), f"tasks of {sizes} classes are not the {len(classes)} classes in y")
     fit = fitting(tier, real_images, outside, candidates)

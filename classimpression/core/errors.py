@@ -87,15 +87,16 @@ def check_text(
     value: Any,  # a title or a label
 ) -> None:
     "Raise `ConfigError` unless `value` is one line of text that no spreadsheet or figure takes for a formula."
-    fits = (
-        isinstance(value, str)
-        and value.isprintable()
-        and len(value) <= 200
-        and value.count("$") < 2
-        and not value.startswith(("=", "+", "-", "@"))
-    )
+    check(isinstance(value, str), f"{what} must be text, not {type(value).__name__}: {value!r}")
+    faults = {
+        "spreadsheets take that for a formula": value.startswith(("=", "+", "-", "@")),
+        "figures take two $ for a formula": value.count("$") > 1,
+        f"it has {len(value)}": len(value) > 200,
+        "it holds signs that do not print": not value.isprintable(),
+    }
+    why = next((reason for reason, found in faults.items() if found), "")
     rules = "at most 200 characters, not beginning with = + - @, without two $"
-    check(fits, f"{what} must be one line of text ({rules}), not {value!r}")
+    check(not why, f"{what} must be one line of text ({rules}), not {value!r}, because {why}")
 
 # %% ../../nbs/core/01_errors.ipynb #1973bc57
 UNSEEN = re.compile(  # signs that show nothing, though they are no format characters (category Cf)

@@ -150,7 +150,7 @@ def _(folder, layout):
 
 @fault("label", "the estimator learns from images that are all alike", says="alike")
 def _(folder):
-    new().fit(np.zeros_like(X), Y)
+    new().fit(np.full_like(X, 9), Y)
 
 
 @fault("label", "the estimator's second task has images of another size", says="resize")
@@ -249,7 +249,7 @@ ODD_IMAGES = {
     "a masked array with gaps": (np.ma.masked_array(X, X > 100), "masked array with gaps"),
     "complex numbers with a bit of conjugation": (torch.tensor(X).to(torch.complex64).conj(), "complex"),
     "bytes with a sign": (X.astype(np.int8), "not int8"),
-    "floats in -1..1": (X / 127.5 - 1, "must lie in"),
+    "floats in -1..1": (X / 127.5 - 1, "negative numbers"),
     "floats that leave [0, 1] by more than rounding": (X / X.max() * 1.001, "must lie in"),
     "two sizes": ([x if i else x[:, :8] for i, x in enumerate(X)], "not one rectangular array"),
     "a data set of torch": (torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y)), "images"),
