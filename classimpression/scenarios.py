@@ -567,7 +567,8 @@ class StoredSplit(Split):
         return to_unit(self.x[slice(None) if idx is None else idx].to(device or self.x.device))
 
     def digest(self) -> str:
-        return digest([tensor_digest(self.y), *map(tensor_digest, self.x.split(1024))])
+        known = [] if self.patient is None else [self.patient]
+        return digest([tensor_digest(t) for t in (self.y, *self.x.split(1024), *known)])
 
     def padded(self, to: int) -> StoredSplit:
         same = self.x.shape[-2:] == (to, to)
