@@ -223,7 +223,7 @@ OF_THE_RUN = {
 OF_THE_PAPER = {
     *("distillation", "margin", "margin_weight", "margin_k"),
     *("idc_weight", "idc_classes", "idc_pool", "rho", "tau"),
-    "classes_per_task",
+    *("classes_per_task", "freeze_old"),
 }  # settings that only the paper's method reads
 
 
