@@ -321,9 +321,9 @@ def refuse_dark(
 ) -> None:
     "Raises `DataError` for many images that are all black or almost so."
     least = 2 if bits in (None, 16) else 16  # of said bits the four highest may not be empty; 16 may be, if asked for
-    if len(x) <= FEW or any(int(few.max()) >= least for few in x.split(1024)):
+    if len(x) <= FEW or any(int(few.max()) >= least for few in x.split(128)):
         return
-    high = max(int(few.max()) for few in x.split(1024))
+    high = max(int(few.max()) for few in x.split(128))
     said = f"no pixel in the {len(x)} images of {what} is brighter than {high} of 255, the pictures would be black"
     fix = "pass them before they were divided by 255 and made whole; masks of 0 and 1 as bool, or times 255 in files"
     check(bits is None, f"{said}: of {bits} bits the highest are empty. Say fewer (bits=...), or none", DataError)

@@ -568,7 +568,7 @@ class StoredSplit(Split):
 
     def digest(self) -> str:
         known = [] if self.patient is None else [self.patient]
-        return digest([tensor_digest(t) for t in (self.y, *self.x.split(1024), *known)])
+        return digest([tensor_digest(self.y), *map(tensor_digest, self.x.split(1024)), *map(tensor_digest, known)])
 
     def padded(self, to: int) -> StoredSplit:
         same = self.x.shape[-2:] == (to, to)

@@ -258,7 +258,7 @@ def under_two_labels(
     split: Split,
 ) -> int:  # images that are there with another label, too; those of one value all over do not count
     "Count images whose bytes come with several labels."
-    parts = [(keys_of(few), varied(few)) for few in split.x.split(1024)]
+    parts = [(keys_of(few), varied(few)) for few in split.x.split(64)]  # small ones: memory goes back
     keys, kept = np.concatenate([k for k, _ in parts]), torch.cat([v for _, v in parts])
     pairs = np.unique(np.stack([keys, split.y.cpu()[kept].numpy().astype(np.uint64)]), axis=1)
     found, labels = np.unique(pairs[0], return_counts=True)

@@ -126,9 +126,12 @@ def reproduced(
 
 # %% ../../nbs/report/03_verdicts.ipynb #7bbcb045
 def stand_elsewhere() -> set[str]:  # registered methods
-    "Methods that have a table of their own and are not wanted in the main one; `assets/struck.json` says why."
+    "Methods with tables of their own: those on public networks, and those of which `assets/struck.json` says why."
+    from classimpression.methods.registry import registered
+
     rules = read_json(package_folder() / "assets" / "struck.json")
-    return {m for r in rules if r["experiment"] == "main_table" and "seeds" not in r for m in r["methods"]}
+    struck = {m for r in rules if r["experiment"] == "main_table" and "seeds" not in r for m in r["methods"]}
+    return struck | {k for k, m in registered().items() if m.outside}
 
 # %% ../../nbs/report/03_verdicts.ipynb #3ea88593
 def expected_but_missing(
