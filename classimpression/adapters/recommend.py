@@ -290,13 +290,12 @@ def decide(
     near = [(c, r) for c, r in good if r["balanced"] >= best["balanced"] - best["spread"]]
     c, r = min(near, key=lambda p: p[1]["MB"])
     only = ", the only one that was tried" if len(rows) == 1 and missed else ""
-    said = f"Take {c.name}{only}: {r['balanced']:.1f} % balanced, {r['worst_class']:.1f} % of the worst class, held out"
-    said += f" of your own images; it carries {r['MB']:.2f} MB (tier {r['tier']})."
+    none = "None recognises all classes, so none is recommended: too few images, or too little training. The best is"
+    said = f"{'Take' if r['worst_class'] else none} {c.name}{only}: {r['balanced']:.1f} % balanced, "
+    said += f"{r['worst_class']:.1f} % of the worst class, held out of your own images; it carries {r['MB']:.2f} MB (tier {r['tier']})."
     if r is not best:
         said += (
             f" {best['candidate']} had {best['balanced']:.1f} %, within the spread of folds, with {best['MB']:.2f} MB."
         )
-    if r["worst_class"] == 0:
-        said += " It recognises no image of one class: too few images or too little training to recommend any."
     said += "".join(not_tried(missed))
     return Recommendation(c.method, c.backbone, dict(c.options), table, said)
