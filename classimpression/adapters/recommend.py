@@ -292,7 +292,8 @@ def decide(
     only = ", the only one that was tried" if len(rows) == 1 and missed else ""
     none = "None recognises all classes, so none is recommended: too few images, or too little training. The best is"
     said = f"{'Take' if r['worst_class'] else none} {c.name}{only}: {r['balanced']:.1f} % balanced, "
-    said += f"{r['worst_class']:.1f} % of the worst class, held out of your own images; it carries {r['MB']:.2f} MB (tier {r['tier']})."
+    said += f"{r['worst_class']:.1f} % of the worst class, held out of your own images;"
+    said += f" it carries {r['MB']:.2f} MB (tier {r['tier']})."
     if r is not best:
         said += (
             f" {best['candidate']} had {best['balanced']:.1f} %, within the spread of folds, with {best['MB']:.2f} MB."
