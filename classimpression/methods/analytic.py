@@ -45,7 +45,7 @@ def count(
     return model, history
 
 # %% ../../nbs/methods/07_analytic.ipynb #ae10c4e5
-@method("ncm", "Nearest class mean", tier="M1", trains=False)
+@method("ncm", "Nearest class mean", tier="M1", reads=())
 def ncm(
     carry: Carryover | None,
     task,
@@ -57,7 +57,7 @@ def ncm(
     return count(carry, task, cfg, partial(first_task, task, cfg), partial(NearestMean, cosine=cosine))
 
 # %% ../../nbs/methods/07_analytic.ipynb #e9112b02
-@method("slda", "Streaming LDA", tier="M2", trains=False)
+@method("slda", "Streaming LDA", tier="M2", reads=())
 def slda(
     carry: Carryover | None,
     task,
@@ -72,7 +72,7 @@ def slda(
     )
 
 # %% ../../nbs/methods/07_analytic.ipynb #b8d11b6f
-@method("fecam", "FeCAM", tier="M2", trains=False)
+@method("fecam", "FeCAM", tier="M2", reads=())
 def fecam(
     carry: Carryover | None,
     task,
@@ -93,7 +93,7 @@ def fecam(
     )
 
 # %% ../../nbs/methods/07_analytic.ipynb #6c45ab7d
-@method("ranpac", "RanPAC", tier="reference", trains=False)
+@method("ranpac", "RanPAC", tier="reference", reads=())
 def ranpac(
     carry: Carryover | None,
     task,
@@ -113,7 +113,7 @@ def ranpac(
     )
 
 # %% ../../nbs/methods/07_analytic.ipynb #c2600124
-@method("acil", "ACIL-style ridge, small", tier="M2", trains=False)
+@method("acil", "ACIL-style ridge, small", tier="M2", reads=())
 def acil(
     carry: Carryover | None,
     task,
@@ -177,7 +177,7 @@ def see_levels(
     return Classifier(net, model.head, None, f"levels-{model.network}", model.channels)
 
 # %% ../../nbs/methods/07_analytic.ipynb #dd55c2f9
-@method("trained-ridge", "Trained network + ridge, three levels", tier="reference", trains=False)
+@method("trained-ridge", "Trained network + ridge, three levels", tier="reference", reads=())
 def trained_ridge(
     carry: Carryover | None,
     task,
@@ -198,7 +198,7 @@ def trained_ridge(
     )
 
 # %% ../../nbs/methods/07_analytic.ipynb #c384cac9
-@method("untrained-ridge", "Untrained network + ridge", tier="reference", first="network never trained", trains=False)
+@method("untrained-ridge", "Untrained network + ridge", tier="reference", first="network never trained", reads=())
 def untrained_ridge(
     carry: Carryover | None,
     task,
@@ -345,7 +345,7 @@ class PatchFeatures(nn.Module):
 register_network("patches", PatchFeatures)
 
 # %% ../../nbs/methods/07_analytic.ipynb #18e7fe5f
-@method("patches", "k-means patches + ridge", tier="reference", first="k-means patches, no network", trains=False)
+@method("patches", "k-means patches + ridge", tier="reference", first="k-means patches, no network", reads=())
 def patches(
     carry: Carryover | None,
     task,

@@ -321,7 +321,7 @@ def check_options(
     check_number("n_patches", n_patches, CENTROIDS[layout], integer=True)
 
 # %% ../../nbs/methods/08_census.ipynb #b5a7d00d
-@method("census", "Census", tier="M2", own=True, trains=False)
+@method("census", "Census", tier="M2", own=True, reads=())
 def census(
     carry: Carryover | None,
     task,

@@ -19,7 +19,7 @@ from ..core.errors import check, check_number
 from ..core.seeding import generator, key_to_seed, seeded
 from ..data import to_unit
 from ..heads import LinearHead, make_head, register_head
-from .registry import STEP_OPTIONS, first_task, learn, method
+from .registry import LOOP_OPTIONS, STEP_OPTIONS, first_task, learn, method
 from .registry import Count, Positive, Weight, Whole
 from .regularised import SMALL_IMAGES, kd_loss, new_class_cross_entropy
 from ..settings import TrainConfig
@@ -142,7 +142,7 @@ def learn_with_means(
     return model, history
 
 # %% ../../nbs/methods/06_drift.ipynb #48a566ff
-@method("sdc", "SDC", tier="M1", training=SMALL_IMAGES)
+@method("sdc", "SDC", tier="M1", reads=LOOP_OPTIONS, training=SMALL_IMAGES)
 def sdc(
     carry: Carryover | None,
     task,
@@ -161,7 +161,7 @@ def sdc(
     return learn_with_means(carry, task, cfg, kd, temperature, similarity, move)
 
 # %% ../../nbs/methods/06_drift.ipynb #aa3159af
-@method("adc", "ADC", tier="M1", training=SMALL_IMAGES)
+@method("adc", "ADC", tier="M1", reads=LOOP_OPTIONS, training=SMALL_IMAGES)
 def adc(
     carry: Carryover | None,
     task,
@@ -184,7 +184,7 @@ def adc(
     return learn_with_means(carry, task, cfg, kd, temperature, similarity, move)
 
 # %% ../../nbs/methods/06_drift.ipynb #63e575dd
-@method("ldc", "LDC", tier="M1", training=SMALL_IMAGES)
+@method("ldc", "LDC", tier="M1", reads=LOOP_OPTIONS, training=SMALL_IMAGES)
 def ldc(
     carry: Carryover | None,
     task,
@@ -378,6 +378,7 @@ def adapt_gaussians(
     tier="M2",
     first="anti-collapse loss behind a bottleneck",
     first_options=STEP_OPTIONS,
+    reads=LOOP_OPTIONS,
     training=SMALL_IMAGES | dict(lr=0.1),
 )
 def adagauss(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from ..carryover import Carryover
 from ..core.errors import StateError, check, check_number, progress
-from .registry import cached, first_task, learn, method, price_of_cached
+from .registry import MIXED_OPTIONS, cached, first_task, learn, method, price_of_cached
 from .registry import Count, Positive, Weight, Whole
 from ..core.provenance import modules_digest
 from ..data import tensor_digest
@@ -253,7 +253,7 @@ def deepinversion_terms(
     )
 
 # %% ../../nbs/methods/05_generated.ipynb #a30b4750
-@method("deepinversion", "DeepInversion replay", tier="M0", training=REPLAY)
+@method("deepinversion", "DeepInversion replay", tier="M0", reads=MIXED_OPTIONS, training=REPLAY)
 def deepinversion(
     carry: Carryover | None,
     task,
@@ -308,7 +308,7 @@ def abd_terms(
     )
 
 # %% ../../nbs/methods/05_generated.ipynb #cb4cc28d
-@method("abd", "ABD", tier="M0", training=REPLAY)
+@method("abd", "ABD", tier="M0", reads=MIXED_OPTIONS, training=REPLAY)
 def abd(
     carry: Carryover | None,
     task,
@@ -384,7 +384,7 @@ def r_dfcil_terms(
     )
 
 # %% ../../nbs/methods/05_generated.ipynb #0f983abb
-@method("r-dfcil", "R-DFCIL", tier="M0", training=REPLAY | dict(weight_decay=5e-4))
+@method("r-dfcil", "R-DFCIL", tier="M0", reads=MIXED_OPTIONS, training=REPLAY | dict(weight_decay=5e-4))
 def r_dfcil(
     carry: Carryover | None,
     task,

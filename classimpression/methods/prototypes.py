@@ -15,7 +15,7 @@ from ..carryover import Carryover, Extra
 from ..core.errors import StateError, check, check_number
 from ..core.seeding import generator, seeded
 from ..heads import LinearHead
-from .registry import STEP_OPTIONS, first_task, learn, method
+from .registry import LOOP_OPTIONS, STEP_OPTIONS, first_task, learn, method
 from .registry import Count, Positive, Weight
 from .statistical import check_similarity, feature_means
 from ..settings import TrainConfig
@@ -113,6 +113,7 @@ def prototype_radius(
     tier="M1",
     first="rotations",
     first_options=STEP_OPTIONS,
+    reads=LOOP_OPTIONS,
     training=dict(optimizer="adam", lr=1e-3, weight_decay=2e-4, batch_size=64),
 )
 def fit_pass(
@@ -219,7 +220,13 @@ def familiarity(
     return F.cosine_similarity(f[:, None].float(), mu[None], dim=2).amax(1).clamp(0, 1)
 
 # %% ../../nbs/methods/04_prototypes.ipynb #3a6e9037
-@method("ssre", "SSRE", tier="M1", training=dict(optimizer="adam", lr=1e-3, weight_decay=5e-4, batch_size=64))
+@method(
+    "ssre",
+    "SSRE",
+    tier="M1",
+    reads=LOOP_OPTIONS,
+    training=dict(optimizer="adam", lr=1e-3, weight_decay=5e-4, batch_size=64),
+)
 def fit_ssre(
     carry: Carryover | None,
     task,
@@ -282,7 +289,13 @@ def pseudo_features(
     return torch.cat(parts), torch.cat([torch.full((len(p),), c, device=f.device) for c, p in enumerate(parts)])
 
 # %% ../../nbs/methods/04_prototypes.ipynb #e0e34f03
-@method("fetril", "FeTrIL", tier="M1", training=dict(lr=0.05, momentum=0.9, weight_decay=5e-4, batch_size=128))
+@method(
+    "fetril",
+    "FeTrIL",
+    tier="M1",
+    reads=("optimizer", "lr", "momentum", "weight_decay", "batch_size"),
+    training=dict(lr=0.05, momentum=0.9, weight_decay=5e-4, batch_size=128),
+)
 def fit_fetril(
     carry: Carryover | None,
     task,

@@ -26,11 +26,11 @@ from ..training import Batch, History, TaskData, epoch_batches, fit_task, start_
 from ..training import mixed_features, train
 
 # %% auto #0
-__all__ = ['Fit', 'STEP_OPTIONS', 'METHODS', 'ELSEWHERE', 'OF_THE_RUN', 'OF_THE_PAPER', 'Weight', 'Positive', 'Share', 'Whole',
-           'Count', 'Method', 'check_signature', 'method', 'load_methods', 'registered', 'find_method',
-           'foreign_source', 'network_code', 'descriptions', 'sort_options', 'Within', 'declared_values',
-           'check_option', 'what_fits', 'cached', 'price_of_cached', 'first_task', 'learn', 'class_impression',
-           'class_impression_balanced', 'ccsi', 'fine_tuning', 'UnionTask', 'real_images', 'joint']
+__all__ = ['Fit', 'STEP_OPTIONS', 'LOOP_OPTIONS', 'MIXED_OPTIONS', 'WEIGHED_OPTIONS', 'METHODS', 'ELSEWHERE', 'OF_THE_RUN',
+           'Weight', 'Positive', 'Share', 'Whole', 'Count', 'Method', 'check_signature', 'method', 'load_methods',
+           'registered', 'find_method', 'foreign_source', 'network_code', 'descriptions', 'sort_options', 'Within',
+           'declared_values', 'check_option', 'what_fits', 'cached', 'price_of_cached', 'first_task', 'learn',
+           'class_impression', 'class_impression_balanced', 'ccsi', 'fine_tuning', 'UnionTask', 'real_images', 'joint']
 
 # %% ../../nbs/methods/01_registry.ipynb #5122039b
 Fit = Callable[..., tuple[nn.Module, History]]
@@ -42,6 +42,9 @@ STEP_OPTIONS = (
     "batch_size",
     "schedule",
 )  # how a step goes, not how many
+LOOP_OPTIONS = (*STEP_OPTIONS, "epochs", "dtype", "augment_shift", "augment_flip")  # what a training loop reads
+MIXED_OPTIONS = (*LOOP_OPTIONS, "synthetic_share", "bn_statistics")  # a loop over real and synthetic images
+WEIGHED_OPTIONS = (*LOOP_OPTIONS, "class_weighting")  # a loop whose cross-entropy weighs classes
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Method:
     own: bool = False  # is it our own method?
     first: str = ""  # what its recipe changes in the first task; "": nothing, it is the one that all methods share
     first_options: tuple[str, ...] | None = None  # training settings that such a first task takes too; None: all
-    trains: bool = True  # does it train after the first task? Else training settings mean nothing to its options
+    reads: tuple[str, ...] | None = None  # training settings that it reads after the first task; None: all
     training: dict = field(default_factory=dict)  # training settings of its recipe, for the tasks after the first
     trials: tuple[dict, ...] = ()  # options that tuning tries, at most eight; (): those of assets/trials.json
 
@@ -109,7 +112,7 @@ def method(
     impressions: bool = False,  # does it learn from impressions? It then carries class means
     means: bool = False,  # does it carry class means?
     exemplars: int | None = 0,  # real images of each old class that it keeps; None: all; needs tier "reference"
-    **more,  # herding, own, first, trains, training, trials: see `Method`
+    **more,  # herding, own, first, reads, training, trials: see `Method`
 ) -> Callable[[Fit], Fit]:
     "Decorator that registers a method. Raises `ConfigError` for a contradiction in the declaration."
     check_name("method", name)
@@ -220,11 +223,6 @@ OF_THE_RUN = {
     "initialisation",
     "head",
 }  # settings that no recipe may change: what is seen, and what is shared
-OF_THE_PAPER = {
-    *("distillation", "margin", "margin_weight", "margin_k"),
-    *("idc_weight", "idc_classes", "idc_pool", "rho", "tau"),
-    *("classes_per_task", "freeze_old"),
-}  # settings that only the paper's method reads
 
 
 def sort_options(
@@ -232,14 +230,12 @@ def sort_options(
     options: dict | None,  # what differs from its recipe
 ) -> tuple[dict, dict]:  # training settings, hyper-parameters
     "The recipe with the given changes. Raises `ConfigError` for a name that is neither, or that it never reads."
-    given, settings = m.training | (options or {}), {f.name for f in fields(TrainConfig)} - OF_THE_RUN
-    if not m.impressions and m.fit.__module__.startswith("classimpression."):  # one of your own may read what it likes
-        settings -= OF_THE_PAPER
-    settings = settings if m.trains else set()
+    known = {f.name for f in fields(TrainConfig)} - OF_THE_RUN
+    given, settings = m.training | (options or {}), known if m.reads is None else known & set(m.reads)
     if given.get("optimizer", "sgd") == "adam":
         settings -= {"momentum"}
     unknown = sorted(set(given) - settings - set(m.hyper_parameters))
-    more = "and training settings such as lr or epochs can be given" if m.trains else "and it trains in no later task"
+    more = f"and it reads the training settings {sorted(settings)}" if settings else "and it reads no training settings"
     check(
         not unknown,
         f"{m.name!r} has no options {unknown}; its own are {sorted(m.hyper_parameters)}, {more}; "
@@ -430,7 +426,7 @@ def ccsi(carry: Carryover | None, task, impressions: Impressions | None, cfg: Tr
     return first_task(task, replace(cfg, network=f"{cfg.network.removesuffix('-continual')}-continual"))
 
 # %% ../../nbs/methods/01_registry.ipynb #f85f16c3
-@method("fine-tuning", "Fine-tuning", tier="M0")
+@method("fine-tuning", "Fine-tuning", tier="M0", reads=WEIGHED_OPTIONS)
 def fine_tuning(carry: Carryover | None, task, impressions: None, cfg: TrainConfig) -> tuple[nn.Module, History]:
     "Cross-entropy on the new task's images only."
     if carry is None:
@@ -477,6 +473,7 @@ def real_images(
     tier="reference",
     exemplars=None,
     first="fresh network in every task",
+    reads=WEIGHED_OPTIONS,
     training=dict(lr=0.05, momentum=0.9, weight_decay=5e-4, batch_size=64),
 )
 def joint(carry: Carryover | None, task, impressions: None, cfg: TrainConfig) -> tuple[nn.Module, History]:

@@ -15,7 +15,7 @@ from torch.func import functional_call, grad, vmap
 from ..carryover import Carryover, Extra
 from ..core.errors import StateError, check, check_number
 from ..core.seeding import generator
-from .registry import first_task, learn, method
+from .registry import LOOP_OPTIONS, first_task, learn, method
 from .registry import Count, Positive, Share, Weight
 from ..models import frozen_copy
 from ..settings import TrainConfig
@@ -69,7 +69,7 @@ def teacher_head(
     return frozen_copy(carry.model.head).to(cfg.device)
 
 # %% ../../nbs/methods/03_regularised.ipynb #ebd4cdb0
-@method("lwf", "LwF", tier="M0", training=SMALL_IMAGES)
+@method("lwf", "LwF", tier="M0", reads=LOOP_OPTIONS, training=SMALL_IMAGES)
 def lwf(
     carry: Carryover | None,
     task,
@@ -105,7 +105,7 @@ def binary_losses(
     return each[k:].sum(), each[:k].sum()
 
 # %% ../../nbs/methods/03_regularised.ipynb #c37cbb12
-@method("lwf-mc", "LwF-MC", tier="M0", training=SMALL_IMAGES)
+@method("lwf-mc", "LwF-MC", tier="M0", reads=LOOP_OPTIONS, training=SMALL_IMAGES)
 def lwf_mc(
     carry: Carryover | None,
     task,
@@ -169,7 +169,7 @@ def attention_loss(
     return (q - q_old.detach()).abs().sum(1).mean()
 
 # %% ../../nbs/methods/03_regularised.ipynb #e0366a0f
-@method("lwm", "LwM", tier="M0", training=SMALL_IMAGES)
+@method("lwm", "LwM", tier="M0", reads=LOOP_OPTIONS, training=SMALL_IMAGES)
 def lwm(
     carry: Carryover | None,
     task,
@@ -320,7 +320,7 @@ def fit_ewc(
     return model, history
 
 # %% ../../nbs/methods/03_regularised.ipynb #f280d469
-@method("ewc", "EWC (separate)", tier="M2", training=SMALL_IMAGES)
+@method("ewc", "EWC (separate)", tier="M2", reads=LOOP_OPTIONS, training=SMALL_IMAGES)
 def ewc(
     carry: Carryover | None,
     task,
@@ -333,7 +333,7 @@ def ewc(
     return fit_ewc(carry, task, cfg, strength, samples, None)
 
 # %% ../../nbs/methods/03_regularised.ipynb #d4d63066
-@method("ewc-online", "EWC (online)", tier="M2", training=SMALL_IMAGES)
+@method("ewc-online", "EWC (online)", tier="M2", reads=LOOP_OPTIONS, training=SMALL_IMAGES)
 def ewc_online(
     carry: Carryover | None,
     task,

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from .statistical import NearestMean, feature_means
 from ..carryover import Carryover, choose_exemplars, frozen_copy, take_exemplars
 from ..losses import distillation_loss, distillation_weight, margin_loss
-from .registry import UnionTask, first_task, learn, method, real_images
+from classimpression.methods.registry import (
+    LOOP_OPTIONS,
+    WEIGHED_OPTIONS,
+    UnionTask,
+    first_task,
+    learn,
+    method,
+    real_images,
+)
 from .registry import Count, Positive, Weight
 from .regularised import binary_losses, kd_loss, teacher_head
 from ..settings import TrainConfig
@@ -34,7 +42,7 @@ def with_kept(
     return UnionTask(task.idx, real_images(carry, task), task.n_seen, task.selection, None, task.n_old)
 
 # %% ../../nbs/methods/09_rehearsal.ipynb #bc93de6d
-@method("replay", "Replay", tier="reference", exemplars=20, training=RECIPE)
+@method("replay", "Replay", tier="reference", exemplars=20, reads=WEIGHED_OPTIONS, training=RECIPE)
 def replay(carry: Carryover | None, task, impressions: None, cfg: TrainConfig) -> tuple[nn.Module, History]:
     "Class-weighted cross-entropy over all classes, on kept and new images."
     if carry is None:
@@ -64,7 +72,7 @@ def nearest_exemplars(
     return statistical_head
 
 # %% ../../nbs/methods/09_rehearsal.ipynb #3dd4d438
-@method("icarl", "iCaRL", tier="reference", exemplars=20, herding=True, training=RECIPE)
+@method("icarl", "iCaRL", tier="reference", exemplars=20, herding=True, reads=LOOP_OPTIONS, training=RECIPE)
 def icarl(
     carry: Carryover | None,
     task,
@@ -121,7 +129,7 @@ def balanced(
     )
 
 # %% ../../nbs/methods/09_rehearsal.ipynb #54d5df6b
-@method("eeil", "EEIL", tier="reference", exemplars=20, herding=True, training=RECIPE)
+@method("eeil", "EEIL", tier="reference", exemplars=20, herding=True, reads=LOOP_OPTIONS, training=RECIPE)
 def eeil(
     carry: Carryover | None,
     task,
@@ -161,7 +169,7 @@ def eeil(
     return model, first.then(second)
 
 # %% ../../nbs/methods/09_rehearsal.ipynb #2cc23cf5
-@method("lucir", "LUCIR", tier="reference", exemplars=20, herding=True, training=RECIPE)
+@method("lucir", "LUCIR", tier="reference", exemplars=20, herding=True, reads=LOOP_OPTIONS, training=RECIPE)
 def lucir(
     carry: Carryover | None,
     task,

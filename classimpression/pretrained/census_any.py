@@ -148,7 +148,7 @@ def start_backbone(
     return Classifier(net, head, None, name, x.shape[1]).to(cfg.device).eval(), history
 
 # %% ../../nbs/pretrained/04_census_any.ipynb #0790f9eb
-@method("census-any", "Census on any features", tier="M2", own=True, trains=False)
+@method("census-any", "Census on any features", tier="M2", own=True, reads=())
 def census_any(
     carry: Carryover | None,
     task,
@@ -229,6 +229,7 @@ def logistic(
     tier="reference",
     exemplars=None,
     first="pretrained features, all real images in every task",
+    reads=(),
 )
 def joint_probe(
     carry: Carryover | None,
