@@ -15,21 +15,21 @@ from ..core.files import read_json, write_bytes
 from ..core.provenance import package_folder
 from ..metrics import paired_interval
 from ..runs.experiments import experiments
-from ..runs.tables import mean_and_spread, read_rows, read_table, summary, to_markdown
+from ..runs.tables import mean_and_spread, read_table, to_markdown
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 # %% auto #0
-__all__ = ['SHARED', 'ASKED', 'ROW', 'NOTHING', 'UNITS', 'VALUE', 'ALWAYS', 'OLDER', 'HOLDS', 'REPORTED', 'BLOCK', 'START', 'END',
-           'page_texts', 'questions', 'chosen', 'per_repeat', 'Measured', 'subtracted', 'measured', 'of_line',
-           'as_text', 'side', 'figure_of', 'answer', 'experiment_list', 'answers_text', 'told_by', 'campaign_values',
-           'command_minutes', 'pretrained_values', 'tour_values', 'fill_values', 'first_look', 'short_table',
-           'newest_rows', 'short_text', 'comparison_tables', 'foundation_tables', 'pretrained_table', 'tables_text',
-           'fill_block', 'filled_pages', 'fill_readme', 'fill_beside']
+__all__ = ['SHARED', 'ASKED', 'ROW', 'NOTHING', 'OLDER', 'UNITS', 'VALUE', 'ALWAYS', 'HOLDS', 'REPORTED', 'SAID_OLDER', 'BLOCK',
+           'START', 'END', 'page_texts', 'questions', 'chosen', 'per_repeat', 'Measured', 'subtracted', 'measured',
+           'of_line', 'as_text', 'side', 'file_of', 'of_older_runs', 'answer', 'experiment_list', 'answers_text',
+           'told_by', 'campaign_values', 'command_minutes', 'pretrained_values', 'tour_values', 'fill_values',
+           'first_look', 'short_table', 'newest_rows', 'short_text', 'said_older', 'comparison_tables',
+           'pretrained_table', 'tables_text', 'fill_block', 'filled_pages', 'fill_readme', 'fill_beside']
 
 # %% ../../nbs/report/11_readme.ipynb #5b1e0a02
-SHARED = ("table", "measure", "kind", "value", "figure", "notebook")  # what rows take from their question
+SHARED = ("table", "measure", "kind", "value", "figure", "notebook", "runs")  # what rows take from their question
 ASKED = {*SHARED, "question", "reading", "rows", "same"}  # what a question may say
 ROW = {*SHARED, "name", "what", "same", "of", "minus", "minus_table", "minus_same", "minus_measure", "row"}  # and a row
 
@@ -152,15 +152,31 @@ def side(
     return "above" if m.low > NOTHING[kind] else "below" if m.high < NOTHING[kind] else "not shown"
 
 # %% ../../nbs/report/11_readme.ipynb #db71f877
-def figure_of(
+def file_of(
     figures: str | Path,  # folder of figures
     row: dict,  # of a question
+    key: str = "figure",  # or "runs"
 ) -> str:  # path in that folder; "": none
-    "A row's figure, of the row's own data set where there is one."
-    figure, own = row.get("figure", ""), "organa" if "OrganAMNIST" in row["what"] else "blood"
-    other = re.sub(r"/(blood|organa)(?=[_.])", f"/{own}", figure)
+    "A row's figure or its file of runs, of the row's own data set where there is one."
+    path, own = row.get(key, ""), "organa" if "OrganAMNIST" in row["what"] else "blood"
+    other = re.sub(r"/(blood|organa)(?=[_.])", f"/{own}", path)
     named = "MNIST" in row["what"] and (Path(figures) / other).exists()
-    return other if named else figure
+    return other if named else path
+
+# %% ../../nbs/report/11_readme.ipynb #d6fd8929
+OLDER = "‡"  # marks numbers of earlier defaults
+
+
+def of_older_runs(
+    figures: str | Path,  # folder of figures
+    row: dict,  # of a question; `runs` names the file of its runs
+) -> bool:
+    "Were runs behind a row made in 16 bits, or from other first weights than the published ones?"
+    path = Path(figures) / file_of(figures, row, "runs")
+    found = read_json(path) if path.is_file() else []
+    runs = found["runs"] if isinstance(found, dict) else found
+    today = ("float32", "kaiming")
+    return any((r["settings"].get("dtype"), r["settings"].get("initialisation")) != today for r in runs)
 
 # %% ../../nbs/report/11_readme.ipynb #5b1e0a16
 UNITS = {"difference": "difference, points", "share": "per cent", "area": "area"}  # heads of columns
@@ -176,8 +192,11 @@ def answer(
     lines = [f"| | {head} [95 %] | repeats | verdict | figure |", "| --- | --- | --- | --- | --- |"]
     for row in q["rows"]:
         kind, m = row.get("kind", "difference"), measured(figures, row)
-        shown = f"[figure]({figure})" if (figure := figure_of(figures, row)) else ""
-        lines.append(f"| {row['what']} | {as_text(m, kind)} | {m.repeats if m else 0} | {side(m, kind)} | {shown} |")
+        shown = f"[figure]({figure})" if (figure := file_of(figures, row)) else ""
+        mark = OLDER if of_older_runs(figures, row) else ""
+        lines.append(
+            f"| {row['what']}{mark} | {as_text(m, kind)} | {m.repeats if m else 0} | {side(m, kind)} | {shown} |"
+        )
     return "\n\n".join(
         [f"## {q['question']}", "\n".join(lines), f"{q['reading']} [Executed notebook]({q['notebook']})."]
     )
@@ -288,7 +307,6 @@ def fill_values(
 
 # %% ../../nbs/report/11_readme.ipynb #7d0a1c06
 ALWAYS = ("joint", "class-impression", "class-impression-balanced", "fine-tuning")  # always shown
-OLDER = "‡"  # marks numbers of earlier defaults
 HOLDS = {"M0": "the network", "M1": "network, mean per class", "M2": "network, second moments"}
 
 
@@ -357,6 +375,18 @@ def short_text(
     frame = newest_rows(figures)
     return to_markdown(short_table(frame[(frame.profile == "standard") & (frame.protocol == "strict")]))
 
+# %% ../../nbs/report/11_readme.ipynb #9af14c5f
+SAID_OLDER = f"{OLDER} These runs are of before today's defaults: 16 bits or PyTorch's first weights."
+
+
+def said_older(
+    figures: str | Path,  # folder of tables and figures
+    path: Path,  # a summary in it
+) -> list[str]:  # nothing for runs with today's defaults
+    "What the tables' page says of older runs."
+    runs = path.relative_to(figures).as_posix().replace("_summary.md", "_runs.json")
+    return [SAID_OLDER] if of_older_runs(figures, dict(what="", runs=runs)) else []
+
 # %% ../../nbs/report/11_readme.ipynb #5b1e0a23
 def comparison_tables(
     figures: str | Path,  # folder with a folder for every experiment
@@ -371,27 +401,9 @@ def comparison_tables(
         parts += [
             f"## All methods, {Path(stem).name}",
             f"Profile `standard`, protocol `strict`, tier by tier ({named}).",
+            *said_older(figures, path),
         ]
         parts.append(path.read_text(encoding="utf-8").strip())
-    return parts
-
-# %% ../../nbs/report/11_readme.ipynb #5b1e0a24
-def foundation_tables(
-    figures: str | Path,  # folder with foundation/<scenario>.csv
-) -> list[str]:
-    "The tables of the first experiment, one for each scenario, profile and protocol that is reported."
-    parts = []
-    for path in sorted(Path(figures).glob("foundation/*.csv")):
-        rows = read_rows(path)
-        shown = rows[rows.profile.isin(REPORTED)].groupby(["scenario", "profile", "protocol"])
-        for (scenario, profile, protocol), g in shown:
-            seeds = ", ".join(map(str, sorted(set(g.seed))))
-            link = f"[every number]({path.relative_to(figures).as_posix()})"
-            parts += [
-                f"## Foundation, {scenario}",
-                f"Profile `{profile}`, protocol `{protocol}`, seeds {seeds} ({link}).",
-            ]
-            parts.append(to_markdown(summary(g)))
     return parts
 
 # %% ../../nbs/report/11_readme.ipynb #9815b8c8
@@ -415,11 +427,11 @@ def tables_text(
     figures: str | Path,  # folder of tables and figures
 ) -> str:
     "The tables of all reported experiments in Markdown: the comparison of all methods first."
-    parts = [*comparison_tables(figures), *pretrained_table(figures), *foundation_tables(figures)]
+    parts = [*comparison_tables(figures), *pretrained_table(figures)]
     for path in sorted(Path(figures).glob("*/*_summary.md")):
         if path.parent.name != "main_table":
             name = path.stem.removesuffix("_summary").replace("_", " ")
-            parts += [f"## {path.parent.name.replace('_', ' ').capitalize()}, {name}"]
+            parts += [f"## {path.parent.name.replace('_', ' ').capitalize()}, {name}", *said_older(figures, path)]
             parts.append(path.read_text(encoding="utf-8").strip())
     return "\n\n".join([page_texts()["tables"], *(parts or ["No results yet."])]) + "\n"
 

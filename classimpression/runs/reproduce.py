@@ -27,11 +27,11 @@ from .tables import check_same_making, figures_folder
 # %% auto #0
 __all__ = ['REPOSITORY', 'RENAMED', 'NOTE', 'READY', 'ASKS', 'NOTEBOOK_SECONDS', 'NEXT', 'OPENERS', 'notebook_folder',
            'find_notebook', 'parse_value', 'parameters_of', 'with_parameters', 'check_writable', 'moved_links',
-           'tidy_notebook', 'text_shown', 'in_one_go', 'note_of', 'add_notes', 'execute', 'become_kernel',
-           'serve_kernels', 'own_kernel', 'execute_alone', 'Job', 'jobs_of', 'job_of', 'check_tables', 'notebook_cost',
-           'expected_clock', 'cost_text', 'plan_text', 'shorter', 'called', 'closing_text', 'stopped_text',
-           'check_papermill', 'make_runs', 'execute_all', 'made_since', 'reproduce', 'stopped_at', 'reason', 'failures',
-           'close']
+           'tidy_notebook', 'text_shown', 'in_one_go', 'commands_in', 'note_of', 'add_notes', 'execute',
+           'become_kernel', 'serve_kernels', 'own_kernel', 'execute_alone', 'Job', 'jobs_of', 'job_of', 'check_tables',
+           'notebook_cost', 'expected_clock', 'cost_text', 'plan_text', 'shorter', 'called', 'closing_text',
+           'stopped_text', 'check_papermill', 'make_runs', 'execute_all', 'made_since', 'reproduce', 'stopped_at',
+           'reason', 'failures', 'close']
 
 # %% ../../nbs/runs/09_reproduce.ipynb #3614bedd
 def notebook_folder() -> Path:
@@ -160,6 +160,14 @@ def in_one_go(
     counts = [c["execution_count"] for c in nb["cells"] if c["cell_type"] == "code"]
     return counts == list(range(1, len(counts) + 1))
 
+# %% ../../nbs/runs/09_reproduce.ipynb #46afab97
+def commands_in(
+    nb: dict,  # a notebook
+) -> set[str]:  # those of `classimpression reproduce`
+    "What its prose says to type."
+    text = "\n".join("".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "markdown")
+    return set(re.findall(r"`(classimpression reproduce [^`]*)`", text))
+
 # %% ../../nbs/runs/09_reproduce.ipynb #a0d39c16
 def note_of(
     nb: dict,  # an executed notebook
@@ -170,6 +178,8 @@ def note_of(
     names = [f"`{old}` is `{new}`" for old, new in RENAMED.items() if re.search(rf"\b{old}\b", text)]
     said = [f"Names have changed since: {', '.join(names)}."] if names else []
     said += [] if in_one_go(nb) else ["Its cells ran in more than one sitting: their numbers do not run through."]
+    same = commands_in(nb) <= commands_in(read_json(find_notebook(experiment)))
+    said += [] if same else ["The command that it names is of that day as well."]
     day = nb["metadata"].get("papermill", {}).get("start_time", "an unknown day")[:10]
     now = f"what it does now is in [{experiment}](../../nbs/experiments/{experiment}.ipynb)"
     return " ".join([f"> Executed on {day} by the code of that day; {now}.", *said]) if said else ""
