@@ -177,9 +177,10 @@ def latex_table(
 def save_summary(
     stem: str | Path,  # path without ending
     summary: DataFrame,  # a table to read
+    about: str = "",  # what stands above it in Markdown
 ) -> DataFrame:  # the same
     "Write a table as CSV, Markdown and LaTeX."
-    write_bytes(f"{stem}.md", f"{to_markdown(summary)}\n".encode())
+    write_bytes(f"{stem}.md", "\n\n".join(filter(None, [about, to_markdown(summary) + "\n"])).encode())
     write_bytes(f"{stem}.tex", latex_table(summary).encode())
     return write_table(f"{stem}.csv", summary)
 

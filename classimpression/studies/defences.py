@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['RIDGES', 'SAME_FEATURES', 'INTRO', 'OUTRO', 'epsilon', 'most_moved', 'with_noise', 'coarser', 'ridge_scores',
            'protections', 'plot_audit', 'plot_mean_areas', 'plot_protections', 'placebo_of', 'verdict_of',
-           'told_by_controls', 'told_by_placebo', 'told_of_item', 'told_of_method', 'told_of_means', 'data_card']
+           'told_by_controls', 'told_by_placebo', 'told_of_item', 'told_of_method', 'told_of_means', 'told_of_runs',
+           'data_card']
 
 # %% ../../nbs/studies/09_defences.ipynb #4ac7b979
 def epsilon(
@@ -321,6 +322,16 @@ def told_of_means(
     start = f"From a mean in {space} an attacker learns whether an image is behind it, better than by {than}, "
     return start + many + end + "."
 
+# %% ../../nbs/studies/09_defences.ipynb #55c58613
+def told_of_runs(
+    rows: DataFrame,  # from `audit_run`, of several methods
+    placebo: DataFrame | None,  # from `placebos`
+) -> str:  # empty: attacks and placebos are of the same runs
+    "Whether attacks and placebos are of the same runs."
+    if placebo is None or set(placebo.run_id.dropna()) <= set(rows.run_id):
+        return ""
+    return "Placebos in the features of a method are of another run of it than the attacks."
+
 # %% ../../nbs/studies/09_defences.ipynb #e8b04068
 INTRO = """No image is handed on by the methods below. What is handed on was attacked: an attacker who holds an image, \
 the numbers that were handed on, and other images of the same kind has to say whether the image was among the training \
@@ -340,7 +351,8 @@ def data_card(
     placebo: DataFrame | None = None,  # from `placebos`
 ) -> str:  # Markdown
     "What leaves the hospital with each method, and what the attacks found in it."
-    parts = [f"# What leaves the hospital: {name}", INTRO, told_by_controls(controls), told_by_placebo(placebo)]
+    parts = [f"# What leaves the hospital: {name}", INTRO, told_by_controls(controls)]
+    parts += [told_by_placebo(placebo), told_of_runs(rows, placebo)]
     parts += [told_of_method(m, g, placebo) for m, g in rows.groupby("method", sort=False)]
     known = {} if placebo is None else {r["space"]: r for _, r in placebo[placebo.published == "means"].iterrows()}
     means = "\n".join(told_of_means(s, g, known.get(s)) for s, g in sizes.groupby("space", sort=False))
