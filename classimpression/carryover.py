@@ -18,7 +18,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 from .core.errors import ClassImpressionError, DataError, StateError, check, check_number
 from .core.files import checked_json, no_number, usable_path, write_bytes
-from .core.seeding import generator
+from .core.seeding import generator, seeded
 from .data import Split, mean_of
 from .models import frozen_copy, maker_of
 from .tasks import Task, image_keys
@@ -108,8 +108,12 @@ def fresh_buffers(
     model: nn.Module,  # a `Classifier`
 ) -> dict[str, Tensor]:
     "Buffers that its backbone had when it was built; none for a network that is not registered."
-    make = maker_of(getattr(model, "network", ""))
-    return dict(make(model.channels).named_buffers()) if make else {}
+    name = getattr(model, "network", "")
+    make = maker_of(name) if isinstance(name, str) else None
+    if not make:
+        return {}
+    with seeded(0, "fresh buffers"):
+        return dict(make(model.channels).named_buffers())
 
 # %% ../nbs/06_carryover.ipynb #9fa96662
 def foreign_parts(
@@ -297,6 +301,7 @@ def hand_over(
         kept = new if carry is None else torch.cat([carry.means, new])
     copy, extra = frozen_copy(model), dict(extra or {})
     held = [*copy.state_dict().values(), *hidden_tensors(copy), *(e.value for e in extra.values())]
+    held += [new] if means else []  # the mean of one image is that image
     raw = images_among(held, task.train)
     packed = Carryover(copy, task.n_seen, kept, extra, raw=raw + (carry.raw if carry else 0))
     if packed.tier != "M0":

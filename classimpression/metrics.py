@@ -258,7 +258,7 @@ def paired_interval(
     a: Sequence[float],  # measure of one method, one number per repeat
     b: Sequence[float],  # of the other, on the same repeats
     level: float = 0.95,  # share of intervals that hold the true difference, between 0 and 1
-) -> tuple[float, float, float]:  # mean of a - b, lower and upper end; the ends are infinite for one repeat
+) -> tuple[float, float, float]:  # mean of a - b, lower and upper end, infinite where nothing is known of the spread
     "t-interval of a paired difference."
     from scipy.stats import t
 
@@ -267,7 +267,7 @@ def paired_interval(
     check(paired, f"paired values must come in equal numbers, not {a.shape} and {b.shape}", DataError)
     check(0 < level < 1, f"level must lie between 0 and 1, not {level!r}")
     d, half = a - b, math.inf
-    if len(d) > 1:
+    if len(d) > 1 and (np.ptp(d) > 1e-9 or not d.any()):
         half = t.ppf((1 + level) / 2, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d))
     return float(d.mean()), float(d.mean() - half), float(d.mean() + half)
 
@@ -275,15 +275,17 @@ def paired_interval(
 def paired_probability(
     a: Sequence[float],  # measure of one method, one number per repeat
     b: Sequence[float],  # of the other, on the same repeats
-) -> float:  # in [0, 1]; nan for fewer than two repeats
+) -> float:  # in [0, 1]; nan where nothing is known of the spread
     "Probability of a paired difference at least so far from zero if there were none (two-sided t-test)."
     from scipy.stats import t
 
     d = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     if len(d) < 2:
         return math.nan
-    mean, error = d.mean(), d.std(ddof=1) / math.sqrt(len(d))
-    return float(2 * t.sf(abs(mean) / error, len(d) - 1)) if error > 0 else float(mean == 0)
+    if np.ptp(d) <= 1e-9:
+        return math.nan if d.any() else 1.0
+    error = d.std(ddof=1) / math.sqrt(len(d))
+    return float(2 * t.sf(abs(d.mean()) / error, len(d) - 1))
 
 # %% ../nbs/09_metrics.ipynb #a1c0de03
 def holm(

@@ -301,15 +301,20 @@ def called_norms(
 def frozen_statistics(
     model: nn.Module,  # model in training mode
 ) -> Iterator[None]:
-    "Within the block, batch normalisation uses batch statistics but leaves the running ones alone."
+    "Within the block, normalisation uses batch statistics but leaves the running ones alone."
     layers = [m for m in batch_norms(model) if m.track_running_stats]
+    others = {m: m.momentum for m in model.modules() if isinstance(m, nn.modules.instancenorm._InstanceNorm)}
     for m in layers:
         m.track_running_stats = False
+    for m in others:
+        m.momentum = 0.0  # its running statistics move by this share, whatever it tracks
     try:
         yield
     finally:
         for m in layers:
             m.track_running_stats = True
+        for m, momentum in others.items():
+            m.momentum = momentum
 
 # %% ../nbs/05_models.ipynb #0c34992f
 class ResNetFeatures(nn.Module):

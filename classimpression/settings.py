@@ -6,7 +6,7 @@
 from __future__ import annotations
 from dataclasses import dataclass
 import torch
-from .core.errors import check, check_number, knows_old_names
+from .core.errors import check, check_number, check_types, knows_old_names
 from .synthesis import uncompiled
 from .tasks import POOLS, SELECTIONS
 
@@ -99,6 +99,7 @@ def check_training(
     cfg: TrainConfig,  # settings to check
 ) -> None:
     "Raise `ConfigError` for an impossible value or combination."
+    check_types(cfg)
     for name, allowed in CHOICES.items():
         check(getattr(cfg, name) in allowed, f"{name} must be one of {', '.join(allowed)}; not {getattr(cfg, name)!r}")
     for name, (low, high, whole) in RANGES.items():

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .carryover import Carryover, load_tensors, save_tensors
-from .core.errors import StateError, check, check_number, knows_old_names, progress
+from .core.errors import StateError, check, check_number, check_types, knows_old_names, progress
 from .core.files import read_json
 from .core.provenance import package_folder
 from .core.seeding import generator, usual_torch
@@ -138,6 +138,7 @@ def check_synthesis(
     cfg: SynthesisConfig,  # settings to check
 ) -> None:
     "Raises `ConfigError` for a value that makes no sense."
+    check_types(cfg)
     for name in ("groups", "group_size"):
         check_number(name, getattr(cfg, name), 1, integer=True)
     for name in ("steps", "warmup", "shift"):
@@ -482,4 +483,9 @@ def synthesize(
     model = model_to_invert(carry, cfg, device)
     bar = progress(split_groups(cfg.groups, chunk, device), f"synthesis before task {task + 1}")
     done = [make_groups(model, carry, cfg, groups, seed, task, snapshots, device) for groups in bar]
-    return gather(done, cfg, seed, task)
+    made = gather(done, cfg, seed, task)
+    none = sorted(set(range(carry.n_classes)) - set(made.y.tolist()))
+    if none:
+        said = f"{len(none)} of {carry.n_classes} old classes were drawn for no impression: {none[:8]}"
+        warnings.warn(f"{said}; more groups, or larger ones, would draw them", stacklevel=2)
+    return made

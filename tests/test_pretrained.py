@@ -695,10 +695,13 @@ def test_a_store_belongs_to_the_code_that_prepares_images(tmp_path, monkeypatch)
         backbones.pooled(made, 3)[1, 20],
         backbones.prepare(x, replace(b, size=16))[0, 1, 2, 3],
     ]
-    assert features.FEATURES_VERSION == 1
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True))
+    seen = backbones.Taps(net, (("0", 1),))(x)  # not what the layer behind it makes of it in place
+    assert torch.allclose(seen, net[0](x).mean((2, 3)), atol=1e-6) and (seen < 0).any()
+    assert features.FEATURES_VERSION == 2
     assert [float(a) for a in answers] == pytest.approx([-0.2, -0.916, 1.1844, 1.2525], abs=1e-3)
     where = lambda: features.FeatureStore(tmp_path, dict(a=1), 4).folder
     before = where()
-    monkeypatch.setattr(features, "FEATURES_VERSION", 2)
+    monkeypatch.setattr(features, "FEATURES_VERSION", 3)
     assert where() != before and where().parent == before.parent
     assert "library" not in json.loads(find_network(TINY)(3).about), "the package's file is checked"

@@ -11,24 +11,32 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin
 from ..carryover import Carryover
 from ..core.errors import ConfigError, check, check_number
-from ..core.seeding import usual_torch
+from ..core.seeding import seeded, usual_torch
 from ..heads import LinearHead
 from ..models import Classifier, batch_norms, called_norms, frozen_copy
 
 # %% auto #0
-__all__ = ['logits_of', 'Adopted', 'plain_network', 'n_outputs', 'check_gradient', 'per_channel', 'class_mean_images',
-           'AdoptedFeatures', 'last_layer', 'sorted_columns', 'adopt']
+__all__ = ['scores_of', 'logits_of', 'Adopted', 'plain_network', 'probes', 'n_outputs', 'check_gradient', 'per_channel',
+           'class_mean_images', 'AdoptedFeatures', 'last_layer', 'sorted_columns', 'adopt']
 
 # %% ../../nbs/adapters/01_adopt.ipynb #8b5d5c82
-def logits_of(
+def scores_of(
     out: Any,  # what a network returns: a tensor, or an object or dictionary with `logits`
-) -> Tensor:  # [N, K]
-    "The scores. A single one per image, z, is that of a sigmoid: two classes with the scores 0 and z say the same."
+) -> Tensor:  # [N, K], or [N, 1]
+    "The scores as they are."
     said = "its answer is several things; wrap it in a module whose forward returns the logits alone"
     check(not isinstance(out, (tuple, list)), said)
     if not isinstance(out, Tensor):
         out = out["logits"] if isinstance(out, dict) else out.logits
-    return torch.cat([torch.zeros_like(out), out], 1) if out.ndim == 2 and out.shape[1] == 1 else out
+    return out
+
+# %% ../../nbs/adapters/01_adopt.ipynb #310825e2
+def logits_of(
+    out: Any,  # what a network returns: a tensor, or an object or dictionary with `logits`
+) -> Tensor:  # [N, K]
+    "The scores. A single one per image, z, is that of a sigmoid: two classes with the scores 0 and z say the same."
+    z = scores_of(out)
+    return torch.cat([torch.zeros_like(z), z], 1) if z.ndim == 2 and z.shape[1] == 1 else z
 
 # %% ../../nbs/adapters/01_adopt.ipynb #e8df2d82
 class Adopted(nn.Module):
@@ -89,6 +97,14 @@ def plain_network(
     return net
 
 # %% ../../nbs/adapters/01_adopt.ipynb #1a84d56d
+def probes(
+    shape: tuple[int, ...],  # of an image: C, H, W
+) -> Tensor:  # float32 [6, C, H, W]: two grey ones, two of noise, two of noise a hundred times as strong
+    "Images that show what a network does to its scores, behind its last layer as well."
+    noise = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    return torch.cat([torch.full((2, *shape), 0.5, dtype=torch.float32), noise, 200 * noise - 100])
+
+# %% ../../nbs/adapters/01_adopt.ipynb #20292834
 @torch.no_grad()
 def n_outputs(
     net: nn.Module,  # from `plain_network`
@@ -103,6 +119,9 @@ def n_outputs(
         check(torch.allclose(out, logits_of(net(example)), 1e-3, 1e-4), "its output differs from call to call")
         sums = out.shape[1] > 1 and bool((out >= 0).all()) and torch.allclose(out.sum(1), torch.ones(2), 0, 1e-4)
         check(not sums, "its outputs are probabilities; leave its last softmax out, or return their logarithm")
+        seen = scores_of(net(probes(tuple(example.shape[1:]))))
+        bounded = bool((seen >= 0).all() and (seen <= 1).all()) and bool((seen != seen[0]).any())
+        check(not bounded, "its outputs lie between 0 and 1 whatever it is shown; leave its last sigmoid out")
     except (Exception, SystemExit) as e:  # whatever a stranger's network raises
         name, shape = type(net).__name__, list(example.shape)
         raise ConfigError(f"{name} does not map images {shape} to logits [2, K]: {e}") from e
@@ -203,7 +222,8 @@ def last_layer(
     owner, _, name = ends[-1].rpartition(".")
     layer = network.get_submodule(ends[-1])
     setattr(network.get_submodule(owner), name, nn.Identity())
-    head = LinearHead(layer.in_features, [k])
+    with seeded(0, "last layer"):
+        head = LinearHead(layer.in_features, [k])
     head.blocks[0].copy_(layer.weight)
     head.offsets[0].copy_(torch.zeros(k) if layer.bias is None else layer.bias)
     try:
@@ -271,7 +291,7 @@ def adopt(
         f"a copy of {type(net).__name__} calls none of its normalisation layers: was its forward replaced by a "
         f"function that holds the original? Pass the network as its class made it, or norms=False and bn_weight=0",
     )
-    if head := last_layer(net, example, k):
+    if head := last_layer(net, probes(tuple(example.shape[1:])), k):
         backbone = AdoptedFeatures(net, layers, *looks, head.n_features)
         model = Classifier(backbone, sorted_columns(head, order), channels=channels)
     else:

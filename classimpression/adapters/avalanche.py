@@ -33,8 +33,8 @@ def means_of_dataset(
         x = x.double().cpu() * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
         check(
             -1e-4 <= x.min() and x.max() <= 1.0001,
-            f"images must lie in [0, 1], one lies in [{float(x.min()):.3g}, {float(x.max()):.3g}]; pass the mean "
-            f"and std that the dataset normalises with",
+            f"images must lie in [0, 1], one lies in [{float(x.min()):.3g}, {float(x.max()):.3g}]; divide bytes "
+            f"by 255, or pass the mean and std that the dataset normalises with",
             DataError,
         )
         sums[k], counts[k] = sums.get(k, 0) + x.clamp(0, 1), counts.get(k, 0) + 1

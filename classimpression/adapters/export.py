@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..methods.statistical import NearestMean
 from ..core.errors import ClassImpressionError, ConfigError, check, check_number
 from ..core.files import write_bytes
+from ..core.seeding import usual_torch
 from ..models import frozen_copy
 
 # %% auto #0
@@ -38,7 +39,7 @@ def ready_to_export(
     example: Tensor,  # images as it expects them; only their shape matters
 ) -> nn.Module:  # a frozen copy on the CPU
     "A copy without lazy parts. Raises `ConfigError` for a model that does not map such images to scores."
-    model = frozen_copy(model).cpu()
+    model = frozen_copy(model).cpu().float()
     for module in list(model.modules()):
         if hasattr(module, "settle"):  # crop boxes become constants, public networks come inside
             module.settle()
@@ -62,13 +63,14 @@ def as_sides(
     size: int | Sequence[int],  # one for both, or height and width
 ) -> tuple[int, int]:
     "Height and width."
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides = (size, size) if np.ndim(size) == 0 else tuple(size)
     check(len(sides) == 2, f"size is one number, or height and width, not {size!r}")
     for side in sides:
         check_number("size", side, 1, integer=True)
     return sides
 
 # %% ../../nbs/adapters/04_export.ipynb #53ade48b
+@usual_torch()
 def export_torch(
     model: nn.Module,  # a classifier
     size: int | tuple[int, int] = 32,  # height and width of the images
@@ -92,6 +94,7 @@ def export_torch(
     return program
 
 # %% ../../nbs/adapters/04_export.ipynb #8c6e50de
+@usual_torch()
 def export_onnx(
     model: nn.Module | Any,  # a classifier, or an estimator that has learned: it knows all that follows the path
     path: str | Path,  # name.onnx
@@ -103,7 +106,10 @@ def export_onnx(
     if hasattr(model, "check_fitted"):
         model.check_fitted()
         class_names = model.arrival_ if class_names is None else class_names
-        (channels, *size), model = model.image_shape_, model.carry_.model
+        own, model = tuple(model.image_shape_), model.carry_.model
+        asked = (channels or own[0], *as_sides(own[1:] if size is None else size))
+        check(asked == own, f"the estimator learned images of shape {list(own)}, not {list(asked)}; leave size out")
+        channels, *size = own
     channels, (height, width) = channels or 3, as_sides(size or 32)
     names = None if class_names is None else np.asarray(class_names).tolist()
     try:

@@ -5,13 +5,14 @@
 # %% ../../nbs/core/01_errors.ipynb #34401693
 from __future__ import annotations
 import difflib, functools, math, os, re, sys, time, unicodedata
+from dataclasses import fields
 from typing import Any, Iterable, Iterator
 import numpy as np
 
 # %% auto #0
 __all__ = ['UNSEEN', 'OLD_NAMES', 'ClassImpressionError', 'ConfigError', 'DataError', 'StateError', 'LeakError', 'check',
-           'check_number', 'nearest', 'check_name', 'check_text', 'as_seen', 'check_apart', 'knows_old_names',
-           'in_lines', 'progress', 'say']
+           'check_number', 'check_types', 'nearest', 'check_name', 'check_text', 'as_seen', 'check_apart',
+           'knows_old_names', 'in_lines', 'progress', 'say']
 
 # %% ../../nbs/core/01_errors.ipynb #ab885b10
 class ClassImpressionError(Exception):
@@ -60,6 +61,16 @@ def check_number(
     check(abs(value) < math.inf, f"{name} must be finite, not {value!r}")
     check(integer or abs(value) < 2**1023, f"{name} is too large: a number of {len(str(value))} digits")
     check(low <= value <= high, f"{name} must lie in [{low}, {high}], not {value!r}")
+
+# %% ../../nbs/core/01_errors.ipynb #24cd7522
+def check_types(
+    settings: Any,  # a dataclass whose annotations are texts
+) -> None:
+    "Raise `ConfigError` for a switch that is neither True nor False, or a text that is none."
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        check(f.type != "bool" or isinstance(value, bool), f"{f.name} must be True or False, not {value!r}")
+        check(f.type != "str" or isinstance(value, str), f"{f.name} must be a text, not {value!r}")
 
 # %% ../../nbs/core/01_errors.ipynb #a461865e
 def nearest(

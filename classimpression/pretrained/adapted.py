@@ -80,6 +80,7 @@ class Opened(nn.Module):
     ):
         super().__init__()
         check(channels in (1, 3), f"images have 1 or 3 channels, not {channels!r}")
+        check(len(b.poses) == 1, f"all of {b.source} learns from one pose; it is described with {len(b.poses)}")
         self.description, self.pretraining = b, b.pretraining
         public = public_network(b)
         self.taps = Taps(copy.deepcopy(public.net), b.layers).requires_grad_(True)

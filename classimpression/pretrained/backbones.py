@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,13 +28,13 @@ from ..models import NETWORKS, maker_of, register_family, register_network
 from .features import FEATURES_VARIABLE, as_pixels, open_store
 
 # %% auto #0
-__all__ = ['Layers', 'LITE0_MD5', 'PACKAGES', 'MANY', 'LITE0', 'LITE0_LEVELS', 'md5_of_file', 'content_of', 'Backbone', 'prepare',
-           'pooled', 'find_layer', 'tapped', 'Taps', 'asked_for_images', 'input_channels', 'read_weights',
-           'put_weights', 'imported', 'lite0', 'monai_network', 'library_network', 'weights_checksum', 'behaviour',
-           'module_checksum', 'public_network', 'built_network', 'downloaded_checksum', 'runtime_network', 'in_pose',
-           'library_version', 'about', 'Frozen', 'OwnNetwork', 'register_described', 'own_network', 'describe',
-           'positions', 'last_map', 'register_backbone', 'of_library', 'as_network', 'network_facts', 'same_networks',
-           'under_former_name']
+__all__ = ['Layers', 'LITE0_MD5', 'PACKAGES', 'MANY', 'LITE0', 'LITE0_LEVELS', 'md5_of_file', 'content_of', 'as_tuples',
+           'Backbone', 'prepare', 'pooled', 'find_layer', 'tapped', 'Taps', 'asked_for_images', 'input_channels',
+           'read_weights', 'put_weights', 'imported', 'lite0', 'monai_network', 'library_network', 'weights_checksum',
+           'behaviour', 'module_checksum', 'public_network', 'built_network', 'downloaded_checksum', 'runtime_network',
+           'in_pose', 'library_version', 'about', 'Frozen', 'OwnNetwork', 'register_described', 'own_network',
+           'describe', 'positions', 'last_map', 'register_backbone', 'of_library', 'as_network', 'network_facts',
+           'same_networks', 'under_former_name']
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #bfac975d
 @lru_cache(maxsize=64)
@@ -56,6 +56,13 @@ def content_of(
     s = path.stat()
     return md5_of_file(path, s.st_size, s.st_mtime_ns, s.st_ino)
 
+# %% ../../nbs/pretrained/02_backbones.ipynb #01e09af2
+def as_tuples(
+    value: Any,  # nested lists, or anything else
+) -> Any:
+    "Lists as tuples, within each other as well."
+    return tuple(map(as_tuples, value)) if isinstance(value, (list, tuple)) else value
+
 # %% ../../nbs/pretrained/02_backbones.ipynb #990c9f40
 Layers = tuple[tuple[str, int], ...]
 
@@ -76,6 +83,8 @@ class Backbone:
     pretraining: str = "imagenet"  # the outside data, for tables; "none" for a network without any
 
     def __post_init__(self):
+        for name in ("layers", "mean", "std", "poses"):  # lists, as they come from JSON
+            object.__setattr__(self, name, as_tuples(getattr(self, name)))
         check_number("size", self.size, 16, 4096, integer=True)
         check(self.layers and self.poses, "a backbone needs at least one layer and one pose")
         check(self.channels in (1, 3), f"a network takes 1 or 3 channels, not {self.channels!r}")
@@ -137,10 +146,11 @@ def find_layer(
 def tapped(
     net: nn.Module,  # any network
     layers: Layers,  # what to collect
+    kept: Callable[[int, Tensor], Tensor] = lambda i, out: out,  # what to keep of an output, while it is one
 ) -> Iterator[dict]:  # position among the layers -> its latest output
-    "Within the block, the outputs of layers are kept."
+    "Within the block, the outputs of layers are kept; layers that work in place may change them afterwards."
     found = {}
-    note = lambda i, layer, given, out: found.__setitem__(i, out)
+    note = lambda i, layer, given, out: found.__setitem__(i, kept(i, out))
     handles = [find_layer(net, name).register_forward_hook(partial(note, i)) for i, (name, _) in enumerate(layers)]
     try:
         yield found
@@ -163,9 +173,10 @@ class Taps(nn.Module):
         self.net, self.layers = net, layers
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, D]
-        with tapped(self.net, self.layers) as found:
+        mean = lambda i, h: pooled(h, self.layers[i][1], self.layers[i][0])
+        with tapped(self.net, self.layers, lambda i, h: mean(i, h).clone()) as found:
             self.net(x)
-        return torch.cat([pooled(found[i], cells, name) for i, (name, cells) in enumerate(self.layers)], 1)
+        return torch.cat([found[i] for i in range(len(self.layers))], 1)
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #d789d8b7
 @contextmanager
@@ -586,7 +597,7 @@ def own_network(
     """Register a copy of a module as a network. Raises `ConfigError` for a layer or a size that it does not have, and
     for a name that another network has.
     """
-    kept, layers = copy.deepcopy(module).eval(), tuple((n, int(cells)) for n, cells in layers)
+    kept, layers = copy.deepcopy(module).cpu().float().eval(), tuple((n, int(cells)) for n, cells in layers)
     b = Backbone("module", size, layers, pretraining=pretraining, **dict(channels=input_channels(kept)) | more)
     b = replace(b, checksum=module_checksum(Taps(kept, layers), b))
     OwnNetwork(kept, b, b.channels)
@@ -603,7 +614,8 @@ def describe(
     not know.
     """
     library, _, name = source.partition(":")
-    net = library_network(source, more.get("channels", 3), download=False)
+    with seeded(0, "description"):
+        net = library_network(source, more.get("channels", 3), download=False)
     if library == "timm":
         wants = dict(
             size=net.pretrained_cfg["input_size"][-1], mean=net.pretrained_cfg["mean"], std=net.pretrained_cfg["std"]
@@ -637,8 +649,10 @@ def last_map(
     "The layer before the global pooling. Raises `ConfigError` for a network without one, or with maps of another form."
     names, kind, channels = tuple((n, 1) for n, _ in net.named_modules() if n), type(net).__name__, input_channels(net)
     wants = "a module that wants other images is registered first: own_network(name, module, size=..., layers=...)"
+    trained = net.training
     with torch.no_grad(), tapped(net.eval(), names) as found, asked_for_images(kind, size, channels, wants):
         net(torch.zeros(2, channels, size, size))
+    net.train(trained)
     several = [(names[i][0], tuple(h.shape)) for i, h in found.items() if isinstance(h, Tensor) and positions(h) > 1]
     check(several, f"{kind} has no map with more than one position; name the layers")
     layer, shape = several[-1]
@@ -683,7 +697,7 @@ def as_network(
     `own_network` first. Raises `ConfigError` for a network that nobody knows.
     """
     if isinstance(backbone, nn.Module):
-        net = copy.deepcopy(backbone).eval()
+        net = copy.deepcopy(backbone).cpu().float().eval()
         b = Backbone("module", size, last_map(net, size), channels=input_channels(net))
         name = f"own-{module_checksum(Taps(net, b.layers), b)}-{size}"
         return name if name in NETWORKS else own_network(name, net, size, b.layers)

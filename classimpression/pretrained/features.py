@@ -45,7 +45,7 @@ def row_sums(
     return [hashlib.blake2b(n + r.tobytes(), digest_size=SUM).digest() for n, r in zip(names, half, strict=True)]
 
 # %% ../../nbs/pretrained/01_features.ipynb #a9e8f298
-FEATURES_VERSION = 1  # of `prepare`, `in_pose` and `pooled` in `backbones`, counted by hand
+FEATURES_VERSION = 2  # of `prepare`, `in_pose`, `pooled` and `Taps` in `backbones`, counted by hand
 
 # %% ../../nbs/pretrained/01_features.ipynb #609975d1
 class FeatureStore:
@@ -211,7 +211,11 @@ def open_store(
 def as_pixels(
     x: Tensor,  # images in [0, 1]
 ) -> Tensor | None:  # uint8; None if they are no multiples of 1/255
-    "The bytes that images were made from, if they were: not so for augmented and synthetic ones."
+    """The bytes that images were made from, if they were: not so for synthetic ones. Shifted and mirrored ones are
+    bytes as well, and a store grows with every epoch that draws new ones.
+    """
+    if not x.numel():
+        return None
     pixels = (x.detach() * 255).round()
     exact = bool((pixels / 255 - x).abs().max() < 1e-6) and 0 <= pixels.min() and pixels.max() <= 255
     return pixels.to(torch.uint8) if exact else None

@@ -196,9 +196,10 @@ def plot_variants(
             y = {v: k + (i - (len(methods) - 1) / 2) * 0.6 / len(methods) for k, v in enumerate(variants)}
             left.plot(g[measure], g.variant.map(y), "o", ms=2.5, color=colours[m], alpha=0.45)
             left.plot(d["mean"], d.index.map(y), "o", ms=5, color=colours[m], label=title_of(m))
-            few = d[d.repeats < d.repeats[base]]
-            left.plot(few.base_mean, few.index.map(y), "|", ms=9, mew=1.2, color="#777777")
-            left.axvline(d.loc[base, "mean"], color=colours[m], lw=0.7, ls=":")
+            if base in d.index:  # a run may have failed
+                few = d[d.repeats < d.repeats[base]]
+                left.plot(few.base_mean, few.index.map(y), "|", ms=9, mew=1.2, color="#777777")
+                left.axvline(d.loc[base, "mean"], color=colours[m], lw=0.7, ls=":")
             right.hlines(d.index.map(y), d.low, d.high, color=colours[m], lw=1.2)
             right.plot(d.difference, d.index.map(y), "o", ms=4, color=colours[m])
         for m, mean in around.items():

@@ -40,7 +40,7 @@ def verdict(
     if not np.isfinite(difference):
         return "missing"
     if not np.isfinite(low):
-        return f"one repeat only: {'for' if difference > 0 else 'against'} the claim"
+        return f"no interval: {'for' if difference > 0 else 'against'} the claim"
     return "supported here" if low > 0 else "contradicted here" if high < 0 else "not shown"
 
 # %% ../../nbs/report/07_claims.ipynb #d9907ac8

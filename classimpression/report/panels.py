@@ -60,7 +60,8 @@ def plot_accuracy_matrix(
     import seaborn as sns
 
     groups = by_method(results)
-    n, most = len(next(iter(groups.values()))[0]["tasks"]), max(map(len, groups.values()))
+    n, many = len(next(iter(groups.values()))[0]["tasks"]), sorted({len(rs) for rs in groups.values()})
+    made = "one run" if many == [1] else f"mean of {'-'.join(map(str, many))} seeds"
     with style():
         width, height = min(WIDTH, 0.9 + len(groups) * (0.5 + 0.42 * n)), 0.75 + 0.36 * n
         fig, panels = matrix_panels(
@@ -69,7 +70,7 @@ def plot_accuracy_matrix(
             height,
             "after task",
             "test images of task",
-            f"accuracy in %, {f'mean of {most} seeds' if most > 1 else 'one run'}",
+            f"accuracy in %, {made}",
         )
         for ax, rs in panels:
             mean = np.mean([accuracy_matrix([t["row"] for t in r["tasks"]]) for r in rs], 0)

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Iterable, NamedTuple
 import numpy as np
+from ..carryover import TIERS
 from .comparison import title_of
 from ..core.errors import StateError, check
 from ..core.files import read_json, write_bytes
@@ -144,11 +145,11 @@ def side(
     m: Measured | None,  # a number with its interval
     kind: str = "difference",  # difference, share or area
 ) -> str:
-    "Above, below, not shown, or one repeat only; nothing for a share."
+    "Above, below, not shown, or why nothing is known; nothing for a share."
     if m is None or kind not in NOTHING:
         return ""
     if not np.isfinite(m.low):
-        return "one repeat only"
+        return "one repeat only" if m.repeats < 2 else "no spread"
     return "above" if m.low > NOTHING[kind] else "below" if m.high < NOTHING[kind] else "not shown"
 
 # %% ../../nbs/report/11_readme.ipynb #db71f877
@@ -329,7 +330,7 @@ def short_table(
     names, rows = list(dict.fromkeys(frame.scenario)), []
     for m in first_look(frame[frame.scenario == names[0]]):
         mine = frame[frame.method == m]
-        images, tier = mine.carried_images.max(), mine.tier.iloc[0]
+        images, tier = mine.carried_images.max(), max(mine.tier, key=TIERS.index)
         row = {
             "method": title_of(m),
             "carries": HOLDS.get(tier) or (f"up to {images:,} real images" if images else "second moments, uncut"),

@@ -328,7 +328,7 @@ def told_of_runs(
     placebo: DataFrame | None,  # from `placebos`
 ) -> str:  # empty: attacks and placebos are of the same runs
     "Whether attacks and placebos are of the same runs."
-    if placebo is None or set(placebo.run_id.dropna()) <= set(rows.run_id):
+    if placebo is None or "run_id" not in placebo or set(placebo.run_id.dropna()) <= set(rows.run_id):
         return ""
     return "Placebos in the features of a method are of another run of it than the attacks."
 
