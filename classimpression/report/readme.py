@@ -4,6 +4,7 @@
 
 # %% ../../nbs/report/11_readme.ipynb #7d0a1c03
 from __future__ import annotations
+import inspect
 import math
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from .comparison import title_of
 from ..core.errors import StateError, check
 from ..core.files import read_json, write_bytes
 from ..core.provenance import package_folder
+from ..methods.registry import METHODS
 from ..metrics import paired_interval
 from ..runs.experiments import experiments
 from ..runs.tables import mean_and_spread, read_table, to_markdown
@@ -27,7 +29,8 @@ __all__ = ['SHARED', 'ASKED', 'ROW', 'NOTHING', 'OLDER', 'UNITS', 'VALUE', 'ALWA
            'of_line', 'as_text', 'side', 'file_of', 'of_older_runs', 'answer', 'experiment_list', 'answers_text',
            'told_by', 'campaign_values', 'command_minutes', 'pretrained_values', 'tour_values', 'fill_values',
            'first_look', 'short_table', 'newest_rows', 'short_text', 'said_older', 'comparison_tables',
-           'pretrained_table', 'tables_text', 'fill_block', 'filled_pages', 'fill_readme', 'fill_beside']
+           'pretrained_table', 'with_notebooks', 'tables_text', 'fill_block', 'filled_pages', 'fill_readme',
+           'fill_beside']
 
 # %% ../../nbs/report/11_readme.ipynb #5b1e0a02
 SHARED = ("table", "measure", "kind", "value", "figure", "notebook", "runs")  # what rows take from their question
@@ -423,6 +426,17 @@ def pretrained_table(
     told += " ([targets, plan and runs](pretrained/README.md))."
     return ["## A public network's features, blood and organa", told, found[1].strip()] if found else []
 
+# %% ../../nbs/report/11_readme.ipynb #343b5420
+def with_notebooks(
+    text: str,  # Markdown of `figures/tables.md`
+) -> str:
+    "The same, a method's name linked to the notebook that explains it."
+    for m in METHODS.values():
+        source = re.search(r"File to edit: .*?(nbs/\S+\.ipynb)", Path(inspect.getsourcefile(m.fit)).read_text("utf-8"))
+        title = title_of(m.name)
+        text = text.replace(f"| {title} |", f"| [{title}](../{source[1]}) |") if source else text
+    return text
+
 # %% ../../nbs/report/11_readme.ipynb #90fad09b
 def tables_text(
     figures: str | Path,  # folder of tables and figures
@@ -434,7 +448,7 @@ def tables_text(
             name = path.stem.removesuffix("_summary").replace("_", " ")
             parts += [f"## {path.parent.name.replace('_', ' ').capitalize()}, {name}", *said_older(figures, path)]
             parts.append(path.read_text(encoding="utf-8").strip())
-    return "\n\n".join([page_texts()["tables"], *(parts or ["No results yet."])]) + "\n"
+    return with_notebooks("\n\n".join([page_texts()["tables"], *(parts or ["No results yet."])])) + "\n"
 
 # %% ../../nbs/report/11_readme.ipynb #7d0a1c11
 START, END = "<!-- short:start -->", "<!-- short:end -->"  # the short table of the README stands between them
