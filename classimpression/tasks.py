@@ -436,13 +436,14 @@ def refuse_overlap(
 # %% ../nbs/02_tasks.ipynb #9b73e2cf
 def warn_of_two_labels(
     splits: dict[str, Split],  # train, val, test
+    stacklevel: int = 4,  # of `warnings.warn`: whose line is shown
 ) -> None:
     "Warn of images that are in one split under several labels."
     found = {part: n for part, s in splits.items() if (n := under_two_labels(s))}
     where = ", ".join(f"{n} of {len(splits[part])} images of {part}" for part, n in found.items())
     if found:
         said = f"{where} are there with another label too, byte for byte: one picture of two classes"
-        warnings.warn(f"{said}; find out which label is right, and leave the others out", stacklevel=4)
+        warnings.warn(f"{said}; find out which label is right, and leave the others out", stacklevel=stacklevel)
 
 # %% ../nbs/02_tasks.ipynb #bd76ce32
 def from_splits(

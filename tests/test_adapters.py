@@ -465,6 +465,15 @@ def test_replay_on_images_that_are_not_square():
     assert synthesize(plugin.carry, plugin.synthesis, 0, 1).x.shape == (4, 1, 12, 16)
 
 
+def test_one_picture_under_two_labels_is_said():
+    x = np.random.default_rng(0).integers(0, 255, (24, 3, 16, 16)).astype(np.uint8)
+    x[20] = x[0]
+    est = IncrementalClassifier("slda", profile="smoke", layout="NCHW", settings=dict(epochs=1, k_min=1))
+    with pytest.warns(UserWarning, match="2 of 24 images of X are there with another label too") as found:
+        est.partial_fit(x, np.arange(24) // 12)
+    assert found[0].filename == __file__
+
+
 def test_one_class_first_is_no_trouble_for_a_network_that_learned_elsewhere(recwarn):
     x, y = blobs(shape=(3, 16, 16))
     IncrementalClassifier("ncm", backbone=Grouped()).partial_fit(x[y == "weiße"], y[y == "weiße"])

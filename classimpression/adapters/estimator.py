@@ -27,6 +27,7 @@ from ..methods.registry import UnionTask, find_method, registered, sort_options
 from ..models import pretrained, rebuild
 from ..pretrained.backbones import as_network, network_facts, same_networks, under_former_name
 from ..synthesis import synthesize
+from ..tasks import warn_of_two_labels
 from ..training import teacher_features
 
 # %% auto #0
@@ -592,6 +593,7 @@ class TaskLearner(ImageReader):
         sizes = [*getattr(self, "sizes_", []), len(classes) - sum(getattr(self, "sizes_", []))]
         differ = len(x) == 1 or bool((x != x[:1]).any())
         check(differ, "all these images are alike, pixel by pixel; nothing can be learned from them", DataError)
+        warn_of_two_labels({"X": Split(x, numbers)}, 3)
         names = classes[-sizes[-1] :].tolist()
         whose = None if patients is None else number_patients(patients)[0]
         carry, kept = learn_task(cfg, Split(x, numbers, whose), getattr(self, "carry_", None), sizes, names)
