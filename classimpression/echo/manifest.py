@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv, io, os, posixpath, re, shutil, unicodedata, warnings
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterable, Iterator
+from typing import TYPE_CHECKING, Callable, Iterable, Iterator
 import numpy as np
 from .store import CineStore, check_disjoint, check_place, npy_header, write_store
 from ..core.errors import DataError, StateError, as_seen, check, check_number, progress
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['ALIKE', 'SPLITS', 'COLUMNS', 'TMED2_VIEWS', 'LAYOUTS', 'CLEANING', 'REPEATED', 'MIXED', 'table_text', 'separator_of',
            'read_table', 'split_rows', 'alike', 'read_manifest', 'load_manifest', 'which', 'check_rows',
-           'split_by_patient', 'check_parts', 'lacking', 'files_in', 'camus_rows', 'echonet_rows', 'tmed2_rows',
-           'layout_manifest', 'within', 'content_md5', 'fingerprints', 'keep_part', 'note_of', 'series_of',
-           'noticed_in', 'store_there', 'check_how', 'index_manifest']
+           'split_by_patient', 'check_parts', 'lacking', 'files_in', 'places_of', 'camus_rows', 'echonet_rows',
+           'tmed2_rows', 'layout_manifest', 'within', 'content_md5', 'fingerprints', 'keep_part', 'note_of',
+           'series_of', 'noticed_in', 'store_there', 'check_how', 'index_manifest']
 
 # %% ../../nbs/echo/05_manifest.ipynb #031ce3b8
 def table_text(
@@ -267,6 +267,21 @@ def files_in(
     noticed["hidden or system files, left out"] += len(found) - len(kept)
     return kept
 
+# %% ../../nbs/echo/05_manifest.ipynb #e76e05ca
+def places_of(
+    found: list[Path],  # files of a collection
+    folder: Path,  # of the collection
+    key: Callable[[Path], str],  # what a table calls a file
+) -> dict[str, str]:  # name -> path in the folder
+    "Where each name lies. Raises `DataError` for two different files of one name."
+    at = {}
+    for p in found:
+        first = at.setdefault(key(p), p)
+        same = first is p or file_md5(first) == file_md5(p)
+        said = f"{first.relative_to(folder)} and {p.relative_to(folder)} have one name and different content"
+        check(same, f"{said}, and the table gives names alone; move the one that is not meant away", DataError)
+    return {name: p.relative_to(folder).as_posix() for name, p in at.items()}
+
 # %% ../../nbs/echo/05_manifest.ipynb #4c42905f
 def camus_rows(folder: Path, noticed: Counter) -> Iterator[dict]:
     "CAMUS: `patient0001/patient0001_2CH_half_sequence.nii.gz`."
@@ -294,7 +309,7 @@ def echonet_rows(folder: Path, noticed: Counter) -> Iterator[dict]:
             "write these, or leave the column out",
             DataError,
         )
-    at = {as_seen(p.stem).lower(): p.relative_to(folder).as_posix() for p in files_in(folder, r".*\.avi", noticed)}
+    at = places_of(files_in(folder, r".*\.avi", noticed), folder, lambda p: as_seen(p.stem).lower())
     for i, name in names.items():
         row = dict(path=at.get(name.lower(), f"Videos/{name}.avi"), view="AP4", patient=name)
         yield row if splits is None else row | dict(split=splits[i])
@@ -305,7 +320,7 @@ TMED2_VIEWS = {"PLAX": "PLAX", "PSAX": "PSAX", "A2C": "AP2", "A4C": "AP4"}
 
 def tmed2_rows(folder: Path, noticed: Counter) -> Iterator[dict]:
     "TMED-2: pictures `1234s1_0.png` in any folder, and tables with `query_key` and `view_label`."
-    at = {as_seen(p.name): p.relative_to(folder).as_posix() for p in files_in(folder, r".*\.png", noticed)}
+    at = places_of(files_in(folder, r".*\.png", noticed), folder, lambda p: as_seen(p.name))
     for p in files_in(folder, r".*\.csv", noticed):
         try:
             t = read_table(p, ["query_key", "view_label"])
