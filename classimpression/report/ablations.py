@@ -217,7 +217,8 @@ def plot_variants(
         right.axvline(0, color="#777777", lw=0.7)
         left.set_yticks(range(len(variants)), [v + fewer_repeats(gain, base, v) for v in variants])
         left.set_ylim(len(variants) - 0.5, -0.5)
-        left.set(xlim=span, xlabel=f"{measure.replace('_', ' ')}\nafter the last task (%)")
+        ticks = "\n(tick: the base on the same repeats)" if any(fewer_repeats(gain, base, v) for v in variants) else ""
+        left.set(xlim=span, xlabel=f"{measure.replace('_', ' ')}\nafter the last task (%){ticks}")
         right.set_xlabel(f"difference to\n{repr(base) if len(base) < 15 else 'the base'} (points)")
         for ax in (left, right):
             ax.grid(axis="x", lw=0.4, alpha=0.6)
