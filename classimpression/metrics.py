@@ -267,7 +267,7 @@ def paired_interval(
     check(paired, f"paired values must come in equal numbers, not {a.shape} and {b.shape}", DataError)
     check(0 < level < 1, f"level must lie between 0 and 1, not {level!r}")
     d, half = a - b, math.inf
-    if len(d) > 1 and (np.ptp(d) > 1e-9 or not d.any()):
+    if len(d) > 1 and (np.ptp(d) > 1e-9 or np.abs(d).max() <= 1e-9):
         half = t.ppf((1 + level) / 2, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d))
     return float(d.mean()), float(d.mean() - half), float(d.mean() + half)
 
@@ -283,7 +283,7 @@ def paired_probability(
     if len(d) < 2:
         return math.nan
     if np.ptp(d) <= 1e-9:
-        return math.nan if d.any() else 1.0
+        return math.nan if np.abs(d).max() > 1e-9 else 1.0
     error = d.std(ddof=1) / math.sqrt(len(d))
     return float(2 * t.sf(abs(d.mean()) / error, len(d) - 1))
 

@@ -456,8 +456,12 @@ def gather(
     cfg: SynthesisConfig,  # settings
     seed: int = 0,  # of the draws
     task: int = 1,  # index of the task about to be learned
+    n_classes: int = 0,  # old classes; a warning names those that were drawn for no impression
 ) -> Impressions:
     "Put chunks together, and refuse images, or an objective, that are not numbers."
+    if none := sorted(set(range(n_classes)) - {k for d in done for k in d.y.tolist()}):
+        said = f"{len(none)} of {n_classes} old classes were drawn for no impression: {none[:8]}"
+        warnings.warn(f"{said}; more groups, or larger ones, would draw them", stacklevel=3)
     finite = all(bool(torch.isfinite(v).all()) for d in done for v in (d.x, *d.terms.values()))
     advice = "lower lr, use dtype float32, and see whether the network's own weights are finite"
     trouble = f"the synthesis diverged: images or terms of its objective are NaN or infinite; {advice}"
@@ -483,9 +487,4 @@ def synthesize(
     model = model_to_invert(carry, cfg, device)
     bar = progress(split_groups(cfg.groups, chunk, device), f"synthesis before task {task + 1}")
     done = [make_groups(model, carry, cfg, groups, seed, task, snapshots, device) for groups in bar]
-    made = gather(done, cfg, seed, task)
-    none = sorted(set(range(carry.n_classes)) - set(made.y.tolist()))
-    if none:
-        said = f"{len(none)} of {carry.n_classes} old classes were drawn for no impression: {none[:8]}"
-        warnings.warn(f"{said}; more groups, or larger ones, would draw them", stacklevel=2)
-    return made
+    return gather(done, cfg, seed, task, carry.n_classes)

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/adapters/01_adopt.ipynb #f43961b4
 from __future__ import annotations
+import re
 from typing import Any, Sequence
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from ..heads import LinearHead
 from ..models import Classifier, batch_norms, called_norms, frozen_copy
 
 # %% auto #0
-__all__ = ['scores_of', 'logits_of', 'Adopted', 'plain_network', 'probes', 'n_outputs', 'check_gradient', 'per_channel',
+__all__ = ['scores_of', 'logits_of', 'Adopted', 'plain_network', 'n_outputs', 'last_step', 'check_gradient', 'per_channel',
            'class_mean_images', 'AdoptedFeatures', 'last_layer', 'sorted_columns', 'adopt']
 
 # %% ../../nbs/adapters/01_adopt.ipynb #8b5d5c82
@@ -96,14 +97,6 @@ def plain_network(
     check(not bad, f"{type(network).__name__} holds NaN or infinity in {bad[:3]}; no image can be made from it")
     return net
 
-# %% ../../nbs/adapters/01_adopt.ipynb #1a84d56d
-def probes(
-    shape: tuple[int, ...],  # of an image: C, H, W
-) -> Tensor:  # float32 [6, C, H, W]: two grey ones, two of noise, two of noise a hundred times as strong
-    "Images that show what a network does to its scores, behind its last layer as well."
-    noise = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-    return torch.cat([torch.full((2, *shape), 0.5, dtype=torch.float32), noise, 200 * noise - 100])
-
 # %% ../../nbs/adapters/01_adopt.ipynb #20292834
 @torch.no_grad()
 def n_outputs(
@@ -119,13 +112,20 @@ def n_outputs(
         check(torch.allclose(out, logits_of(net(example)), 1e-3, 1e-4), "its output differs from call to call")
         sums = out.shape[1] > 1 and bool((out >= 0).all()) and torch.allclose(out.sum(1), torch.ones(2), 0, 1e-4)
         check(not sums, "its outputs are probabilities; leave its last softmax out, or return their logarithm")
-        seen = scores_of(net(probes(tuple(example.shape[1:]))))
-        bounded = bool((seen >= 0).all() and (seen <= 1).all()) and bool((seen != seen[0]).any())
-        check(not bounded, "its outputs lie between 0 and 1 whatever it is shown; leave its last sigmoid out")
     except (Exception, SystemExit) as e:  # whatever a stranger's network raises
         name, shape = type(net).__name__, list(example.shape)
         raise ConfigError(f"{name} does not map images {shape} to logits [2, K]: {e}") from e
     return out.shape[1]
+
+# %% ../../nbs/adapters/01_adopt.ipynb #9242c3e0
+def last_step(
+    out: Tensor,  # what a network made of images that ask for a gradient
+) -> str:  # such as "Addmm" for a linear layer, "Sigmoid"; "" where nothing is known
+    "The operation that made the scores, views and copies aside."
+    step = out.grad_fn
+    while step is not None and re.match("View|Unsafe|Reshape|Squeeze|Unsqueeze|Alias|Clone|ToCopy", step.name()):
+        step = next((f for f, _ in step.next_functions if f is not None), None)
+    return "" if step is None else step.name().partition("Backward")[0]
 
 # %% ../../nbs/adapters/01_adopt.ipynb #c2fc611a
 def check_gradient(
@@ -134,7 +134,12 @@ def check_gradient(
 ) -> None:
     "Raise `ConfigError` if no gradient of the scores reaches the images, so that synthesis would not move them."
     x = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, requires_grad=True)
-    out = logits_of(net(x + 0))
+    raw = scores_of(net(x + 0))
+    ended = re.match("(Hard)?[Ss]igmoid", last_step(raw))
+    check(
+        not ended, f"{type(net).__name__} ends in a sigmoid, so its outputs are no logits; leave its last sigmoid out"
+    )
+    out = logits_of(raw)
     total = (out * out.detach().sign()).sum()
     (g,) = torch.autograd.grad(total, x, allow_unused=True) if out.requires_grad else (None,)
     said = "no gradient of its scores reaches the images (rounding, detach, no_grad or numpy within, or dead weights)"
@@ -215,7 +220,10 @@ def last_layer(
     k: int,  # number of its outputs
 ) -> LinearHead | None:  # with that layer's weights; None if it does not end in one, and the network is as it was
     "Cut a classifier before its last layer."
-    before = network(example)
+    with torch.enable_grad():
+        before = network(example.clone().requires_grad_())
+    if isinstance(before, Tensor) and not re.search("mm|Mm|Linear|MatMul", last_step(before)):
+        return None  # something follows its last layer
     ends = [n for n, m in network.named_modules() if isinstance(m, nn.Linear) and m.out_features == k]
     if not ends or not isinstance(before, Tensor):
         return None
@@ -291,7 +299,7 @@ def adopt(
         f"a copy of {type(net).__name__} calls none of its normalisation layers: was its forward replaced by a "
         f"function that holds the original? Pass the network as its class made it, or norms=False and bn_weight=0",
     )
-    if head := last_layer(net, probes(tuple(example.shape[1:])), k):
+    if head := last_layer(net, example, k):
         backbone = AdoptedFeatures(net, layers, *looks, head.n_features)
         model = Classifier(backbone, sorted_columns(head, order), channels=channels)
     else:

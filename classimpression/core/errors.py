@@ -69,8 +69,10 @@ def check_types(
     "Raise `ConfigError` for a switch that is neither True nor False, or a text that is none."
     for f in fields(settings):
         value = getattr(settings, f.name)
-        check(f.type != "bool" or isinstance(value, bool), f"{f.name} must be True or False, not {value!r}")
-        check(f.type != "str" or isinstance(value, str), f"{f.name} must be a text, not {value!r}")
+        switch = isinstance(value, (bool, int, np.bool_)) and value in (0, 1)
+        check(f.type != "bool" or switch, f"{f.name} must be True or False, not {value!r}")
+        text = isinstance(value, str) or f.name == "device"  # torch takes its own kind of device as well
+        check(f.type != "str" or text, f"{f.name} must be a text, not {value!r}")
 
 # %% ../../nbs/core/01_errors.ipynb #a461865e
 def nearest(

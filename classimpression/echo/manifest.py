@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['ALIKE', 'SPLITS', 'COLUMNS', 'TMED2_VIEWS', 'LAYOUTS', 'CLEANING', 'REPEATED', 'MIXED', 'table_text', 'separator_of',
            'read_table', 'split_rows', 'alike', 'read_manifest', 'load_manifest', 'which', 'check_rows',
-           'split_by_patient', 'check_parts', 'lacking', 'files_in', 'places_of', 'camus_rows', 'echonet_rows',
+           'split_by_patient', 'check_parts', 'lacking', 'files_in', 'Places', 'camus_rows', 'echonet_rows',
            'tmed2_rows', 'layout_manifest', 'within', 'content_md5', 'fingerprints', 'keep_part', 'note_of',
            'series_of', 'noticed_in', 'store_there', 'check_how', 'index_manifest']
 
@@ -268,19 +268,30 @@ def files_in(
     return kept
 
 # %% ../../nbs/echo/05_manifest.ipynb #e76e05ca
-def places_of(
-    found: list[Path],  # files of a collection
-    folder: Path,  # of the collection
-    key: Callable[[Path], str],  # what a table calls a file
-) -> dict[str, str]:  # name -> path in the folder
-    "Where each name lies. Raises `DataError` for two different files of one name."
-    at = {}
-    for p in found:
-        first = at.setdefault(key(p), p)
-        same = first is p or file_md5(first) == file_md5(p)
-        said = f"{first.relative_to(folder)} and {p.relative_to(folder)} have one name and different content"
-        check(same, f"{said}, and the table gives names alone; move the one that is not meant away", DataError)
-    return {name: p.relative_to(folder).as_posix() for name, p in at.items()}
+class Places:
+    "Where the files of a collection lie, by what its tables call them."
+
+    def __init__(
+        self,
+        found: list[Path],  # files
+        folder: Path,  # of the collection
+        key: Callable[[Path], str],  # what a table calls a file
+    ):
+        self.folder, self.at = folder, {}
+        for p in found:
+            self.at.setdefault(key(p), []).append(p)
+
+    def path(
+        self,
+        name: str,  # from a table
+    ) -> str | None:  # in the folder; None: there is none
+        "Where it lies. Raises `DataError` for two different files of one name."
+        first, *more = self.at.get(name, [None])
+        other = next((p for p in more if file_md5(p) != file_md5(first)), None)
+        if other is not None:
+            said = f"{first.relative_to(self.folder)} and {other.relative_to(self.folder)} have one name and different"
+            raise DataError(f"{said} content, and the table gives names alone; move the one that is not meant away")
+        return first and first.relative_to(self.folder).as_posix()
 
 # %% ../../nbs/echo/05_manifest.ipynb #4c42905f
 def camus_rows(folder: Path, noticed: Counter) -> Iterator[dict]:
@@ -309,9 +320,9 @@ def echonet_rows(folder: Path, noticed: Counter) -> Iterator[dict]:
             "write these, or leave the column out",
             DataError,
         )
-    at = places_of(files_in(folder, r".*\.avi", noticed), folder, lambda p: as_seen(p.stem).lower())
+    places = Places(files_in(folder, r".*\.avi", noticed), folder, lambda p: as_seen(p.stem).lower())
     for i, name in names.items():
-        row = dict(path=at.get(name.lower(), f"Videos/{name}.avi"), view="AP4", patient=name)
+        row = dict(path=places.path(name.lower()) or f"Videos/{name}.avi", view="AP4", patient=name)
         yield row if splits is None else row | dict(split=splits[i])
 
 # %% ../../nbs/echo/05_manifest.ipynb #8bf8aaf1
@@ -320,7 +331,7 @@ TMED2_VIEWS = {"PLAX": "PLAX", "PSAX": "PSAX", "A2C": "AP2", "A4C": "AP4"}
 
 def tmed2_rows(folder: Path, noticed: Counter) -> Iterator[dict]:
     "TMED-2: pictures `1234s1_0.png` in any folder, and tables with `query_key` and `view_label`."
-    at = places_of(files_in(folder, r".*\.png", noticed), folder, lambda p: as_seen(p.name))
+    places = Places(files_in(folder, r".*\.png", noticed), folder, lambda p: as_seen(p.name))
     for p in files_in(folder, r".*\.csv", noticed):
         try:
             t = read_table(p, ["query_key", "view_label"])
@@ -328,12 +339,12 @@ def tmed2_rows(folder: Path, noticed: Counter) -> Iterator[dict]:
             noticed["tables without query_key and view_label, left out"] += 1
             continue
         for k, v in zip(t["query_key"].map(as_seen), t["view_label"].map(as_seen)):
-            if v not in TMED2_VIEWS or k not in at:
+            if v not in TMED2_VIEWS or k not in places.at:
                 noticed[
                     f"rows of {'pictures that are not there' if v in TMED2_VIEWS else 'other views'}, left out"
                 ] += 1
             else:
-                yield dict(path=at[k], view=TMED2_VIEWS[v], patient=k.split("s")[0])
+                yield dict(path=places.path(k), view=TMED2_VIEWS[v], patient=k.split("s")[0])
 
 # %% ../../nbs/echo/05_manifest.ipynb #81f8a92b
 LAYOUTS = {"camus": camus_rows, "echonet": echonet_rows, "tmed2": tmed2_rows}

@@ -15,7 +15,7 @@ from ..carryover import Carryover, Extra
 from ..core.errors import StateError, check, check_number
 from ..core.seeding import generator, seeded
 from ..heads import LinearHead
-from .registry import LOOP_OPTIONS, STEP_OPTIONS, first_task, learn, method
+from .registry import FRESH_OPTIONS, STEP_OPTIONS, first_task, learn, method
 from .registry import Count, Positive, Weight
 from .statistical import check_similarity, feature_means
 from ..settings import TrainConfig
@@ -113,7 +113,7 @@ def prototype_radius(
     tier="M1",
     first="rotations",
     first_options=STEP_OPTIONS,
-    reads=LOOP_OPTIONS,
+    reads=FRESH_OPTIONS,
     training=dict(optimizer="adam", lr=1e-3, weight_decay=2e-4, batch_size=64),
 )
 def fit_pass(
@@ -224,7 +224,7 @@ def familiarity(
     "ssre",
     "SSRE",
     tier="M1",
-    reads=LOOP_OPTIONS,
+    reads=FRESH_OPTIONS,
     training=dict(optimizer="adam", lr=1e-3, weight_decay=5e-4, batch_size=64),
 )
 def fit_ssre(

@@ -26,11 +26,12 @@ from ..training import Batch, History, TaskData, epoch_batches, fit_task, start_
 from ..training import mixed_features, train
 
 # %% auto #0
-__all__ = ['Fit', 'STEP_OPTIONS', 'LOOP_OPTIONS', 'MIXED_OPTIONS', 'WEIGHED_OPTIONS', 'METHODS', 'ELSEWHERE', 'OF_THE_RUN',
-           'Weight', 'Positive', 'Share', 'Whole', 'Count', 'Method', 'check_signature', 'method', 'load_methods',
-           'registered', 'find_method', 'foreign_source', 'network_code', 'descriptions', 'sort_options', 'Within',
-           'declared_values', 'check_option', 'what_fits', 'cached', 'price_of_cached', 'first_task', 'learn',
-           'class_impression', 'class_impression_balanced', 'ccsi', 'fine_tuning', 'UnionTask', 'real_images', 'joint']
+__all__ = ['Fit', 'STEP_OPTIONS', 'FRESH_OPTIONS', 'LOOP_OPTIONS', 'MIXED_OPTIONS', 'WEIGHED_OPTIONS', 'METHODS', 'ELSEWHERE',
+           'OF_THE_RUN', 'Weight', 'Positive', 'Share', 'Whole', 'Count', 'Method', 'check_signature', 'check_reads',
+           'method', 'load_methods', 'registered', 'find_method', 'foreign_source', 'network_code', 'descriptions',
+           'sort_options', 'Within', 'declared_values', 'check_option', 'what_fits', 'cached', 'price_of_cached',
+           'first_task', 'learn', 'class_impression', 'class_impression_balanced', 'ccsi', 'fine_tuning', 'UnionTask',
+           'real_images', 'joint']
 
 # %% ../../nbs/methods/01_registry.ipynb #5122039b
 Fit = Callable[..., tuple[nn.Module, History]]
@@ -42,9 +43,10 @@ STEP_OPTIONS = (
     "batch_size",
     "schedule",
 )  # how a step goes, not how many
-LOOP_OPTIONS = (*STEP_OPTIONS, "epochs", "dtype", "augment_shift", "augment_flip")  # what a training loop reads
-MIXED_OPTIONS = (*LOOP_OPTIONS, "synthetic_share", "bn_statistics")  # a loop over real and synthetic images
-WEIGHED_OPTIONS = (*LOOP_OPTIONS, "class_weighting")  # a loop whose cross-entropy weighs classes
+FRESH_OPTIONS = (*STEP_OPTIONS, "epochs", "dtype", "augment_shift", "augment_flip")  # what every training loop reads
+LOOP_OPTIONS = (*FRESH_OPTIONS, "bn_statistics")  # one whose network goes on learning
+MIXED_OPTIONS = (*LOOP_OPTIONS, "synthetic_share")  # and sees synthetic images
+WEIGHED_OPTIONS = (*LOOP_OPTIONS, "class_weighting")  # and weighs classes in its cross-entropy
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Method:
     own: bool = False  # is it our own method?
     first: str = ""  # what its recipe changes in the first task; "": nothing, it is the one that all methods share
     first_options: tuple[str, ...] | None = None  # training settings that such a first task takes too; None: all
-    reads: tuple[str, ...] | None = None  # training settings that it reads after the first task; None: all
+    reads: tuple[str, ...] | None = None  # training settings that its recipe may change; None: all
     training: dict = field(default_factory=dict)  # training settings of its recipe, for the tasks after the first
     trials: tuple[dict, ...] = ()  # options that tuning tries, at most eight; (): those of assets/trials.json
 
@@ -104,6 +106,21 @@ def check_signature(
     unknown = sorted({k for t in trials for k in t} - known)
     check(not unknown, f"trials of {name!r} name {unknown}, which are neither training settings nor its own")
 
+# %% ../../nbs/methods/01_registry.ipynb #850c2d69
+def check_reads(
+    name: str,  # of the method
+    reads: tuple[str, ...] | None,  # training settings that its recipe may change
+    training: dict,  # those that it does change
+) -> None:
+    "Raise `ConfigError` for names that are no training settings, and for a recipe that goes beyond them."
+    if reads is None:
+        return
+    check(isinstance(reads, tuple), f"reads of {name!r} must be a tuple of training settings, not {reads!r}")
+    unknown = sorted(set(reads) - {f.name for f in fields(TrainConfig)})
+    check(not unknown, f"{name!r} reads {unknown}, which are no training settings")
+    odd = sorted(set(training) - set(reads))
+    check(not odd, f"the recipe of {name!r} sets {odd}, which it does not read")
+
 # %% ../../nbs/methods/01_registry.ipynb #80d4e03d
 def method(
     name: str,  # unique name
@@ -127,6 +144,8 @@ def method(
         exemplars == 0 or tier == "reference", f"{name!r} keeps real images, so its tier is 'reference', not {tier!r}"
     )
     check(tier != "M0" or not (means or impressions), f"{name!r} carries class means, so its tier is at least 'M1'")
+
+    check_reads(name, more.get("reads"), more.get("training", {}))
 
     def register(fit: Fit) -> Fit:
         check_signature(name, fit, more.get("trials", ()))
@@ -473,7 +492,7 @@ def real_images(
     tier="reference",
     exemplars=None,
     first="fresh network in every task",
-    reads=WEIGHED_OPTIONS,
+    reads=(*FRESH_OPTIONS, "class_weighting"),
     training=dict(lr=0.05, momentum=0.9, weight_decay=5e-4, batch_size=64),
 )
 def joint(carry: Carryover | None, task, impressions: None, cfg: TrainConfig) -> tuple[nn.Module, History]:

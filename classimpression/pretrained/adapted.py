@@ -159,7 +159,13 @@ def adapted_start(
     return Classifier(net, head, None, f"beside-{part}+{name}", channels).to(cfg.device).eval(), history
 
 # %% ../../nbs/pretrained/06_adapted.ipynb #cc3ef9a9
-@method("first-session", "First-session adaptation", tier="M1", first="adapts a public network", reads=())
+@method(
+    "first-session",
+    "First-session adaptation",
+    tier="M1",
+    first="adapts a public network",
+    reads=("optimizer", "schedule", "dtype", "augment_shift", "augment_flip", "class_weighting"),
+)
 def first_session(
     carry: Carryover | None,
     task,

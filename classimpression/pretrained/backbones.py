@@ -173,10 +173,19 @@ class Taps(nn.Module):
         self.net, self.layers = net, layers
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, D]
-        mean = lambda i, h: pooled(h, self.layers[i][1], self.layers[i][0])
-        with tapped(self.net, self.layers, lambda i, h: mean(i, h).clone()) as found:
+        with tapped(self.net, self.layers, self.kept) as found:
             self.net(x)
+        for f in (f for f in found.values() if isinstance(f, ConfigError)):
+            raise f
         return torch.cat([found[i] for i in range(len(self.layers))], 1)
+
+    def kept(self, i: int, out: Tensor) -> Tensor | ConfigError:
+        "A layer's pooled output; what is wrong with it, which counts if it is the layer's last one."
+        name, cells = self.layers[i]
+        try:
+            return pooled(out, cells, name).clone()
+        except ConfigError as e:
+            return e
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #d789d8b7
 @contextmanager
@@ -649,10 +658,13 @@ def last_map(
     "The layer before the global pooling. Raises `ConfigError` for a network without one, or with maps of another form."
     names, kind, channels = tuple((n, 1) for n, _ in net.named_modules() if n), type(net).__name__, input_channels(net)
     wants = "a module that wants other images is registered first: own_network(name, module, size=..., layers=...)"
-    trained = net.training
-    with torch.no_grad(), tapped(net.eval(), names) as found, asked_for_images(kind, size, channels, wants):
-        net(torch.zeros(2, channels, size, size))
-    net.train(trained)
+    modes = {m: m.training for m in net.modules()}
+    try:
+        with torch.no_grad(), tapped(net.eval(), names) as found, asked_for_images(kind, size, channels, wants):
+            net(torch.zeros(2, channels, size, size))
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
     several = [(names[i][0], tuple(h.shape)) for i, h in found.items() if isinstance(h, Tensor) and positions(h) > 1]
     check(several, f"{kind} has no map with more than one position; name the layers")
     layer, shape = several[-1]

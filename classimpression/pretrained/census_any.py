@@ -15,7 +15,7 @@ from ..core.errors import check, check_number
 from ..core.seeding import generator
 from ..heads import LinearHead
 from ..methods.census import POSES, READOUTS, Census, crop_box
-from ..methods.registry import first_task, method, real_images
+from ..methods.registry import FRESH_OPTIONS, first_task, method, real_images
 from ..methods.registry import Count, Positive, Share, Whole
 from ..models import Classifier, find_network, register_family
 from .backbones import LITE0_LEVELS, register_backbone
@@ -229,7 +229,7 @@ def logistic(
     tier="reference",
     exemplars=None,
     first="pretrained features, all real images in every task",
-    reads=(),
+    reads=(*FRESH_OPTIONS, "class_weighting"),
 )
 def joint_probe(
     carry: Carryover | None,

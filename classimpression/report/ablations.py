@@ -101,7 +101,7 @@ def differences(
         for v in dict.fromkeys(g.variant):
             both = wide[[base, v]].dropna() if base in wide and v != base else wide.iloc[:0]
             mean, low, high = paired_interval(both[v], both[base]) if len(both) else (np.nan,) * 3
-            ends = (low, high) if len(both) > 1 else (np.nan, np.nan)
+            ends = (low, high) if np.isfinite(low) else (np.nan, np.nan)
             same = both if len(both) else wide[[v]].dropna()  # the repeats that this row speaks of
             found.append(
                 dict(

@@ -229,8 +229,8 @@ def times_reached(mine: Series, other: Series, times: float) -> dict:
 def difference_reached(mine: Series, other: Series, bound: float) -> dict:
     "Does the 95 % interval of the paired difference lie above the bound?"
     mean, low, high = paired_interval(mine, other)
-    if len(mine) == 1:
-        return dict(reached=f"{mean:+.1f}", verdict="one repeat only")
+    if not np.isfinite(low):
+        return dict(reached=f"{mean:+.1f}", verdict="one repeat only" if len(mine) == 1 else "no spread")
     verdict = "reached" if low > bound else "missed" if high < bound else "not shown"
     return dict(reached=in_points(mean, low, high), verdict=verdict)
 

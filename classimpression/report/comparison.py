@@ -206,8 +206,8 @@ def paired_table(
             continue
         mean, low, high = paired_interval(both[m], both[against])
         ends = (
-            dict(low=round(low, 2), high=round(high, 2)) if len(both) > 1 else dict(low=np.nan, high=np.nan)
-        )  # one repeat: no interval
+            dict(low=round(low, 2), high=round(high, 2)) if np.isfinite(low) else dict(low=np.nan, high=np.nan)
+        )  # one repeat, or the same difference on all: no interval
         rows.append(
             dict(
                 method=title_of(m),

@@ -61,7 +61,7 @@ def plot_accuracy_matrix(
 
     groups = by_method(results)
     n, many = len(next(iter(groups.values()))[0]["tasks"]), sorted({len(rs) for rs in groups.values()})
-    made = "one run" if many == [1] else f"mean of {'-'.join(map(str, many))} seeds"
+    made = "one run" if many == [1] else f"mean of {' to '.join(map(str, dict.fromkeys((many[0], many[-1]))))} seeds"
     with style():
         width, height = min(WIDTH, 0.9 + len(groups) * (0.5 + 0.42 * n)), 0.75 + 0.36 * n
         fig, panels = matrix_panels(

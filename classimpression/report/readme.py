@@ -26,14 +26,23 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['SHARED', 'ASKED', 'ROW', 'NOTHING', 'OLDER', 'UNITS', 'VALUE', 'ALWAYS', 'HOLDS', 'REPORTED', 'SAID_OLDER', 'BLOCK',
            'START', 'END', 'page_texts', 'questions', 'chosen', 'per_repeat', 'Measured', 'subtracted', 'measured',
-           'of_line', 'as_text', 'side', 'file_of', 'of_older_runs', 'answer', 'experiment_list', 'answers_text',
-           'told_by', 'campaign_values', 'command_minutes', 'pretrained_values', 'tour_values', 'fill_values',
-           'first_look', 'short_table', 'newest_rows', 'short_text', 'said_older', 'comparison_tables',
+           'of_line', 'as_text', 'side', 'file_of', 'runs_of', 'is_older', 'of_older_runs', 'answer', 'experiment_list',
+           'answers_text', 'told_by', 'campaign_values', 'command_minutes', 'pretrained_values', 'tour_values',
+           'fill_values', 'first_look', 'short_table', 'newest_rows', 'short_text', 'said_older', 'comparison_tables',
            'pretrained_table', 'with_notebooks', 'tables_text', 'fill_block', 'filled_pages', 'fill_readme',
            'fill_beside']
 
 # %% ../../nbs/report/11_readme.ipynb #5b1e0a02
-SHARED = ("table", "measure", "kind", "value", "figure", "notebook", "runs")  # what rows take from their question
+SHARED = (
+    "table",
+    "measure",
+    "kind",
+    "value",
+    "figure",
+    "notebook",
+    "runs",
+    "minus_runs",
+)  # what rows take from their question
 ASKED = {*SHARED, "question", "reading", "rows", "same"}  # what a question may say
 ROW = {*SHARED, "name", "what", "same", "of", "minus", "minus_table", "minus_same", "minus_measure", "row"}  # and a row
 
@@ -159,7 +168,7 @@ def side(
 def file_of(
     figures: str | Path,  # folder of figures
     row: dict,  # of a question
-    key: str = "figure",  # or "runs"
+    key: str = "figure",  # or "runs", "minus_runs"
 ) -> str:  # path in that folder; "": none
     "A row's figure or its file of runs, of the row's own data set where there is one."
     path, own = row.get(key, ""), "organa" if "OrganAMNIST" in row["what"] else "blood"
@@ -167,20 +176,41 @@ def file_of(
     named = "MNIST" in row["what"] and (Path(figures) / other).exists()
     return other if named else path
 
+# %% ../../nbs/report/11_readme.ipynb #40049eeb
+def runs_of(
+    figures: str | Path,  # folder of figures
+    row: dict,  # of a question; `runs` and `minus_runs` name files of runs
+) -> list[dict]:  # of its own runs where its table names them, else of all in the files
+    "The runs behind a row."
+    runs = []
+    for path in (Path(figures) / file_of(figures, row, k) for k in ("runs", "minus_runs")):
+        found = read_json(path) if path.is_file() else []
+        runs += found["runs"] if isinstance(found, dict) else found
+    table = Path(figures) / row.get("table", "")
+    frame = read_table(table) if table.is_file() and "of" in row else None
+    if frame is None or "run_id" not in frame or "minus_runs" in row:
+        return runs
+    sides = [chosen(frame, row["same"] | row[k]) for k in ("of", "minus") if k in row]
+    mine = [r for r in runs if r.get("run_id") in {i for s in sides for i in s.run_id}]
+    return mine or runs
+
+# %% ../../nbs/report/11_readme.ipynb #e205fb72
+def is_older(
+    run: dict,  # with its settings
+) -> bool:
+    "Was it made in 16 bits, or from other first weights than the published ones?"
+    return (run["settings"].get("dtype"), run["settings"].get("initialisation")) != ("float32", "kaiming")
+
 # %% ../../nbs/report/11_readme.ipynb #d6fd8929
 OLDER = "‡"  # marks numbers of earlier defaults
 
 
 def of_older_runs(
     figures: str | Path,  # folder of figures
-    row: dict,  # of a question; `runs` names the file of its runs
+    row: dict,  # of a question; `runs` names the file of its runs, `minus_runs` that of those that are subtracted
 ) -> bool:
     "Were runs behind a row made in 16 bits, or from other first weights than the published ones?"
-    path = Path(figures) / file_of(figures, row, "runs")
-    found = read_json(path) if path.is_file() else []
-    runs = found["runs"] if isinstance(found, dict) else found
-    today = ("float32", "kaiming")
-    return any((r["settings"].get("dtype"), r["settings"].get("initialisation")) != today for r in runs)
+    return any(map(is_older, runs_of(figures, row)))
 
 # %% ../../nbs/report/11_readme.ipynb #5b1e0a16
 UNITS = {"difference": "difference, points", "share": "per cent", "area": "area"}  # heads of columns
@@ -431,7 +461,7 @@ def with_notebooks(
     text: str,  # Markdown of `figures/tables.md`
 ) -> str:
     "The same, a method's name linked to the notebook that explains it."
-    for m in METHODS.values():
+    for m in (m for m in METHODS.values() if m.fit.__module__.startswith("classimpression.")):
         source = re.search(r"File to edit: .*?(nbs/\S+\.ipynb)", Path(inspect.getsourcefile(m.fit)).read_text("utf-8"))
         title = title_of(m.name)
         text = text.replace(f"| {title} |", f"| [{title}](../{source[1]}) |") if source else text

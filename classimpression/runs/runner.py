@@ -195,7 +195,7 @@ def resumed_synthesis(
         tensors, facts = cached(parts, f"group{groups.start + 1}", own, lambda make=make: (make().tensors(), {}))
         done.append(Impressions.of(tensors, {}))
         earlier = add_seconds(earlier, price_of_cached(facts))
-    made = gather(done, settings, cfg.seed, t)
+    made = gather(done, settings, cfg.seed, t, carry.n_classes)
     return made.tensors(), dict(settings=made.settings, earlier=earlier)
 
 # %% ../../nbs/runs/03_runner.ipynb #cc7dcf0d
