@@ -368,11 +368,11 @@ def on_env(env, config, files):
 
 @event_priority(100)
 def _to_search(context, page, config, nav):
-    "Prose and the API are searched; cells of code, what they wrote and tables of results are not."
+    "Prose and the API are searched; code, what it wrote, tables of results and notes on versions are not."
     starts = r'(?=<div (?:id="[^"]*" class="jp-Cell jp-MarkdownCell|class="jp-Cell jp-CodeCell))'
     head, *cells = re.split(starts, page.content)
     code = '<div class="jp-Cell jp-CodeCell'
-    prose = [c for c in cells[:-1] if not c.startswith(code)]
+    prose = [c for c in cells[:-1] if not c.startswith(code) and "by the code of that day" not in c]
     page.shown = page.content
     page.content = "".join([head, *prose, *cells[-1:]])  # the last one is followed by the ends of what holds them all
     if page.file.src_path == "tables.md":
