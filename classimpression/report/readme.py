@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 # %% auto #0
-__all__ = ['SHARED', 'ASKED', 'ROW', 'NOTHING', 'OLDER', 'UNITS', 'VALUE', 'ALWAYS', 'HOLDS', 'REPORTED', 'SAID_OLDER', 'BLOCK',
-           'START', 'END', 'page_texts', 'questions', 'chosen', 'per_repeat', 'Measured', 'subtracted', 'measured',
-           'of_line', 'as_text', 'side', 'file_of', 'runs_of', 'is_older', 'of_older_runs', 'answer', 'experiment_list',
+__all__ = ['SHARED', 'ASKED', 'ROW', 'NOTHING', 'OLDER', 'UNITS', 'VALUE', 'ALWAYS', 'HOLDS', 'SAID_OLDER', 'BLOCK', 'START',
+           'END', 'page_texts', 'questions', 'chosen', 'per_repeat', 'Measured', 'subtracted', 'measured', 'of_line',
+           'as_text', 'side', 'file_of', 'runs_of', 'is_older', 'of_older_runs', 'answer', 'experiment_list',
            'answers_text', 'told_by', 'campaign_values', 'command_minutes', 'pretrained_values', 'tour_values',
            'fill_values', 'first_look', 'short_table', 'newest_rows', 'short_text', 'said_older', 'comparison_tables',
            'pretrained_table', 'with_notebooks', 'tables_text', 'fill_block', 'filled_pages', 'fill_readme',
@@ -382,9 +382,6 @@ def short_table(
     return pd.DataFrame(rows)
 
 # %% ../../nbs/report/11_readme.ipynb #ef1f2349
-REPORTED = ("standard", "small")  # profiles whose results the pages show
-
-
 def newest_rows(
     figures: str | Path,  # folder with main_table/runs.csv and, where they were run, recipes/runs.csv
 ) -> DataFrame:  # one row per run, in the order of the main table; `older`: made with earlier defaults
