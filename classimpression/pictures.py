@@ -20,11 +20,9 @@ __all__ = ['TURNED', 'SEE_THROUGH', 'NOT_SQUARE', 'DEEP', 'PAGES', 'FORMATS', 'M
            'numbers', 'check_size', 'opened', 'looks_like', 'unknown']
 
 # %% ../nbs/00_pictures.ipynb #ee9ee4ac
-TURNED, SEE_THROUGH, NOT_SQUARE = (
-    "turned as their header says",
-    "transparency dropped",
-    "pixels that are not square, left so",
-)
+TURNED = "turned as their header says"
+SEE_THROUGH = "transparency dropped"
+NOT_SQUARE = "pixels that are not square, left so"
 DEEP, PAGES = "more than 8 bits, reduced to 8", "first page read, later ones left out"
 
 

@@ -615,10 +615,8 @@ def unpacked(
 ) -> Path:  # of the .npy file
     "Unpack an array, unless it is there already. Raises `DataError` for a damaged file or a full or read-only disk."
     folder = Path(os.environ.get(UNPACKED_VARIABLE) or path.parent / "unpacked").expanduser()
-    part, how = (
-        folder / f".{path.stem}-{key}-{os.getpid()}.part",
-        f"{UNPACKED_VARIABLE} may name a folder with more room",
-    )
+    part = folder / f".{path.stem}-{key}-{os.getpid()}.part"
+    how = f"{UNPACKED_VARIABLE} may name a folder with more room"
     try:
         with zipfile.ZipFile(path) as z:
             entry = z.getinfo(f"{key}.npy")

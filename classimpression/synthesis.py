@@ -15,8 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from .carryover import Carryover, load_tensors, save_tensors
 from .core.errors import StateError, check, check_number, check_types, knows_old_names, progress
-from .core.files import read_json
-from .core.provenance import package_folder
 from .core.seeding import generator, usual_torch
 from .models import batch_norms, called_norms, frozen_copy
 
@@ -181,7 +179,7 @@ def synthesis_preset(
 ) -> SynthesisConfig:
     "Settings of a preset with the published coefficient and number of groups."
     check(name in ("paper", "fast"), f"unknown preset {name!r}; known: paper, fast")
-    own = read_json(package_folder() / "assets" / "synthesis_fast.json")["chosen"] if name == "fast" else {}
+    own = dict(steps=150, warmup=20, ce_weight=10.0) if name == "fast" else {}
     return SynthesisConfig(**published_synthesis(scenario, task), **own)
 
 # %% ../nbs/07_synthesis.ipynb #2b1424f5

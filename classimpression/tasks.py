@@ -356,7 +356,9 @@ class Scenario(TaskSequence):
             yield task
 
     def carried_images(self, pool: str, selection: str, t: int) -> int:
-        "Real images of old classes that these settings keep at hand during task `t`; 0 for data-free settings."
+        """Real validation images of old classes that these settings keep at hand during task `t`. Test images are not
+        kept but looked at: that is said by `protocol`, which is `test` then.
+        """
         kept = ("val", "seen") in what_is_seen(pool, selection)
         return int((self._store.splits["val"].y < self._task(t).n_old).sum()) if kept else 0
 

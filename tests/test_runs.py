@@ -26,7 +26,6 @@ from classimpression.methods.registry import METHODS, method
 from classimpression.models import NETWORKS, SmallNet, register_network
 from classimpression.runs.runner import RunConfig, RunResult, prepare, profile, profile_config, run, run_folder
 from classimpression.runs.tables import merge_results
-from classimpression.synthesis import synthesis_preset
 from classimpression.tasks import from_arrays
 from classimpression.training import fit_task
 
@@ -613,12 +612,6 @@ def test_test_images_are_read_after_training_only(toy, tmp_path):
 
 
 def test_profiles_are_known_and_valid():
-    fast, quick = synthesis_preset("fast", "blood"), profile("quick")["all"]
-    assert (fast.steps, fast.lr, fast.warmup) == (
-        quick["synthesis_steps"],
-        quick["synthesis_lr"],
-        quick["synthesis_warmup"],
-    )
     for name in ("first", "smoke", "quick", "standard", "paper"):
         assert "all" in profile(name)
         for m in METHODS:

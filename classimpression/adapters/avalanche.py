@@ -66,14 +66,12 @@ class ImpressionReplay:
     ):
         check_number("share", share, 0, 0.95)
         check_number("k_min", k_min, 1, integer=True)
-        self.synthesis, self.mean, self.std, self.share, self.seed, self.k_min = (
-            synthesis,
-            mean,
-            std,
-            share,
-            seed,
-            k_min,
-        )
+        self.synthesis = synthesis
+        self.mean = mean
+        self.std = std
+        self.share = share
+        self.seed = seed
+        self.k_min = k_min
         self.carry: Carryover | None = None  # frozen model and means: all that is kept between experiences
         self.classes: list[int] = []  # the data set's labels of the classes seen, in order of arrival
         self.impressions: Impressions | None = None

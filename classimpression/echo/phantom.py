@@ -176,12 +176,10 @@ def scatterers(
     d, t, out = chambers(m, a, c), TISSUE, torch.full(m.shape[:-1], TISSUE["around"])
     s = (0.3 - z).clamp(min=-1.5)  # along the aorta, from the outflow tract on
     tube = ((m[..., 0] + 0.5 + 0.1 * s) ** 2 + (m[..., 1] - 0.75 * r - 0.38 * s) ** 2).sqrt() / a["aorta"]
-    root, papillary = (
-        (z < 0.9) & (z > -6),
-        torch.minimum(
-            ellipsoid(m, (0.62 * r, 0.45 * r, 3.4), (0.5, 0.5, 1.3)),
-            ellipsoid(m, (-0.2 * r, -0.72 * r, 3.2), (0.5, 0.5, 1.3)),
-        ),
+    root = (z < 0.9) & (z > -6)
+    papillary = torch.minimum(
+        ellipsoid(m, (0.62 * r, 0.45 * r, 3.4), (0.5, 0.5, 1.3)),
+        ellipsoid(m, (-0.2 * r, -0.72 * r, 3.2), (0.5, 0.5, 1.3)),
     )
     paint = [
         (d["lv wall"] < 1.06, "bright", z > -0.3),
@@ -319,11 +317,9 @@ def polar_image(
 ) -> Tensor:  # [T, R, B] in [0, 1]
     "Log-compressed envelopes of all beams."
     k, T = probe.hyper_parameters, len(probe.phase)
-    r, θ, phase = (
-        torch.linspace(0.4, k["depth"], DEPTHS)[:, None],
-        torch.linspace(-0.5, 0.5, BEAMS)[None] * k["angle"],
-        probe.phase.view(-1, 1, 1),
-    )
+    r = torch.linspace(0.4, k["depth"], DEPTHS)[:, None]
+    θ = torch.linspace(-0.5, 0.5, BEAMS)[None] * k["angle"]
+    phase = probe.phase.view(-1, 1, 1)
     ray = θ.cos()[..., None] * probe.direction.view(T, 1, 1, 3) + θ.sin()[..., None] * probe.right.view(
         T, 1, 1, 3
     )  # [T, 1, B, 3]

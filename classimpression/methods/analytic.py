@@ -33,9 +33,9 @@ def count(
     task,  # the `Task` to learn
     cfg: TrainConfig,  # where to compute
     start: Start,  # makes the model of the first task
-    make: Callable[[int], StatisticalHead],  # makes its answering head for that many features
+    make: Callable[[int], StatisticalHead],  # makes its statistical head for that many features
 ) -> tuple[Classifier, History]:
-    "Learn a task by adding its images' features to the statistics of the answering head."
+    "Learn a task by adding its images' features to the statistics of the statistical head."
     model, history = start() if carry is None else (copy.deepcopy(carry.model), History())
     model = model.to(cfg.device, memory_format=torch.channels_last).eval()
     if carry is None:
@@ -261,8 +261,8 @@ def kmeans(
 
 # %% ../../nbs/methods/07_analytic.ipynb #21dfb708
 class PatchFeatures(nn.Module):
-    """Similarity of an image's patches to learned ones, averaged over quadrants, and its coarse colours (Coates & Ng,
-    2011).
+    """Similarity of an image's patches to learned ones, averaged over quadrants (Coates, Lee & Ng 2011), and its coarse
+    colours.
     """
 
     def __init__(
@@ -357,7 +357,7 @@ def patches(
     n_patches: Count = 50_000,  # patches that the centroids are found from
     rounds: Whole = 20,  # of k-means
 ) -> tuple[nn.Module, History]:
-    "Ridge regression on similarities to image patches of task 1, no network (Coates & Ng, 2011)."
+    "Ridge regression on similarities to image patches of task 1, no network (Coates, Lee & Ng, 2011)."
 
     def start() -> tuple[Classifier, History]:
         new = task.train.to(cfg.device)

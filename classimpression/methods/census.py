@@ -176,7 +176,7 @@ def jittered(
     x: Tensor,  # images, uint8 [N, C, H, W]
     box: Tensor,  # top, bottom, left, right (pixels): what lies outside stays as it is
     g: torch.Generator,  # draws
-    amount: float = 1.0,  # of turn, zoom, shift and gamma, as multiples of those above
+    amount: float = 1.0,  # 1: turns to 10 degrees, zoom to 10 %, shifts to 1/14 of the side, gamma to exp(.25)
 ) -> Tensor:  # uint8 [N, C, H, W]
     "One copy of every image, as another operator or scanner might have taken it."
     top, bottom, left, right = box.tolist()
@@ -335,7 +335,7 @@ def census(
     readout: Literal[
         "discriminant", "regression"
     ] = "discriminant",  # how it classifies: "discriminant" or "regression"
-    jitter: Weight = 0.0,  # statistics over a jittered copy of every image too? 1: by the amounts above; 0: no
+    jitter: Weight = 0.0,  # statistics over a jittered copy of every image too? Its amount (see `jittered`); 0: no
     n_patches: Count = 50_000,  # patches that the centroids are found from
     rounds: Whole = 20,  # of k-means
 ) -> tuple[nn.Module, History]:

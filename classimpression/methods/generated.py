@@ -148,11 +148,9 @@ def fit_generator(
         "this network has no batch normalisation, so the generator has no statistics to match; set bn_weight=0",
     )
     weights = dict(cross_entropy=1.0, diversity=g.a_diversity, roughness=g.a_smooth, statistics=g.bn_weight)
-    adam, log, device = (
-        uncompiled(torch.optim.Adam)(made.train().parameters(), g.lr),
-        [],
-        next(made.parameters()).device,
-    )
+    adam = uncompiled(torch.optim.Adam)(made.train().parameters(), g.lr)
+    log = []
+    device = next(made.parameters()).device
     layers = called_norms(teacher, torch.zeros(1, *made.shape, device=device)) if g.bn_weight else []
     for _ in progress(range(g.steps), "generator: steps"):
         z = torch.randn(g.batch, g.n_noise, generator=draws).to(device)

@@ -322,10 +322,8 @@ def fit_fetril(
 
     with seeded(cfg.seed, "weights", task.idx):
         head = LinearHead(x.shape[1], [*carry.model.head.sizes, len(task.labels)]).to(cfg.device)
-    cfg, terms = (
-        replace(cfg, epochs=head_epochs, schedule="cosine", selection="last"),
-        lambda head, b: {"cross_entropy": F.cross_entropy(head.scores(b.x), b.y)},
-    )
+    cfg = replace(cfg, epochs=head_epochs, schedule="cosine", selection="last")
+    terms = lambda head, b: {"cross_entropy": F.cross_entropy(head.scores(b.x), b.y)}
     model.head, h = train(head, batches_of, lambda epoch: terms, {"cross_entropy": 1.0}, cfg, task)
     h.extra = {"prototypes": Extra(torch.cat([old, new]).cpu(), "M1")}
     return model.eval(), h

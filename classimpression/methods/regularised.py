@@ -21,9 +21,7 @@ from ..models import frozen_copy
 from ..settings import TrainConfig
 from ..training import Batch, History, start_model
 
-SMALL_IMAGES = dict(
-    lr=0.05, momentum=0.9, weight_decay=5e-4, batch_size=64
-)  # published: 50,000 images for 100 to 250 epochs
+SMALL_IMAGES = dict(lr=0.05, momentum=0.9, weight_decay=5e-4, batch_size=64)
 
 # %% auto #0
 __all__ = ['SMALL_IMAGES', 'new_class_cross_entropy', 'cross_entropy_among', 'kd_loss', 'teacher_head', 'lwf', 'binary_losses',
@@ -188,10 +186,8 @@ def lwm(
         return first_task(task, cfg, linear=True)
     cfg = replace(cfg, freeze_old=False)
     cross_entropy = cross_entropy_among(among)
-    model, old = (
-        start_model(carry, task, cfg),
-        frozen_copy(carry.model).to(cfg.device, memory_format=torch.channels_last),
-    )
+    model = start_model(carry, task, cfg)
+    old = frozen_copy(carry.model).to(cfg.device, memory_format=torch.channels_last)
     with last_map(model.backbone) as a, last_map(old.backbone) as a_old:
 
         def terms(model: nn.Module, f: Tensor, b: Batch) -> dict[str, Tensor]:
@@ -297,10 +293,8 @@ def fit_ewc(
         "EWC needs the Fisher information of the tasks before; learn them with EWC, too",
         StateError,
     )
-    fisher, earlier = (
-        carry.extra["fisher"].value.to(cfg.device),
-        [carry.extra["weights"].value] if "weights" in carry.extra else [],
-    )
+    fisher = carry.extra["fisher"].value.to(cfg.device)
+    earlier = [carry.extra["weights"].value] if "weights" in carry.extra else []
     anchors = torch.cat([*earlier, flat_weights(carry.model)[None]]).to(cfg.device)
     held = limit_fisher(fisher, 1 / (cfg.lr * strength) if strength else math.inf)
 

@@ -62,7 +62,7 @@ def nearest_exemplars(
     task,  # the task that has just been learned
     cfg: TrainConfig,  # device
 ) -> NearestMean:
-    """StatisticalHead with the nearest mean of the images at hand, as this model sees them (Rebuffi et al. 2017,
+    """The nearest mean of the images at hand, as this model sees them (Rebuffi et al. 2017,
     algorithm 1).
     """
     shown = real_images(carry, task).to(cfg.device)

@@ -221,10 +221,8 @@ class Scatter(StatisticalHead):
             if equal
             else torch.ones(K, dtype=torch.float64, device=f.device)
         )
-        moment, sums = (
-            torch.zeros(M, M, dtype=torch.float64, device=f.device),
-            torch.zeros(K, M, dtype=torch.float64, device=f.device),
-        )
+        moment = torch.zeros(M, M, dtype=torch.float64, device=f.device)
+        sums = torch.zeros(K, M, dtype=torch.float64, device=f.device)
         for part, k in zip(f.split(chunk), y.to(f.device).split(chunk), strict=True):
             h = self.lift(part).double()
             sums += F.one_hot(k, K).double().T @ h
@@ -359,11 +357,9 @@ class Gaussians(StatisticalHead):
             means.shape[1:] == (D,) and covs.shape == (len(means), D, D),
             f"means [K, {D}] and covariances [K, {D}, {D}] are needed, not {list(means.shape)} and {list(covs.shape)}",
         )
-        self.means, self.covs, self.derived = (
-            means.detach().float().clone(),
-            torch.stack([pack(c.detach()) for c in covs]),
-            None,
-        )
+        self.means = means.detach().float().clone()
+        self.covs = torch.stack([pack(c.detach()) for c in covs])
+        self.derived = None
 
     @torch.no_grad()
     def update(self, f: Tensor, y: Tensor, labels: list[int]) -> None:

@@ -180,11 +180,9 @@ def plot_variants(
     bounds: DataFrame | None = None,  # from `bound_rows`: dashed lines on the left
 ) -> Figure:
     "Accuracy after the last task of every variant, between the bounds, and the paired difference to the base."
-    gain, variants, methods = (
-        differences(frame, base, measure),
-        list(dict.fromkeys(frame.variant)),
-        list(dict.fromkeys(frame.method)),
-    )
+    gain = differences(frame, base, measure)
+    variants = list(dict.fromkeys(frame.variant))
+    methods = list(dict.fromkeys(frame.method))
     around = bounds[~bounds.method.isin(methods)].groupby("method")[measure].mean() if bounds is not None else {}
     colours = method_colours([*methods, *around.keys()])
     with style():

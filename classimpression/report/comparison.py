@@ -193,10 +193,8 @@ def paired_table(
     "Differences to one method on the same repeats of seed and class order, with 95 % intervals."
     import pandas as pd
 
-    wide, columns = (
-        frame.pivot_table(index=["seed", "class_order"], columns="method", values=measure),
-        ("method", "against", "measure", "difference", "low", "high", "repeats"),
-    )
+    wide = frame.pivot_table(index=["seed", "class_order"], columns="method", values=measure)
+    columns = ("method", "against", "measure", "difference", "low", "high", "repeats")
     if against not in wide:
         return pd.DataFrame(columns=columns)  # nothing to compare with: an empty table says so
     rows = []

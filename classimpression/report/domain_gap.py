@@ -94,10 +94,8 @@ def feature_points(
     import pandas as pd
 
     classes, parts = e.impressions.y.unique().tolist(), []
-    real, made = (
-        balanced_rows(e.train.y, classes, per_class, "real"),
-        balanced_rows(e.impressions.y, classes, per_class, "synthetic"),
-    )
+    real = balanced_rows(e.train.y, classes, per_class, "real")
+    made = balanced_rows(e.impressions.y, classes, per_class, "synthetic")
     names = [e.names[int(k)] for k in torch.cat([e.train.y[real], e.impressions.y[made]])]
     for network, model in dict(before=e.before.model, after=e.after).items():
         f = torch.cat([teacher_features(model, e.train.x[real]), teacher_features(model, e.impressions.x[made])])

@@ -404,10 +404,8 @@ def images_of_cell(
 ) -> tuple[Tensor, str]:  # images [N, C, H, W] in [0, 1], and what they are
     "Embedded test images that the released network answers so after its last task."
     facts = released()[name]
-    carry, scenario = (
-        load_released(name, len(facts["scenario"]["sizes"])),
-        make_scenario(f"{name}-mini", class_order=facts["scenario"]["class_order"]),
-    )
+    carry = load_released(name, len(facts["scenario"]["sizes"]))
+    scenario = make_scenario(f"{name}-mini", class_order=facts["scenario"]["class_order"])
     test = scenario.test(len(scenario.tasks) - 1).where([true])
     rows = (predict(carry.model, test) == answer).nonzero()[:, 0]
     names = facts["scenario"]["class_names"]
@@ -449,12 +447,10 @@ class BrowserControls:
         "Controls at the left, pictures beside them or, on a narrow screen, below."
         import ipywidgets as w
 
-        self.plot, self.cell, self.status, self.source = (
-            w.Image(format="png"),
-            w.Image(format="png"),
-            w.HTML(),
-            w.HTML(),
-        )
+        self.plot = w.Image(format="png")
+        self.cell = w.Image(format="png")
+        self.status = w.HTML()
+        self.source = w.HTML()
         for image in (self.plot, self.cell):
             image.layout = w.Layout(max_width="100%", height="auto", object_fit="contain")
         controls = [self.experiment, self.methods, self.repeats, self.view, self.metric, self.true, self.answer]

@@ -100,10 +100,8 @@ def example_discs(
     "Invented cells of one class, for examples and tests."
     g = generator(seed, "discs", cls)
     yx = torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, 32)] * 2, indexing="ij"))
-    centre, radius = (
-        (torch.rand(n, 2, 1, 1, generator=g) - 0.5) / 2,
-        0.3 + 0.12 * cls + 0.1 * torch.rand(n, 1, 1, generator=g),
-    )
+    centre = (torch.rand(n, 2, 1, 1, generator=g) - 0.5) / 2
+    radius = 0.3 + 0.12 * cls + 0.1 * torch.rand(n, 1, 1, generator=g)
     disc = torch.sigmoid((radius - (yx - centre).norm(dim=1)) * 14)[:, None]
     colour = torch.tensor([[0.45, 0.2, 0.6], [0.8, 0.35, 0.4], [0.3, 0.4, 0.7], [0.6, 0.5, 0.7]])[
         cls % 4, :channels, None, None

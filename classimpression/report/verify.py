@@ -189,11 +189,9 @@ def compare(
     runs: list[dict],  # all reported results
 ) -> dict[str, Any]:  # one row
     "What came out of running a reported result again."
-    (allowed, repeats), gap, env = (
-        spread_of(reported, again, runs),
-        by_task(again) - by_task(reported),
-        again["environment"],
-    )
+    allowed, repeats = spread_of(reported, again, runs)
+    gap = by_task(again) - by_task(reported)
+    env = again["environment"]
     numbers = dict(
         again=by_task(again)[-1],
         difference=gap[-1],

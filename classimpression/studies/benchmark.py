@@ -98,17 +98,13 @@ def training_contenders(
     naive: bool = True,  # with the naive loops?
 ) -> dict[str, Callable[[int], object]]:  # name -> a function that does n steps
     "Training steps with all four losses."
-    task, teacher, pool = (
-        case.task,
-        copy.deepcopy(case.carry.model).to(cfg.device),
-        to_unit(case.task.pool[: cfg.batch_size]).to(cfg.device),
-    )
+    task = case.task
+    teacher = copy.deepcopy(case.carry.model).to(cfg.device)
+    pool = to_unit(case.task.pool[: cfg.batch_size]).to(cfg.device)
     model, bare = start_model(case.carry, task, cfg), start_model(case.carry, task, cfg)
     m = TaskData(task, case.impressions, cfg, teacher)
-    stream, terms = (
-        itertools.chain.from_iterable(epoch_batches(m, e) for e in itertools.count()),
-        class_impression_terms(m, task, cfg, WEIGHTS)(0),
-    )
+    stream = itertools.chain.from_iterable(epoch_batches(m, e) for e in itertools.count())
+    terms = class_impression_terms(m, task, cfg, WEIGHTS)(0)
     sgd = uncompiled(torch.optim.SGD)([p for p in model.parameters() if p.requires_grad], cfg.lr)
     ready = to_unit(task.train.x[: cfg.batch_size]).to(cfg.device)
     alone = [convolutions(bare, b, True, cfg.dtype) for b in (ready, pool)]

@@ -164,10 +164,8 @@ def pixel_baseline(
     shrink = lambda s: torch.nn.functional.interpolate(
         s.images(), size=side, mode="bilinear", antialias=True, align_corners=False
     ).flatten(1)
-    train, held = (
-        scenario.joint(last, reference=True),
-        scenario.test(last) if part == "test" else scenario.on_validation().test(last),
-    )
+    train = scenario.joint(last, reference=True)
+    held = scenario.test(last) if part == "test" else scenario.on_validation().test(last)
     x, xh = shrink(train), shrink(held)
     μ, σ = x.mean(0), x.std(0, correction=0)
     σ = torch.where(σ > 0, σ, 1.0)

@@ -79,10 +79,8 @@ def naive_loss(
         true, best = s[old].gather(1, y[old, None])[:, 0], s[old, n_old:].max(1).values
         margin = nn.MarginRankingLoss(cfg.margin)(true, best, torch.ones_like(true))
     p = model.head.scores(model.features(pool))
-    source, target = (
-        looped_centroids(s, y, running["source"], cfg.rho),
-        looped_centroids(p, p.argmax(1), running["target"], cfg.rho),
-    )
+    source = looped_centroids(s, y, running["source"], cfg.rho)
+    target = looped_centroids(p, p.argmax(1), running["target"], cfg.rho)
     r = (target @ source.T / cfg.tau).exp()
     idc = r.sum().log() - r.trace().log()
     total = ce + weights["distillation"] * distance + weights["margin"] * margin + weights["intra_domain"] * idc

@@ -52,12 +52,10 @@ def published(
     carry: Carryover,  # what a run hands on
     images: int,  # that the run has learned from so far
 ) -> list[Published]:
-    "The statistics in a carryover: of the images, in the answering head, and beside the model."
-    found, statistical_head, features = (
-        [],
-        getattr(carry.model, "statistical_head", None),
-        lambda x: teacher_features(carry.model, x),
-    )
+    "The statistics in a carryover: of the images, in the statistical head, and beside the model."
+    found = []
+    statistical_head = getattr(carry.model, "statistical_head", None)
+    features = lambda x: teacher_features(carry.model, x)
     if carry.means is not None:
         found.append(Published("mean images", pixels, carry.means.flatten(1)))
     found += [
@@ -195,11 +193,9 @@ def nearer_to_training(
     """
     import pandas as pd
 
-    features, rows, share = (
-        lambda v: F.normalize(teacher_features(before, v), dim=1),
-        [],
-        lambda a, b: 100 * float((a.amax(1) > b.amax(1)).double().mean()),
-    )
+    features = lambda v: F.normalize(teacher_features(before, v), dim=1)
+    rows = []
+    share = lambda a, b: 100 * float((a.amax(1) > b.amax(1)).double().mean())
     unit = lambda v: to_unit(v) if v.dtype == torch.uint8 else v
     for space, (vectors, likeness) in {
         "pixels": (unit, distance_likeness),

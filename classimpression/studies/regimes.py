@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from ..carryover import Carryover, hand_over
-from ..core.errors import check_number
-from ..losses import class_weights, distillation_weight
+from ..core.errors import check, check_number
+from ..losses import class_weights
 from ..metrics import class_recalls
 from ..models import frozen_copy
 from ..report.plots import new_figure, style
 from ..settings import TrainConfig
 from ..synthesis import Impressions, SynthesisConfig, synthesize
 from ..tasks import Scenario
-from ..training import TaskData, class_impression_terms, epoch_batches, evaluate, fit_task, start_model
-from ..training import train_epoch
+from ..training import TaskData, class_impression_terms, epoch_batches, evaluate, fit_task, optimiser
+from ..training import start_model, term_weights_of, train_epoch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,14 +84,10 @@ def watched_task(
 ) -> list[tuple[int, int, nn.Module]]:  # steps, epochs begun, frozen model; the first before any step
     "Learn a task and keep the model on the way."
     check_number("every", every, 1, integer=True)
-    model, λ = (
-        start_model(carry, task, cfg),
-        distillation_weight(task.n_old, cfg.classes_per_task or len(task.labels), cfg.distillation),
-    )
-    weights = {"cross_entropy": 1.0, "distillation": λ, "margin": cfg.margin_weight, "intra_domain": cfg.idc_weight}
+    check(cfg.schedule == "constant", f"a watched task has a constant learning rate, not schedule {cfg.schedule!r}")
+    model, weights = start_model(carry, task, cfg), term_weights_of(task, cfg, first=False)
     m = TaskData(task, impressions, cfg, copy.deepcopy(carry.model).to(cfg.device, memory_format=torch.channels_last))
-    terms_of = class_impression_terms(m, task, cfg, weights)
-    sgd = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], cfg.lr, cfg.momentum)
+    terms_of, sgd = class_impression_terms(m, task, cfg, weights), optimiser(cfg, model)
     kept, step = [(0, 0, frozen_copy(model))], 0
     for epoch in range(cfg.epochs):
         terms, found = terms_of(epoch), epoch_batches(m, epoch)
@@ -222,7 +218,7 @@ def regimes_reading(
 ) -> str:  # a list in Markdown
     "Weights by arithmetic, and what either balancing leaves after the second and the last task."
     told = shares[shares.class_weights]
-    first, last = sorted({ends.task.min(), ends.task.max()})[0], ends.task.max()
+    first, last = ends.task.min(), ends.task.max()
     lines = [
         f"* By arithmetic, impressions carry {told.per_cent.min():.0f} to {told.per_cent.max():.0f} % of the "
         f"cross-entropy's weight with class weights, {shares[~shares.class_weights].per_cent.mean():.0f} % without."

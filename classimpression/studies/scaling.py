@@ -227,7 +227,9 @@ def measure_settings(
     "How much is measured under a profile: for smoke one round of small measurements."
     if profile == "smoke":
         return dict(
-            measure=dict(rounds=1, batches=(40,), memory=False, cpu_threads=(1,), pixels=16, whole=0),
+            measure=dict(
+                rounds=1, batches=(40,), dtypes=("float32",), memory=False, cpu_threads=(1,), pixels=16, whole=0
+            ),
             growth=dict(rounds=1, memory=False, names=("impressions",), most=2),
         )
     return dict(measure=dict(rounds=rounds), growth=dict(rounds=max(1, rounds // 2)))
