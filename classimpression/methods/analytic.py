@@ -22,7 +22,7 @@ from ..training import History, teacher_features
 
 # %% auto #0
 __all__ = ['Start', 'count', 'ncm', 'slda', 'fecam', 'ranpac', 'acil', 'Levels', 'levels', 'see_levels', 'trained_ridge',
-           'untrained_ridge', 'of_many', 'kmeans', 'PatchFeatures', 'patches']
+           'untrained_ridge', 'even_patches', 'whitening', 'of_many', 'kmeans', 'PatchFeatures', 'patches']
 
 # %% ../../nbs/methods/07_analytic.ipynb #626c2e1d
 Start = Callable[[], tuple[Classifier, History]]
@@ -219,6 +219,21 @@ def untrained_ridge(
         carry, task, cfg, start, partial(Ridge, n_random=random, penalty=penalty, balanced=balanced, seed=cfg.seed)
     )
 
+# %% ../../nbs/methods/07_analytic.ipynb #57b4ac54
+def even_patches(
+    p: Tensor,  # patches [N, d], values in [0, 1]
+) -> Tensor:  # [N, d]
+    "Patches without their brightness and contrast (Coates, Lee & Ng 2011)."
+    return (p - p.mean(1, keepdim=True)) / (p.var(1, correction=0, keepdim=True) + 10 / 255**2).sqrt()
+
+# %% ../../nbs/methods/07_analytic.ipynb #f34f0fea
+def whitening(
+    p: Tensor,  # patches [N, d]
+) -> Tensor:  # P [d, d], symmetric
+    "Matrix that takes the correlation between pixels away, but for a tenth added to every eigenvalue (ZCA)."
+    λ, v = torch.linalg.eigh(torch.cov(p.double().T))
+    return (v / (λ.clamp(min=0) + 0.1).sqrt() @ v.T).float()
+
 # %% ../../nbs/methods/07_analytic.ipynb #951577b7
 def of_many(
     c: Tensor,  # centroids [k, D]
@@ -296,10 +311,8 @@ class PatchFeatures(nn.Module):
             for m in (len(x), x.shape[2] - s + 1, x.shape[3] - s + 1)
         )
         p = x.unfold(2, s, 1).unfold(3, s, 1)[n, :, rows, columns].flatten(1).float() / 255
-        p = (p - p.mean(1, keepdim=True)) / (p.var(1, correction=0, keepdim=True) + 10 / 255**2).sqrt()
-        self.mean = p.mean(0)
-        λ, v = torch.linalg.eigh(torch.cov(p.double().T))
-        self.whiten = (v / (λ.clamp(min=0) + 0.1).sqrt() @ v.T).float()
+        p = even_patches(p)
+        self.mean, self.whiten = p.mean(0), whitening(p)
         whose = n if patient is None else patient.to(n.device)[n]
         self.centroids = kmeans((p - self.mean) @ self.whiten, len(self.centroids), rounds, g, whose, k_min)
 

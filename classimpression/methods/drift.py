@@ -29,7 +29,8 @@ from ..training import Batch, History, TaskData, epoch_batches, start_model, tea
 # %% auto #0
 __all__ = ['sdc_shift', 'adc_images', 'adc_shift', 'ldc_map', 'learn_with_means', 'sdc', 'adc', 'ldc', 'anti_collapse',
            'BottleneckHead', 'BottleneckGaussians', 'perceptron', 'clipped_gradients', 'fit_adapter', 'standard_draws',
-           'spectrum', 'gaussian', 'adapt_gaussians', 'adagauss']
+           'spectrum', 'gaussian', 'adapt_gaussians', 'start_with_bottleneck', 'adagauss_terms', 'first_adagauss',
+           'later_adagauss', 'gaussian_head', 'latents', 'adagauss']
 
 # %% ../../nbs/methods/06_drift.ipynb #42f33d5d
 @torch.no_grad()
@@ -371,6 +372,96 @@ def adapt_gaussians(
         moved.append(gaussian(adapter((mu + z * l.sqrt() @ v.T).float())))
     return torch.stack([m for m, _ in moved]), torch.stack([c for _, c in moved])
 
+# %% ../../nbs/methods/06_drift.ipynb #c0d88750
+def start_with_bottleneck(
+    task,  # the first task
+    cfg: TrainConfig,  # network, seed
+    dimensions: int,  # behind the bottleneck
+) -> nn.Module:  # with random weights, in training mode
+    "A classifier with a `BottleneckHead`."
+    model = start_model(None, task, cfg)
+    with seeded(cfg.seed, "weights", "bottleneck"):
+        model.head = BottleneckHead(model.head.n_features, dimensions, model.head.sizes).to(cfg.device)
+    return model
+
+# %% ../../nbs/methods/06_drift.ipynb #3103fd94
+def adagauss_terms(
+    model: nn.Module,  # in training
+    f: Tensor,  # its features [B, D]
+    b: Batch,  # labels and the frozen model's features
+    n_old: int,  # old classes
+    old: nn.Module | None = None,  # the frozen model; None in the first task
+    projector: nn.Module | None = None,  # of the model's latents to the frozen model's, learns too
+) -> dict[str, Tensor]:
+    "Loss terms of AdaGauss (Rypesc et al. 2024, equations 1 and 2); in the first task there is nothing to distil."
+    h = model.head.latent(f)
+    found = dict(cross_entropy=new_class_cross_entropy(model.head(f), b.y, n_old), anti_collapse=anti_collapse(h))
+    if old is not None:
+        found["distillation"] = F.mse_loss(projector(h).float(), old.head.latent(b.old))
+    return found
+
+# %% ../../nbs/methods/06_drift.ipynb #27f052be
+def first_adagauss(
+    task,
+    cfg: TrainConfig,
+    weights: dict[str, float],  # of the loss terms
+    dimensions: int,  # behind the bottleneck
+) -> tuple[nn.Module, History]:
+    "AdaGauss' first task."
+    model = start_with_bottleneck(task, cfg, dimensions)
+    m = TaskData(task, None, replace(cfg, idc_weight=0.0))
+
+    def terms(model: nn.Module, b: Batch) -> dict[str, Tensor]:
+        return adagauss_terms(model, model.features(b.x), b, task.n_old)
+
+    with clipped_gradients(1.0):
+        return train(model, lambda epoch: epoch_batches(m, epoch), lambda _: terms, weights, cfg, task)
+
+# %% ../../nbs/methods/06_drift.ipynb #3507a3ba
+def later_adagauss(
+    carry: Carryover,
+    old: nn.Module,  # the frozen model, on the device
+    task,
+    cfg: TrainConfig,
+    weights: dict[str, float],  # of the loss terms
+) -> tuple[nn.Module, History]:
+    "A later task of AdaGauss, at a tenth of the rate."
+    with seeded(cfg.seed, "weights", "projector", task.idx):
+        projector = perceptron(old.head.n_features).to(cfg.device)
+
+    def terms(model: nn.Module, f: Tensor, b: Batch) -> dict[str, Tensor]:
+        return adagauss_terms(model, f, b, task.n_old, old, projector)
+
+    slow = replace(cfg, lr=cfg.lr / 10, freeze_old=False)
+    with clipped_gradients(1.0):
+        return learn(carry, task, slow, terms, weights, auxiliary=projector)
+
+# %% ../../nbs/methods/06_drift.ipynb #fbc44fcc
+def gaussian_head(
+    head: BottleneckHead,  # whose map is taken over
+    means: Tensor,  # of all classes, behind the map [K, S]
+    covs: Tensor,  # their covariances [K, S, S]
+    rule: str,  # "density", or "scripts": correlations of features of length 1, without the determinant
+    shrinkage: float,  # added to the variances, in units of their mean
+) -> BottleneckGaussians:
+    "The head that answers, with a copy of the bottleneck."
+    scripts = rule == "scripts"
+    shape = dict(n_inputs=head.n_inputs, n_features=head.n_features)
+    how = dict(shrinkage1=shrinkage, shrinkage2=0.0, tukey=1.0, correlation=scripts, unit=scripts)
+    made = make_head(dict(kind="bottleneck-gaussians", quadratic=not scripts, **shape, **how)).to(means.device)
+    made.project.load_state_dict(head.project.state_dict())
+    made.put(means, covs)
+    return made
+
+# %% ../../nbs/methods/06_drift.ipynb #e1156a00
+@torch.no_grad()
+def latents(
+    model: nn.Module,  # with a `BottleneckHead`
+    x: Tensor,  # images [N, C, H, W]
+) -> Tensor:  # [N, S]
+    "Features behind the bottleneck."
+    return model.head.latent(teacher_features(model, x))
+
 # %% ../../nbs/methods/06_drift.ipynb #64d19723
 @method(
     "adagauss",
@@ -395,74 +486,20 @@ def adagauss(
     samples: Count = 10000,  # points per old class, above `dimensions`
 ) -> tuple[nn.Module, History]:
     "Class Gaussians moved by a learned map, features kept from collapsing (Rypesc et al., 2024)."
-    check(rule in ("density", "scripts"), f"rule must be density or scripts, not {rule!r}")
     check(samples > dimensions, f"samples ({samples}) must be above dimensions ({dimensions})")
     weights, new = dict(cross_entropy=1.0, anti_collapse=collapse), task.train.to(cfg.device)
     old = None if carry is None else copy.deepcopy(carry.model).to(cfg.device)
     if old is None:
-        model, m = start_model(None, task, cfg), TaskData(task, None, replace(cfg, idc_weight=0.0))
-        with seeded(cfg.seed, "weights", "bottleneck"):
-            model.head = BottleneckHead(model.head.n_features, dimensions, model.head.sizes).to(cfg.device)
+        model, history = first_adagauss(task, cfg, weights, dimensions)
     else:
-        with seeded(cfg.seed, "weights", "projector", task.idx):
-            projector = perceptron(old.head.n_features).to(cfg.device)
-
-    def terms(model: nn.Module, f: Tensor, b: Batch) -> dict[str, Tensor]:
-        h = model.head.latent(f)
-        found = dict(
-            cross_entropy=new_class_cross_entropy(model.head(f), b.y, task.n_old), anti_collapse=anti_collapse(h)
-        )
-        return (
-            found
-            if old is None
-            else found | dict(distillation=F.mse_loss(projector(h).float(), old.head.latent(b.old)))
-        )
-
-    with clipped_gradients(1.0):
-        if old is None:
-            model, history = train(
-                model,
-                lambda epoch: epoch_batches(m, epoch),
-                lambda epoch: lambda model, b: terms(model, model.features(b.x), b),
-                weights,
-                cfg,
-                task,
-            )
-        else:
-            model, history = learn(
-                carry,
-                task,
-                replace(cfg, lr=cfg.lr / 10, freeze_old=False),
-                terms,
-                weights | dict(distillation=kd),
-                auxiliary=projector,
-            )
-    with torch.no_grad():
-        h_new = model.head.latent(teacher_features(model, new.x))
-    means, covs = map(torch.stack, zip(*(gaussian(h_new[new.y == k]) for k in task.labels), strict=True))
+        model, history = later_adagauss(carry, old, task, cfg, weights | dict(distillation=kd))
+    h = latents(model, new.x)
+    means, covs = map(torch.stack, zip(*(gaussian(h[new.y == k]) for k in task.labels), strict=True))
     if old is not None:
-        with torch.no_grad():
-            h_old = old.head.latent(teacher_features(old, new.x))
-        adapter = fit_adapter(h_old, h_new, collapse, adapter_epochs, seed=key_to_seed(cfg.seed, "adapter", task.idx))
-        moved = adapt_gaussians(
-            old.statistical_head.means,
-            old.statistical_head.covariances(),
-            adapter,
-            generator(cfg.seed, "adapted points", task.idx),
-            samples,
-        )
+        seed = key_to_seed(cfg.seed, "adapter", task.idx)
+        adapter = fit_adapter(latents(old, new.x), h, collapse, adapter_epochs, seed=seed)
+        was, g = old.statistical_head, generator(cfg.seed, "adapted points", task.idx)
+        moved = adapt_gaussians(was.means, was.covariances(), adapter, g, samples)
         means, covs = torch.cat([moved[0], means]), torch.cat([moved[1], covs])
-    settings = dict(
-        shrinkage1=shrinkage,
-        shrinkage2=0.0,
-        correlation=rule == "scripts",
-        quadratic=rule == "density",
-        tukey=1.0,
-        unit=rule == "scripts",
-    )
-    model.statistical_head = make_head(
-        dict(kind="bottleneck-gaussians", n_inputs=model.head.n_inputs, n_features=model.head.n_features, **settings)
-    ).to(cfg.device)
-    model.statistical_head.project.load_state_dict(model.head.project.state_dict())
-    model.statistical_head.put(means, covs)
+    model.statistical_head = gaussian_head(model.head, means, covs, rule, shrinkage)
     return model, history

@@ -27,7 +27,8 @@ from ..training import Batch, History, TaskData, epoch_batches, mixed_features, 
 # %% auto #0
 __all__ = ['REPLAY', 'Generator', 'diversity_loss', 'statistics_divergence', 'roughness', 'GeneratorConfig', 'generator_terms',
            'fit_generator', 'generate', 'old_images', 'where_any', 'deepinversion_terms', 'deepinversion', 'balance',
-           'abd_terms', 'abd', 'angle_loss', 'expected_counts', 'held_outputs', 'r_dfcil_terms', 'r_dfcil']
+           'abd_terms', 'abd', 'r_dfcil_weights', 'angle_loss', 'expected_counts', 'held_outputs', 'balance_head',
+           'r_dfcil_terms', 'r_dfcil_start', 'r_dfcil']
 
 # %% ../../nbs/methods/05_generated.ipynb #44ddef6a
 class Generator(nn.Module):
@@ -335,6 +336,18 @@ def abd(
     history.cached_seconds = cached_seconds
     return model, history
 
+# %% ../../nbs/methods/05_generated.ipynb #40651209
+def r_dfcil_weights(
+    n_old: int,  # old classes
+    n_new: int,  # new ones
+    ce: float = 0.5,  # of the cross-entropy, before alpha and beta
+    hkd: float = 0.15,  # of the outputs
+    rkd: float = 0.5,  # of the angles
+) -> dict[str, float]:  # weight of each term of the first phase
+    "How R-DFCIL weighs its terms (Gao et al. 2022)."
+    alpha, beta = math.log2(n_new / 2 + 1), math.sqrt(n_old / n_new)
+    return dict(among_new=ce * (1 + 1 / alpha) / beta, outputs=hkd * alpha * beta, angles=rkd * alpha * beta)
+
 # %% ../../nbs/methods/05_generated.ipynb #aaaf9dae
 def angle_loss(
     f: Tensor,  # mapped features of the model in training [N, D]
@@ -363,6 +376,29 @@ def held_outputs(z: Tensor, z_old: Tensor) -> Tensor:
     "Mean absolute difference of old logits (Gao et al. 2022, hard distillation)."
     return (z[:, : z_old.shape[1]] - z_old).abs().mean()
 
+# %% ../../nbs/methods/05_generated.ipynb #2d2b7aa5
+def balance_head(
+    model: nn.Module,  # after the first phase; changed in place
+    m: TaskData,  # the task's images and the generated ones
+    old: nn.Module,  # the frozen model's head
+    task,
+    weights: dict[str, float],  # of the terms `balanced` and `outputs`
+    cfg: TrainConfig,  # epochs of this phase
+    begun: int,  # epochs before it
+) -> tuple[nn.Module, History]:
+    "R-DFCIL's second phase: the head alone learns from all images, every class alike (Gao et al. 2022)."
+    w = class_weights(expected_counts(m, task.n_seen)).to(cfg.device)
+
+    def terms(model: nn.Module, b: Batch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            f = model.features(b.x)
+        n, z = int((b.y >= task.n_old).sum()), model.head(f)
+        return dict(balanced=F.cross_entropy(z, b.y, w), outputs=where_any(held_outputs, z[n:], old(b.old[n:])))
+
+    model.eval().backbone.requires_grad_(False)
+    slow = replace(cfg, lr=0.005, schedule="constant")
+    return train(model, lambda epoch: epoch_batches(m, begun + epoch), lambda _: terms, weights, slow, task)
+
 # %% ../../nbs/methods/05_generated.ipynb #24781e39
 def r_dfcil_terms(
     model: nn.Module,  # in training
@@ -380,6 +416,20 @@ def r_dfcil_terms(
         outputs=where_any(held_outputs, z[n:], old(b.old[n:])),
         angles=angle_loss(maps[0](f[:few]), maps[1](b.old[:few])),
     )
+
+# %% ../../nbs/methods/05_generated.ipynb #afeb7cb7
+def r_dfcil_start(
+    carry: Carryover,
+    task,
+    cfg: TrainConfig,
+) -> tuple[nn.Module, nn.ModuleList]:  # the model in training, the two maps of its and the frozen model's features
+    "The new classes' rows begin small, the maps at random."
+    model, n = start_model(carry, task, cfg), carry.model.head.n_features
+    with seeded(cfg.seed, "maps", task.idx):
+        with torch.no_grad():
+            model.head.blocks[-1].copy_(1e-3 * torch.randn(model.head.blocks[-1].shape))
+        maps = nn.ModuleList(nn.Linear(n, 2 * n, bias=False) for _ in range(2)).to(cfg.device)
+    return model, maps
 
 # %% ../../nbs/methods/05_generated.ipynb #0f983abb
 @method("r-dfcil", "R-DFCIL", tier="M0", reads=MIXED_OPTIONS, training=REPLAY | dict(weight_decay=5e-4))
@@ -401,43 +451,18 @@ def r_dfcil(
     impressions, cached_seconds = old_images(
         carry, task, impressions, cfg, steps=steps, images=images, temperature=temperature
     )
-    cfg, n_old, n_new, late = (
-        replace(cfg, freeze_old=False),
-        task.n_old,
-        len(task.labels),
-        max(1, round(0.2 * cfg.epochs)),
-    )
-    alpha, beta = math.log2(n_new / 2 + 1), math.sqrt(n_old / n_new)
-    model, old = start_model(carry, task, cfg), teacher_head(carry, cfg)
-    with seeded(cfg.seed, "maps", task.idx):
-        with torch.no_grad():
-            model.head.blocks[-1].copy_(1e-3 * torch.randn(model.head.blocks[-1].shape))
-        maps = nn.ModuleList(nn.Linear(old.n_features, 2 * old.n_features, bias=False) for _ in range(2)).to(cfg.device)
+    cfg, old = replace(cfg, freeze_old=False), teacher_head(carry, cfg)
+    model, maps = r_dfcil_start(carry, task, cfg)
     teacher = copy.deepcopy(carry.model).to(cfg.device, memory_format=torch.channels_last)
     m = TaskData(task, impressions, replace(cfg, idc_weight=0.0), teacher)  # without a pool
 
     def first(model: nn.Module, b: Batch) -> dict[str, Tensor]:
         return r_dfcil_terms(model, mixed_features(model, b, cfg.bn_statistics), b, old, maps)
 
-    weights = dict(among_new=ce * (1 + 1 / alpha) / beta, outputs=hkd * alpha * beta, angles=rkd * alpha * beta)
+    late = max(1, round(0.2 * cfg.epochs))
     early = replace(cfg, epochs=max(1, cfg.epochs - late))
+    weights = r_dfcil_weights(task.n_old, len(task.labels), ce, hkd, rkd)
     model, history = train(model, lambda epoch: epoch_batches(m, epoch), lambda _: first, weights, early, task, maps)
-
-    w = class_weights(expected_counts(m, task.n_seen)).to(cfg.device)
-
-    def second(model: nn.Module, b: Batch) -> dict[str, Tensor]:
-        with torch.no_grad():
-            f = model.features(b.x)
-        n, z = int((b.y >= n_old).sum()), model.head(f)
-        return dict(balanced=F.cross_entropy(z, b.y, w), outputs=where_any(held_outputs, z[n:], old(b.old[n:])))
-
-    model.eval().backbone.requires_grad_(False)
-    model, after = train(
-        model,
-        lambda epoch: epoch_batches(m, early.epochs + epoch),
-        lambda _: second,
-        dict(balanced=ce, outputs=weights["outputs"]),
-        replace(cfg, epochs=late, lr=0.005, schedule="constant"),
-        task,
-    )
+    second = dict(balanced=ce, outputs=weights["outputs"])
+    model, after = balance_head(model, m, old, task, second, replace(cfg, epochs=late), early.epochs)
     return model, replace(history.then(after), cached_seconds=cached_seconds)

@@ -14,7 +14,8 @@ from ..heads import register_head
 
 # %% auto #0
 __all__ = ['StatisticalHead', 'feature_means', 'expect_labels', 'NearestMean', 'check_similarity', 'triangle', 'pack', 'unpack',
-           'factor', 'Scatter', 'discriminant', 'StreamingLDA', 'Gaussians', 'Ridge']
+           'factor', 'Scatter', 'discriminant', 'StreamingLDA', 'shrunk_covariance', 'as_correlation', 'Gaussians',
+           'Ridge']
 
 # %% ../../nbs/methods/02_statistical.ipynb #1ccdef3a
 class StatisticalHead(nn.Module):
@@ -300,6 +301,28 @@ class StreamingLDA(Scatter):
         w, b, middle = self.weights()
         return F.linear(f - middle, w, b)
 
+# %% ../../nbs/methods/02_statistical.ipynb #1ca3d658
+def shrunk_covariance(
+    cov: Tensor,  # covariance [D, D]
+    shrinkage1: float,  # weight of the mean variance on the diagonal
+    shrinkage2: float,  # weight of the mean covariance off the diagonal
+) -> Tensor:  # [D, D]
+    "Covariance after FeCAM's shrinkage (Goswami et al. 2023)."
+    D = len(cov)
+    v1 = cov.diagonal().mean()
+    v2 = (cov.sum() - cov.diagonal().sum()) / max(1, D * (D - 1))
+    cov = cov + shrinkage2 * v2
+    cov.diagonal().add_(shrinkage1 * v1 - shrinkage2 * v2)
+    return cov
+
+# %% ../../nbs/methods/02_statistical.ipynb #81495c87
+def as_correlation(
+    cov: Tensor,  # covariance [D, D]
+) -> Tensor:  # [D, D] with ones on the diagonal
+    "Covariance between features that are scaled to variance 1 (Goswami et al. 2023)."
+    sd = cov.diagonal().clamp(min=1e-30).sqrt()
+    return cov / sd[:, None] / sd
+
 # %% ../../nbs/methods/02_statistical.ipynb #20949b05
 @register_head("gaussians")
 class Gaussians(StatisticalHead):
@@ -372,15 +395,9 @@ class Gaussians(StatisticalHead):
 
     def shrunk(self, cov: Tensor) -> Tensor:
         "One covariance [D, D] after shrinkage and, if wanted, normalisation."
-        s, D = self.settings, self.n_features
-        v1 = cov.diagonal().mean()
-        v2 = (cov.sum() - cov.diagonal().sum()) / max(1, D * (D - 1))
-        cov = cov + s["shrinkage2"] * v2
-        cov.diagonal().add_(s["shrinkage1"] * v1 - s["shrinkage2"] * v2)
-        if not s["correlation"]:
-            return cov
-        sd = cov.diagonal().clamp(min=1e-30).sqrt()
-        return cov / sd[:, None] / sd
+        s = self.settings
+        cov = shrunk_covariance(cov, s["shrinkage1"], s["shrinkage2"])
+        return as_correlation(cov) if s["correlation"] else cov
 
     def centred(self, f: Tensor) -> Tensor:
         return F.normalize(self.power(f), dim=1) if self.settings["unit"] else self.power(f)
