@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Iterable
+from typing import Any, Iterable
 import msgspec
 import torch
 from .configs import RunConfig, profile_config, reported_repeats
@@ -20,13 +20,10 @@ from .run_store import finished_run, run_folder
 from ..methods.registry import registered
 from ..scenarios import make_scenario
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
 # %% auto #0
 __all__ = ['Experiment', 'experiments', 'find_experiment', 'entries', 'planned', 'plan_runs', 'TimedTask', 'TimedRun',
-           'measured_seconds', 'write_costs', 'notebook_seconds', 'keep_costs', 'expected_seconds', 'clock_seconds',
-           'machine_factor', 'estimate']
+           'measured_seconds', 'notebook_seconds', 'keep_costs', 'expected_seconds', 'clock_seconds', 'machine_factor',
+           'estimate']
 
 # %% ../../nbs/runs/07_experiments.ipynb #c2d8585b
 @dataclass(frozen=True)
@@ -171,20 +168,6 @@ def measured_seconds(
     known = package_folder() / "assets" / "costs.json"
     earlier = read_json(known) if committed and known.exists() else {}
     return earlier | {k: round(median(v), 1) for k, v in found.items()}
-
-# %% ../../nbs/runs/07_experiments.ipynb #ddfbf2ab
-def write_costs(
-    frame: DataFrame,  # rows of the main table
-    path: str | Path | None = None,  # None: the package's own file
-) -> dict[str, float]:  # what the file holds now
-    "Keep the median seconds per scenario, budget and method."
-    path = Path(path or package_folder() / "assets" / "costs.json")
-    new = {
-        " ".join(k): round(float(g.seconds.median()), 1) for k, g in frame.groupby(["scenario", "profile", "method"])
-    }
-    all_ = dict(sorted(((read_json(path) if path.exists() else {}) | new).items()))
-    write_bytes(path, (json.dumps(all_, indent=1) + "\n").encode())
-    return all_
 
 # %% ../../nbs/runs/07_experiments.ipynb #25e88938
 def notebook_seconds(
