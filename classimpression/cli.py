@@ -332,7 +332,7 @@ def settings_of(
     path: str = "",  # of a file with settings
 ) -> Any:  # a RunConfig
     "Settings that were typed, over those of a file, over those of the profile."
-    from classimpression.runs.configs import RunConfig, current_names, profile_config, setting_types
+    from classimpression.runs.configs import RunConfig, current_names, profile_config, refuse_idle, setting_types
     from classimpression.runs.run_store import BEFORE
     from classimpression.scenarios import make_scenario
 
@@ -346,6 +346,7 @@ def settings_of(
     if 2 * len(set(found) & set(setting_types())) > len(setting_types()):  # a run's, perhaps of an earlier version
         return RunConfig.of(**BEFORE | found | dict(out=found.get("out") or "runs") | typed)
     given = dict(profile="quick", method="class-impression") | found | typed
+    refuse_idle(given["method"], typed)
     return profile_config(given.pop("profile"), given.pop("method"), **given)
 
 # %% ../nbs/12_cli.ipynb #a17f9e87

@@ -278,6 +278,7 @@ def test_nothing_that_is_asked_for_is_ignored(tmp_path):
         ("census-any", dict(options=dict(backbone=public)), "efficientnet_lite0-levels", "are two; give one of them"),
         ("ncm", dict(network="large"), public, "are two; give one of them"),
         ("ncm", dict(optimizer="adam", momentum=0.9), None, "never read by optimizer='adam'"),
+        ("ncm", dict(synthesis_steps=5), None, "would change nothing"),
         ("ncm", dict(method="slda"), None, "arguments of the estimator"),
         *(("ncm", {k: None}, None, "an estimator never reads") for k in NEVER_READ),
     ):

@@ -45,6 +45,7 @@ def call(capsys, *argv: str) -> tuple[int, str, str]:
         (["reproduce", "--scenario", "blood", "--root", "/nonexistent"], "/nonexistent"),
         (["run", "--method", "magic"], "magic"),
         (["run", "--method", "slda", "--scenario", "my/images"], "a folder of images is named by folder:my/images"),
+        (["run", "--method", "slda", "--synthesis-steps", "5"], "['synthesis_steps'] would change nothing"),
         (["run", "--method", "joint", "--epochs", "-3"], "epochs"),
         (["run", "--method", "joint", "--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
         (["data", "download", "bloot"], "bloot"),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..carryover import TIERS, Carryover, ExemplarCarryover, choose_exemplars, hand_over, load_carryover
 from ..carryover import refuse_few, save_carryover, take_exemplars
 from ..runs.configs import RunConfig, plain_value, profile_config, synthesis_settings, training_settings
-from ..runs.configs import warn_of_one_class
+from ..runs.configs import refuse_idle, warn_of_one_class
 from ..runs.surroundings import usable_device
 from ..core.errors import ConfigError, DataError, StateError, check, check_apart
 from ..core.files import checked_json
@@ -562,6 +562,7 @@ class TaskLearner(ImageReader):
         if self.backbone is not None:
             given = with_backbone(self.method, given, as_network(self.backbone))
         cfg = profile_config(self.profile, self.method, **given)
+        refuse_idle(self.method, self.settings or {})
         refuse_momentum(cfg, self.settings or {})
         check(
             cfg.pool in ("none", "new-train") and cfg.selection == "last",

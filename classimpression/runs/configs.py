@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import mode
-from typing import Any
+from typing import Any, Iterable
 import numpy as np
 from ..echo.scenario import made_scenario  # noqa: F401  registers its task sequences
 from ..methods import analytic, census, drift, generated, prototypes, regularised  # noqa: F401
@@ -29,8 +29,8 @@ from ..synthesis import SynthesisConfig, published_synthesis
 # %% auto #0
 __all__ = ['NO_BUDGET', 'PUBLISHED_BUDGETS', 'OWN_TUNING_SEED', 'current_names', 'RunConfig', 'setting_types', 'plain_value',
            'check_type', 'check_like', 'replace_none', 'warn_of_one_class', 'training_settings', 'synthesis_settings',
-           'profile', 'tuned_choice', 'trials_of_choice', 'profile_config', 'without_effect', 'profile_label',
-           'reported_repeats', 'tuning_repeat']
+           'profile', 'tuned_choice', 'trials_of_choice', 'profile_config', 'without_effect', 'refuse_idle',
+           'profile_label', 'reported_repeats', 'tuning_repeat']
 
 # %% ../../nbs/runs/01_configs.ipynb #0ldname2
 def current_names(
@@ -321,6 +321,15 @@ def without_effect(
     terms = ("ce_weight", "bn_weight", "tv_weight", "tv1_weight", "l2_weight")
     made = [k for k in setting_types() if k.startswith(("synthesis_", "group")) or k in terms]
     return [] if find_method(method).impressions else made
+
+# %% ../../nbs/runs/01_configs.ipynb #3f507596
+def refuse_idle(
+    method: str,  # registered method
+    names: Iterable[str],  # settings that a user gave for it alone
+) -> None:
+    "Raise `ConfigError` for settings of the synthesis that the method has no use for."
+    idle = sorted(set(names) & set(without_effect(method)))
+    check(not idle, f"{method} learns from no impressions, so {idle} would change nothing; leave them out")
 
 # %% ../../nbs/runs/01_configs.ipynb #2045f33d
 NO_BUDGET = (  # settings that other columns of a table hold, or that change no number
