@@ -179,7 +179,7 @@ def synthesis_preset(
 ) -> SynthesisConfig:
     "Settings of a preset with the published coefficient and number of groups."
     check(name in ("paper", "fast"), f"unknown preset {name!r}; known: paper, fast")
-    own = dict(steps=150, warmup=20, ce_weight=10.0) if name == "fast" else {}
+    own = dict(steps=150, warmup=20) if name == "fast" else {}
     return SynthesisConfig(**published_synthesis(scenario, task), **own)
 
 # %% ../nbs/07_synthesis.ipynb #2b1424f5
