@@ -377,6 +377,8 @@ def _to_search(context, page, config, nav):
     page.content = "".join([head, *prose, *cells[-1:]])  # the last one is followed by the ends of what holds them all
     if page.file.src_path == "tables.md":
         page.content = re.sub(r"<tbody>.*?</tbody>", "", page.content, flags=re.S)
+    if page.file.src_path.startswith("api/"):  # signatures say the names of a table of parameters once more
+        page.content = re.sub(r"<pre>.*?</pre>", "", page.content, flags=re.S)
 
 
 @event_priority(-100)
