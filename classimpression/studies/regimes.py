@@ -5,7 +5,7 @@
 # %% ../../nbs/studies/13_regimes.ipynb #35c00003
 from __future__ import annotations
 import copy
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 import torch
@@ -17,7 +17,7 @@ from ..metrics import class_recalls
 from ..models import frozen_copy
 from ..report.plots import new_figure, style
 from ..settings import TrainConfig
-from ..synthesis import Impressions, SynthesisConfig, synthesize
+from ..synthesis import Impressions, SynthesisConfig, draw_group, synthesize
 from ..tasks import Scenario
 from ..training import TaskData, class_impression_terms, epoch_batches, evaluate, fit_task, optimiser
 from ..training import start_model, term_weights_of, train_epoch
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['KINDS', 'impression_share', 'share_rows', 'watched_task', 'standing', 'recognised', 'regime_rows', 'draw_panel',
-           'plot_regimes', 'at_epochs', 'regimes_reading', 'tour_rows', 'tour_states', 'parting', 'recipes_reading']
+__all__ = ['KINDS', 'impression_share', 'share_rows', 'watched_task', 'standing', 'recognised', 'recognised_at_start',
+           'regime_rows', 'draw_panel', 'plot_regimes', 'at_epochs', 'regimes_reading', 'tour_rows', 'tour_states',
+           'parting', 'recipes_reading']
 
 # %% ../../nbs/studies/13_regimes.ipynb #35c00006
 def impression_share(
@@ -122,6 +123,17 @@ def recognised(
     "Share of impressions that their own model takes for what they stand for."
     answers = torch.cat([carry.model(x).argmax(1) for x in impressions.x.split(500)])
     return 100 * (answers == impressions.y).double().mean().item()
+
+# %% ../../nbs/studies/13_regimes.ipynb #632d8828
+def recognised_at_start(
+    carry: Carryover,  # with the model that the impressions were made from
+    impressions: Impressions,  # of its classes
+) -> float:  # per cent
+    "The same share of the noisy means that their synthesis began with, drawn again from its settings."
+    how = impressions.settings
+    cfg = SynthesisConfig(**{f.name: how[f.name] for f in fields(SynthesisConfig)})
+    drawn = [draw_group(carry, cfg, how["seed"], "synthesis", how["task"], g) for g in range(cfg.groups)]
+    return recognised(carry, replace(impressions, x=torch.cat([d[0] for d in drawn])))
 
 # %% ../../nbs/studies/13_regimes.ipynb #35c00012
 def regime_rows(
@@ -298,7 +310,7 @@ def parting(
 def recipes_reading(
     rows: DataFrame,  # one per repeat: method, balanced_accuracy
     paired: DataFrame,  # differences to "balanced once": method, difference, low, high
-    taken: DataFrame,  # method, seed, task, per_cent of the impressions that are recognised
+    taken: DataFrame,  # method, seed, task, at_start and per_cent: shares of noisy means and impressions recognised
 ) -> str:  # a list in Markdown
     "Ends, differences and recognised impressions in words."
     own = rows[rows.method.str.startswith("class-impression")].groupby("method").balanced_accuracy
@@ -309,6 +321,8 @@ def recipes_reading(
         f"* {r.method}: {r.difference:+.1f} points [{r.low:.1f}, {r.high:.1f}] against balanced once."
         for r in paired.itertuples()
     ]
-    for (name, t), v in taken.groupby(["method", "task"]).per_cent:
-        lines.append(f"* {name}: before task {t} {v.min():.0f} to {v.max():.0f} % of the impressions are recognised.")
+    for (name, t), g in taken.groupby(["method", "task"]):
+        ends, starts = (f"{v.min():.0f} to {v.max():.0f} %" for v in (g.per_cent, g.at_start.dropna()))
+        began = f" ({starts} of the noisy means that they began as)" if g.at_start.notna().any() else ""
+        lines.append(f"* {name}: before task {t} {ends} of the impressions are recognised{began}.")
     return "\n".join(lines)
