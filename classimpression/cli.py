@@ -343,10 +343,10 @@ def settings_of(
         usual = make_scenario(found["scenario"], root=typed.get("root") or found.get("root"))
         found |= {k: None for k in ("class_order", "sizes") if found[k] == getattr(usual, k)}
     found = {k: v for k, v in found.items() if k not in OF_THE_DATA}
+    refuse_idle((dict(method="class-impression") | found | typed)["method"], typed)
     if 2 * len(set(found) & set(setting_types())) > len(setting_types()):  # a run's, perhaps of an earlier version
         return RunConfig.of(**BEFORE | found | dict(out=found.get("out") or "runs") | typed)
     given = dict(profile="quick", method="class-impression") | found | typed
-    refuse_idle(given["method"], typed)
     return profile_config(given.pop("profile"), given.pop("method"), **given)
 
 # %% ../nbs/12_cli.ipynb #a17f9e87

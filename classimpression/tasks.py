@@ -357,7 +357,7 @@ class Scenario(TaskSequence):
 
     def carried_images(self, pool: str, selection: str, t: int) -> int:
         """Real validation images of old classes that these settings keep at hand during task `t`. Test images are not
-        kept but looked at: that is said by `protocol`, which is `test` then.
+        kept but looked at: a run's `protocol` says so, as `pool=test` or `selection=test`.
         """
         kept = ("val", "seen") in what_is_seen(pool, selection)
         return int((self._store.splits["val"].y < self._task(t).n_old).sum()) if kept else 0

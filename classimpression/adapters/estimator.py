@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..carryover import TIERS, Carryover, ExemplarCarryover, choose_exemplars, hand_over, load_carryover
 from ..carryover import refuse_few, save_carryover, take_exemplars
 from ..runs.configs import RunConfig, plain_value, profile_config, synthesis_settings, training_settings
-from ..runs.configs import refuse_idle, warn_of_one_class
+from ..runs.configs import refuse_idle, warn_of_one_class, without_effect
 from ..runs.surroundings import usable_device
 from ..core.errors import ConfigError, DataError, StateError, check, check_apart
 from ..core.files import checked_json
@@ -374,6 +374,7 @@ def without_ignored(
     takes = backbone and name in list(registered()) and "backbone" in registered()[name].hyper_parameters
     odd = [*NEVER_READ, *ARGUMENTS, *(["network"] if backbone and not takes else [])]
     odd += ["momentum"] if given.get("optimizer") == "adam" else []
+    odd += without_effect(name) if name in list(registered()) else []
     kept = {k: v for k, v in given.items() if k not in odd}
     unread = name in WITHOUT_NETWORK or takes and options.get("features") == "codes"
     params = params | dict(backbone=None) if backbone and unread else params

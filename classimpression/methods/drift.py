@@ -445,6 +445,7 @@ def gaussian_head(
     shrinkage: float,  # added to the variances, in units of their mean
 ) -> BottleneckGaussians:
     "The head that answers, with a copy of the bottleneck."
+    check(rule in ("density", "scripts"), f"rule must be density or scripts, not {rule!r}")
     scripts = rule == "scripts"
     shape = dict(n_inputs=head.n_inputs, n_features=head.n_features)
     how = dict(shrinkage1=shrinkage, shrinkage2=0.0, tukey=1.0, correlation=scripts, unit=scripts)

@@ -239,6 +239,7 @@ def fit_ssre(
 ) -> tuple[nn.Module, History]:
     "Mergeable adapters, with images that look old distilled and the others learned (Zhu et al. 2022)."
     check_number("temperature", temperature, 1e-6)
+    check(weigh_by in ("frozen", "current"), f"weigh_by must be frozen or current, not {weigh_by!r}")
     if carry is None:
         model, h = first_task(task, cfg, linear=True)
     else:

@@ -322,7 +322,10 @@ def recipes_reading(
         for r in paired.itertuples()
     ]
     for (name, t), g in taken.groupby(["method", "task"]):
-        ends, starts = (f"{v.min():.0f} to {v.max():.0f} %" for v in (g.per_cent, g.at_start.dropna()))
-        began = f" ({starts} of the noisy means that they began as)" if g.at_start.notna().any() else ""
-        lines.append(f"* {name}: before task {t} {ends} of the impressions are recognised{began}.")
+        seen, span = g.dropna(subset="at_start"), lambda v: f"{v.min():.0f} to {v.max():.0f} %"
+        lines.append(f"* {name}: before task {t} {span(g.per_cent)} of the impressions are recognised.")
+        if len(seen):
+            lines[-1] += (
+                f" Where the start is known: {span(seen.at_start)} of the noisy means, then {span(seen.per_cent)}."
+            )
     return "\n".join(lines)
