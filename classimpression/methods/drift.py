@@ -30,7 +30,7 @@ from ..training import Batch, History, TaskData, epoch_batches, start_model, tea
 __all__ = ['sdc_shift', 'adc_images', 'adc_shift', 'ldc_map', 'learn_with_means', 'sdc', 'adc', 'ldc', 'anti_collapse',
            'BottleneckHead', 'BottleneckGaussians', 'perceptron', 'clipped_gradients', 'fit_adapter', 'standard_draws',
            'spectrum', 'gaussian', 'adapt_gaussians', 'start_with_bottleneck', 'adagauss_terms', 'first_adagauss',
-           'later_adagauss', 'gaussian_head', 'latents', 'adagauss']
+           'later_adagauss', 'check_rule', 'gaussian_head', 'latents', 'adagauss']
 
 # %% ../../nbs/methods/06_drift.ipynb #42f33d5d
 @torch.no_grad()
@@ -436,6 +436,11 @@ def later_adagauss(
     with clipped_gradients(1.0):
         return learn(carry, task, slow, terms, weights, auxiliary=projector)
 
+# %% ../../nbs/methods/06_drift.ipynb #634d54b2
+def check_rule(rule: str) -> None:
+    "Raises `ConfigError` for a rule that does not exist."
+    check(rule in ("density", "scripts"), f"rule must be density or scripts, not {rule!r}")
+
 # %% ../../nbs/methods/06_drift.ipynb #fbc44fcc
 def gaussian_head(
     head: BottleneckHead,  # whose map is taken over
@@ -445,7 +450,7 @@ def gaussian_head(
     shrinkage: float,  # added to the variances, in units of their mean
 ) -> BottleneckGaussians:
     "The head that answers, with a copy of the bottleneck."
-    check(rule in ("density", "scripts"), f"rule must be density or scripts, not {rule!r}")
+    check_rule(rule)
     scripts = rule == "scripts"
     shape = dict(n_inputs=head.n_inputs, n_features=head.n_features)
     how = dict(shrinkage1=shrinkage, shrinkage2=0.0, tukey=1.0, correlation=scripts, unit=scripts)
@@ -487,6 +492,7 @@ def adagauss(
     samples: Count = 10000,  # points per old class, above `dimensions`
 ) -> tuple[nn.Module, History]:
     "Class Gaussians moved by a learned map, features kept from collapsing (Rypesc et al., 2024)."
+    check_rule(rule)
     check(samples > dimensions, f"samples ({samples}) must be above dimensions ({dimensions})")
     weights, new = dict(cross_entropy=1.0, anti_collapse=collapse), task.train.to(cfg.device)
     old = None if carry is None else copy.deepcopy(carry.model).to(cfg.device)
