@@ -167,7 +167,9 @@ def needs(
     try:
         return importlib.import_module(name)
     except ImportError as e:
-        raise DataError(f"this needs the package {name.split('.')[0]}: pip install pydicom av nibabel pillow") from e
+        package = {"sklearn": "scikit-learn", "PIL": "pillow"}.get(name.split(".")[0], name.split(".")[0])
+        every = "pydicom av nibabel pillow scikit-learn pyarrow"  # the extra `echo`
+        raise DataError(f"this needs the package {package}: pip install {every}") from e
 
 # %% ../../nbs/echo/02_readers.ipynb #4df6972d
 def dicom_seconds(
