@@ -417,6 +417,21 @@ def test_statistics_of_features_that_never_vary():
     assert torch.allclose((v * λ) @ v.T, cov.float(), atol=1e-7)
 
 
+def test_directions_survive_a_refusal_in_32_bits(monkeypatch):
+    "torch 2.5 and 2.6 refuse large matrices with a plain RuntimeError."
+    cov = torch.diag(torch.arange(1.0, 7.0, dtype=torch.float64))
+    expected, eigh = packed.directions(cov), torch.linalg.eigh
+
+    def refuse(m):
+        if m.dtype == torch.float32:
+            raise RuntimeError("linalg.eigh: Argument 8 has illegal value")
+        return eigh(m)
+
+    monkeypatch.setattr(torch.linalg, "eigh", refuse)
+    λ, v = packed.directions(cov)
+    assert torch.allclose(λ, expected[0]) and torch.allclose(v.abs(), expected[1].abs())
+
+
 def test_images_in_chunks_give_the_features_of_a_run(toy, tmp_path, monkeypatch):
     train = toy(pixels=64)._store.splits["train"]
     x, y = train.x.permute(0, 2, 3, 1).numpy(), train.y.numpy()

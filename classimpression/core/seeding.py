@@ -4,14 +4,14 @@
 
 # %% ../../nbs/core/02_seeding.ipynb #d9f52acf
 from __future__ import annotations
-import hashlib, json, random
+import hashlib, json, random, threading
 from contextlib import contextmanager
 from typing import Iterator
 import numpy as np
 import torch
 
 # %% auto #0
-__all__ = ['key_to_seed', 'generator', 'seeded', 'usual_torch']
+__all__ = ['ONE_THREAD', 'key_to_seed', 'generator', 'seeded', 'usual_torch']
 
 # %% ../../nbs/core/02_seeding.ipynb #c93f2e6c
 def key_to_seed(
@@ -31,32 +31,38 @@ def generator(
     return torch.Generator().manual_seed(key_to_seed(seed, *key))
 
 # %% ../../nbs/core/02_seeding.ipynb #df638002
+ONE_THREAD = threading.RLock()  # generators and default types are the process's: a second thread waits for the first
+
+
 @contextmanager
 def seeded(
     seed: int,  # the run's seed
     *key,  # words and numbers that say what the random numbers are for
 ) -> Iterator[None]:
     "Key the global generators of torch, NumPy and Python within a block and restore them afterwards."
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    key, states = key_to_seed(seed, *key), (random.getstate(), np.random.get_state())
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(key)
-        random.seed(key)
-        np.random.seed(key % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+    key = key_to_seed(seed, *key)
+    with ONE_THREAD:
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        states = random.getstate(), np.random.get_state()
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(key)
+            random.seed(key)
+            np.random.seed(key % 2**32)
+            try:
+                yield
+            finally:
+                random.setstate(states[0])
+                np.random.set_state(states[1])
 
 # %% ../../nbs/core/02_seeding.ipynb #59432b56
 @contextmanager
 def usual_torch() -> Iterator[None]:
     "Gradients on, no inference mode, numbers of 32 bits by default; a block or a decorator."
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        torch.set_default_dtype(before)
+    with ONE_THREAD:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
+        finally:
+            torch.set_default_dtype(before)

@@ -4,7 +4,6 @@
 
 # %% ../../nbs/pretrained/07_chunks.ipynb #bda3fd6f
 from __future__ import annotations
-import resource
 import sys
 import tempfile
 import time
@@ -133,6 +132,8 @@ def features_in_chunks(
 # %% ../../nbs/pretrained/07_chunks.ipynb #3fab563a
 def peak_memory() -> float:  # MB
     "The most that this process ever held, libraries included."
+    import resource  # Windows has none
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 # %% ../../nbs/pretrained/07_chunks.ipynb #765064dc

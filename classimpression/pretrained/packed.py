@@ -94,7 +94,7 @@ def directions(
     "Principal directions; in 64 bits where 32 do not converge, as with features that never vary."
     try:
         λ, v = torch.linalg.eigh(cov.float())
-    except torch.linalg.LinAlgError:
+    except RuntimeError:  # LinAlgError is one; torch 2.5 and 2.6 refuse large matrices with a plain one
         unit = cov.diagonal().mean().clamp(min=1e-300)
         λ, v = torch.linalg.eigh(cov / unit)
         λ, v = (λ * unit).float(), v.float()
