@@ -10,7 +10,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Callable, Sequence
-from .core.errors import ClassImpressionError, ConfigError, check, nearest
+from .core.errors import ClassImpressionError, ConfigError, check, nearest, optional
+from .core.files import user_path
 
 # %% auto #0
 __all__ = ['TYPED', 'Name', 'Folder', 'File', 'Flag', 'PASSED_ON', 'MOST_CONFIG', 'OF_THE_DATA', 'GROUPS', 'FILES', 'CARRIED',
@@ -293,8 +294,7 @@ def parsed(
     "What a text holds. Raises `ValueError` for YAML with references, which a few lines can make endless."
     if not yaml_:
         return json.loads(text)
-    import yaml
-
+    yaml = optional("yaml", "a YAML file", "pyyaml")
     deep = 0
     for e in yaml.parse(text):
         deep += isinstance(e, yaml.CollectionStartEvent) - isinstance(e, yaml.CollectionEndEvent)
@@ -316,7 +316,7 @@ def config_file(
         found = parsed(Path(path).read_text(encoding="utf-8"), path.endswith((".yaml", ".yml")))
     except RecursionError as e:
         raise ConfigError(f"{path} cannot be read: lists in lists, too deep") from e
-    except (OSError, ValueError, ImportError, getattr(sys.modules.get("yaml"), "YAMLError", ValueError)) as e:
+    except (OSError, ValueError, getattr(sys.modules.get("yaml"), "YAMLError", ValueError)) as e:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(e).split())}") from e
     found = found.get("settings", found) if isinstance(found, dict) else None
     fits = isinstance(found, dict) and all(isinstance(k, str) for k in found)
@@ -477,7 +477,7 @@ def list_files(
     "Print every data file and its state."
     from classimpression.scenarios import list_data
 
-    check(not args.root or Path(args.root).expanduser().is_dir(), f"the data folder {args.root} does not exist")
+    check(not args.root or user_path(args.root).is_dir(), f"the data folder {args.root} does not exist")
     rows, widths = list_data(args.root), dict(scenario=10, file=20, status=15, bytes=11, note=0)
     for r in rows:
         print("  ".join(f"{r[k]!s:{w}}" for k, w in widths.items()).rstrip())
@@ -819,10 +819,10 @@ def statements(
     text: bytes,  # of a module
 ) -> Any:  # what Python runs of it; the text itself where it cannot be read
     "Statements that can change a result."
-    from classimpression.core.provenance import plain_source
+    from classimpression.core.provenance import plain_statements
 
     try:
-        return plain_source(text.decode())
+        return plain_statements(text.decode())
     except (SyntaxError, ValueError):
         return text
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .core.errors import ClassImpressionError, DataError, as_seen, check, check_number
+from .core.files import user_path
 
 # %% auto #0
 __all__ = ['NOBODY', 'ONE_PERSON', 'ZEROS', 'LAYOUTS', 'ROUNDING', 'FEW', 'HEADERS', 'MAX_BYTES', 'DATA_VARIABLE', 'PARTS',
@@ -521,7 +522,7 @@ def data_root(
     how = f"pass root=... (command line: --root) or set the environment variable {DATA_VARIABLE}"
     fetch = "the official files come by: classimpression data download blood --root data/medmnist"
     check(given, f"no data folder: {how}; {fetch}", DataError)
-    path = Path(given).expanduser()
+    path = user_path(given)
     missing = f"the data folder {path} does not exist; create it or give another (root=..., {DATA_VARIABLE})"
     check(path.is_dir(), missing, DataError)
     return path

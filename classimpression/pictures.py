@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterator
 import numpy as np
-from .core.errors import ClassImpressionError, DataError, check
+from .core.errors import ClassImpressionError, DataError, check, optional
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -89,23 +89,20 @@ def opened(
     name: bool = True,  # may messages show the path?
 ) -> Iterator[Image]:
     "A picture whose header has been judged. Raises `DataError` for what Pillow cannot read."
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as e:
-        raise DataError("image folders need Pillow: pip install pillow") from e
+    pillow = optional("PIL.Image", "a folder of images", "pillow", DataError)
     start = f"cannot read the image {path}: " if name else ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's: size is judged here, other remarks may hold what a file says
             # by a file object: from a path Pillow maps uncompressed TIFF, and then mixes up those that are turned
-            with open(path, "rb") as f, Image.open(f, formats=FORMATS) as im:
+            with open(path, "rb") as f, pillow.open(f, formats=FORMATS) as im:
                 check_size(im.width, im.height)
                 yield im
     except ClassImpressionError as e:
         raise DataError(f"{start}{e}") from e
-    except UnidentifiedImageError:
+    except pillow.UnidentifiedImageError:
         raise DataError(f"{start}{unknown(path)}") from None
-    except Image.DecompressionBombError:
+    except pillow.DecompressionBombError:
         raise DataError(f"{start}it has more than {MAX_PIXELS:,} pixels, which is the limit") from None
     except MemoryError:
         raise DataError(f"{start}there is not enough memory for it; resize it first") from None

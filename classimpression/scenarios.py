@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from .core.errors import DataError, StateError, as_seen, check, check_apart, check_name, check_number
-from .core.errors import check_text, nearest, progress
-from .core.files import write_bytes, write_json
+from .core.errors import check_text, nearest, optional, progress
+from .core.files import user_path, write_bytes, write_json
 from .core.provenance import digest, package_folder
 from .core.seeding import generator
 from classimpression.data import (
@@ -303,7 +303,7 @@ def from_folder(
     check("class_names" not in more, "classes are named by their folders; rename these, or leave class_names out")
     check_words(from_folder, more, without=("class_names",))
     check_reading(channels, resize, bits, patients)
-    root = Path(folder).expanduser()
+    root = user_path(folder)
     names = list(found := class_folders(root / "train"))
     for name, where in found.items():
         check_text(f"a class name (of the folder {where}; rename it in {', '.join(PARTS)})", name)
@@ -459,7 +459,7 @@ def scenario_info(
     known = isinstance(name, str) and name in SCENARIOS
     larger = "; with more pixels blood-64, blood-128, blood-224, and so on"
     names = [*SCENARIOS, *MADE]
-    own = isinstance(name, str) and name and Path(name).expanduser().is_dir()
+    own = isinstance(name, str) and name and user_path(name).is_dir()
     meant = f"; did you mean folder:{name}, the folder of that name?" if own else nearest(name, names)
     check(known, f"unknown scenario {name!r}; choose from {', '.join(names)}{larger}{meant}")
     return SCENARIOS[name]
@@ -614,7 +614,7 @@ def unpacked(
     key: str,  # array in it
 ) -> Path:  # of the .npy file
     "Unpack an array, unless it is there already. Raises `DataError` for a damaged file or a full or read-only disk."
-    folder = Path(os.environ.get(UNPACKED_VARIABLE) or path.parent / "unpacked").expanduser()
+    folder = user_path(os.environ.get(UNPACKED_VARIABLE) or path.parent / "unpacked")
     part = folder / f".{path.stem}-{key}-{os.getpid()}.part"
     how = f"{UNPACKED_VARIABLE} may name a folder with more room"
     try:
@@ -687,8 +687,8 @@ def placed(
     check("/" not in name or FOLDER in name, f"a folder of images is named by {FOLDER}{name}, not {name!r}")
     if not name.startswith(FOLDER):
         return name, root
-    path = Path(name.removeprefix(FOLDER)).expanduser()
-    there = path if path.is_absolute() or not root else Path(root).expanduser() / path
+    path = user_path(name.removeprefix(FOLDER))
+    there = path if path.is_absolute() or not root else user_path(root) / path
     there = there if path.name not in ("", "..") else there.resolve()  # folder:. is the folder where one is
     asked = f"{name!r} names no folder; say where the images are, such as {FOLDER}images or {FOLDER}/home/me/images"
     check(name.removeprefix(FOLDER).strip() and there.name, asked)
@@ -801,7 +801,7 @@ def list_data(
     "Status of every named scenario's file: embedded, present, missing or wrong checksum."
     folder, rows = root or os.environ.get(DATA_VARIABLE), []
     for name, info in SCENARIOS.items():
-        path = data_file(name) if info.embedded else Path(folder or "").expanduser() / info.file
+        path = data_file(name) if info.embedded else user_path(folder or "") / info.file
         there = path.is_file() and bool(info.embedded or folder)
         right = there and file_md5(path) == info.md5
         found = "embedded" if info.embedded else "present"
@@ -837,10 +837,7 @@ def download(
     if path.is_file() and file_md5(path) == info.md5:
         return path
     check(not info.embedded, f"{path} is damaged; install classimpression again", DataError)
-    try:
-        import medmnist
-    except ImportError as e:
-        raise DataError("downloads need the medmnist package: pip install medmnist") from e
+    medmnist = optional("medmnist", "a download", error=DataError)
     dataset = getattr(medmnist, medmnist.INFO[path.stem.partition("_")[0]]["python_class"])
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as tmp:

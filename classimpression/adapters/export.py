@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from ..methods.statistical import NearestMean
-from ..core.errors import ClassImpressionError, ConfigError, check, check_number
+from ..core.errors import ClassImpressionError, ConfigError, check, check_number, optional
 from ..core.files import write_bytes
 from ..core.seeding import usual_torch
 from ..models import frozen_copy
@@ -112,10 +112,8 @@ def export_onnx(
         channels, *size = own
     channels, (height, width) = channels or 3, as_sides(size or 32)
     names = None if class_names is None else np.asarray(class_names).tolist()
-    try:
-        import onnx, onnxscript  # noqa: F401
-    except ImportError as e:
-        raise ConfigError("ONNX needs two packages: pip install onnx onnxscript") from e
+    for module in ("onnx", "onnxscript"):
+        optional(module, "ONNX", "onnx onnxscript")
     program = export_torch(model, (height, width), channels)
     k = program.module()(torch.zeros(2, channels, height, width)).shape[1]
     check(names is None or len(names) == k, f"{len(names or [])} class names for {k} scores; give one per class")

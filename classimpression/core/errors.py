@@ -4,15 +4,16 @@
 
 # %% ../../nbs/core/01_errors.ipynb #34401693
 from __future__ import annotations
-import difflib, functools, math, os, re, sys, time, unicodedata
+import difflib, functools, importlib, math, os, re, sys, time, unicodedata
 from dataclasses import fields
+from types import ModuleType
 from typing import Any, Iterable, Iterator
 import numpy as np
 
 # %% auto #0
 __all__ = ['UNSEEN', 'OLD_NAMES', 'ClassImpressionError', 'ConfigError', 'DataError', 'StateError', 'LeakError', 'check',
            'check_number', 'check_types', 'nearest', 'check_name', 'check_text', 'as_seen', 'check_apart',
-           'knows_old_names', 'in_lines', 'progress', 'say']
+           'knows_old_names', 'optional', 'in_lines', 'progress', 'say']
 
 # %% ../../nbs/core/01_errors.ipynb #ab885b10
 class ClassImpressionError(Exception):
@@ -169,6 +170,19 @@ def knows_old_names(
 
     cls.__init__ = __init__
     return cls
+
+# %% ../../nbs/core/01_errors.ipynb #6d2aaa7b
+def optional(
+    module: str,  # such as "pydicom.pixels"
+    what: str = "this",  # that needs it, as the message begins
+    packages: str = "",  # to install, as pip knows them, blanks between; "": the module's own name
+    error: type[Exception] = ConfigError,  # which kind of error it is
+) -> ModuleType:
+    "Import a package that the library does without. Raises `error` that says what needs it and how to install it."
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        raise error(f"{what} needs {module} ({e}): pip install {packages or module.partition('.')[0]}") from e
 
 # %% ../../nbs/core/01_errors.ipynb #4f0b9d1a
 def in_lines(

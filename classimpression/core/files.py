@@ -12,8 +12,8 @@ import msgspec
 from .errors import StateError, check
 
 # %% auto #0
-__all__ = ['MOST_JSON', 'usable_path', 'write_bytes', 'write_json', 'checked_json', 'no_number', 'read_json', 'lock_of',
-           'update_file']
+__all__ = ['CACHE_VARIABLE', 'MOST_JSON', 'usable_path', 'user_path', 'cache_folder', 'write_bytes', 'write_json', 'checked_json',
+           'no_number', 'read_json', 'lock_of', 'update_file']
 
 # %% ../../nbs/core/03_files.ipynb #b09141e8
 def usable_path(
@@ -22,6 +22,24 @@ def usable_path(
     "The path. Raises `StateError` for one that no file can have."
     check("\0" not in str(path), f"the path {str(path)!r} holds a zero byte; no file can have this name", StateError)
     return Path(path)
+
+# %% ../../nbs/core/03_files.ipynb #e1580d99
+def user_path(
+    path: str | Path,  # as its user writes it; `~` is the home folder
+) -> Path:
+    "The path in full. Raises `StateError` for one that no file can have, and for `~` where no home folder is known."
+    try:
+        return usable_path(path).expanduser()
+    except RuntimeError as e:
+        raise StateError(f"{path}: no home folder is known here; write the path in full, without ~") from e
+
+# %% ../../nbs/core/03_files.ipynb #9ece0c40
+CACHE_VARIABLE = "CLASSIMPRESSION_CACHE"
+
+
+def cache_folder() -> Path:
+    "Where computed data sets and measurements are kept."
+    return user_path(os.environ.get(CACHE_VARIABLE) or "~/.cache/classimpression")
 
 # %% ../../nbs/core/03_files.ipynb #d25dc35c
 def write_bytes(

@@ -13,7 +13,7 @@ import torch
 from .errors import StateError, check
 
 # %% auto #0
-__all__ = ['digest', 'package_folder', 'is_own_import', 'one_by_one', 'plain_source', 'module_files', 'plain_code',
+__all__ = ['digest', 'package_folder', 'is_own_import', 'one_by_one', 'outline', 'plain_statements', 'module_files', 'plain_code',
            'named_modules', 'modules_digest', 'code_version', 'environment']
 
 # %% ../../nbs/core/04_provenance.ipynb #0b7620a3
@@ -65,15 +65,30 @@ class _Plain(ast.NodeTransformer):
         node.body = [one for b in body if not is_own_import(b) for one in one_by_one(b)] or [ast.Pass()]
         return node
 
+    def visit_JoinedStr(self, node):
+        self.generic_visit(node)
+        node.values = [v for v in node.values if not (isinstance(v, ast.Constant) and v.value == "")]  # 3.12 has them
+        return node
+
+# %% ../../nbs/core/04_provenance.ipynb #138f7dcf
+def outline(
+    node: Any,  # a node of a syntax tree, or what it holds
+) -> list | str:  # plain lists
+    "A syntax tree in the same words under every version of Python: what is empty is left out, as some print it."
+    if isinstance(node, ast.AST):
+        parts = {k: outline(v) for k, v in ast.iter_fields(node) if v not in (None, [])}
+        return [type(node).__name__, parts]
+    return [outline(v) for v in node] if isinstance(node, list) else ascii(node)
+
 # %% ../../nbs/core/04_provenance.ipynb #138f7dce
-def plain_source(
+def plain_statements(
     text: str,  # Python
-) -> list[str]:  # one text for each top-level statement
+) -> list[str]:  # one text for each top-level statement: its outline
     "Statements that can change a result, as Python sees them."
     body = _Plain().visit(ast.parse(text)).body
     lists = ("__all__", "_all_")
     named = [b for b in body if not (isinstance(b, ast.Assign) and getattr(b.targets[0], "id", "") in lists)]
-    return [ast.unparse(b) for b in named]
+    return [json.dumps(outline(b)) for b in named]
 
 # %% ../../nbs/core/04_provenance.ipynb #7286ce30
 @lru_cache(maxsize=None)
@@ -95,7 +110,7 @@ def plain_code(
     path: Path,  # a Python file of the library
 ) -> frozenset[str]:
     "Its statements that can change a result."
-    return frozenset(plain_source(path.read_text(encoding="utf-8")))
+    return frozenset(plain_statements(path.read_text(encoding="utf-8")))
 
 # %% ../../nbs/core/04_provenance.ipynb #bbc6ff34
 def named_modules(

@@ -4,14 +4,14 @@
 
 # %% ../../nbs/echo/02_readers.ipynb #e423635e
 from __future__ import annotations
-import importlib, io, math, os, struct, warnings, zlib
+import io, math, os, struct, warnings, zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, Callable, Iterable, Iterator
 import numpy as np
-from ..core.errors import ClassImpressionError, DataError, check, check_number
+from ..core.errors import ClassImpressionError, DataError, check, check_number, optional
 from ..pictures import DEEP, NOT_SQUARE, TURNED, looks_like, numbers, opened
 from ..data import as_bytes
 
@@ -163,13 +163,8 @@ def unpacked(
 def needs(
     name: str,  # module to import
 ) -> ModuleType:
-    "Import an optional package. Raises `DataError` that names the extra to install."
-    try:
-        return importlib.import_module(name)
-    except ImportError as e:
-        package = {"sklearn": "scikit-learn", "PIL": "pillow"}.get(name.split(".")[0], name.split(".")[0])
-        every = "pydicom av nibabel pillow scikit-learn pyarrow"  # the extra `echo`
-        raise DataError(f"this needs the package {package}: pip install {every}") from e
+    "Import one of the packages of the extra `echo`. Raises `DataError` that names them."
+    return optional(name, "this file", "pydicom av nibabel pillow scikit-learn pyarrow", DataError)
 
 # %% ../../nbs/echo/02_readers.ipynb #4df6972d
 def dicom_seconds(

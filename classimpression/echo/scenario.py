@@ -4,7 +4,6 @@
 
 # %% ../../nbs/echo/06_scenario.ipynb #490f8b11
 from __future__ import annotations
-import os
 from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
@@ -13,7 +12,7 @@ from typing import Iterator
 import numpy as np
 from .store import CineStore, cine_splits, write_store
 from ..core.errors import DataError, StateError, check, progress
-from ..core.files import lock_of
+from ..core.files import CACHE_VARIABLE, cache_folder, lock_of
 from ..core.provenance import digest, modules_digest
 from ..data import data_root
 from .phantom import VIEWS, PhantomConfig, phantom_set
@@ -21,21 +20,14 @@ from ..scenarios import register_scenario
 from ..tasks import Scenario, from_splits, overlaps
 
 # %% auto #0
-__all__ = ['CACHE_VARIABLE', 'PHANTOMS', 'SHARES', 'SIZES', 'cache_folder', 'phantom_rows', 'phantom_store', 'echo_store',
-           'check_recordings', 'made_scenario']
+__all__ = ['PHANTOMS', 'SHARES', 'SIZES', 'phantom_rows', 'phantom_store', 'echo_store', 'check_recordings', 'made_scenario']
 
 # %% ../../nbs/echo/06_scenario.ipynb #742ceca4
-CACHE_VARIABLE = "CLASSIMPRESSION_CACHE"
 PHANTOMS = {
     "echo-phantom": PhantomConfig(),
     "echo-phantom-mini": PhantomConfig(patients=24, series=1, frames=4, size=48),
 }
 SHARES = (0.6, 0.15, 0.25)  # of the patients in train, val, test
-
-
-def cache_folder() -> Path:
-    "Where computed data sets are kept."
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "classimpression").expanduser()
 
 # %% ../../nbs/echo/06_scenario.ipynb #c178854e
 def phantom_rows(

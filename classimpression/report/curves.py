@@ -245,11 +245,11 @@ def plot_carried(
     """Accuracy after the last task against bytes carried, one dot per method; a ring marks methods that hold real
     images.
     """
-    from matplotlib.ticker import MaxNLocator
-
     dots = carried_dots(frame, measure)
     check(dots, "there is no run to draw", DataError)
     with style():
+        from matplotlib.ticker import MaxNLocator
+
         fig, [[ax]] = new_figure(width=7.0, height=max(3.2, 0.8 + 0.13 * len(dots)))
         for d in dots:
             colour = TIER_COLOURS[d["tier"]]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..carryover import Carryover, class_means
-from ..core.errors import DataError, check
+from ..core.errors import DataError, check, optional
 from ..core.files import write_bytes
 from ..core.seeding import generator
 from ..data import Split, to_unit
@@ -454,7 +454,7 @@ def gif_frame(
     scale: int,  # screen pixels per image pixel
 ):  # a Pillow image in 255 colours
     "One frame: class names, images, the step."
-    import matplotlib as mpl
+    mpl = optional("matplotlib", "a moving picture", "matplotlib pillow")
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.truetype(f"{mpl.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size := 13)

@@ -13,6 +13,7 @@ from ..core.errors import DataError, check
 from .curves import by_method
 from ..metrics import accuracy_matrix
 from .plots import SHADES, SPARE, TERMS, WIDTH, method_colours, new_figure, short_name, style
+from .plots import seaborn
 from ..runs.tables import as_dict, read_results
 from ..training import History
 
@@ -57,8 +58,7 @@ def plot_accuracy_matrix(
     results: Iterable[Any] | Any,  # results of one scenario, or a single one
 ) -> Figure:
     "Mean accuracy matrix of every method."
-    import seaborn as sns
-
+    sns = seaborn()
     groups = by_method(results)
     n, many = len(next(iter(groups.values()))[0]["tasks"]), sorted({len(rs) for rs in groups.values()})
     made = "one run" if many == [1] else f"mean of {' to '.join(map(str, dict.fromkeys((many[0], many[-1]))))} seeds"
@@ -119,8 +119,7 @@ def plot_confusion(
     results: Iterable[Any] | Any,  # results of one scenario, or a single one
 ) -> Figure:
     "Confusion matrix after the last task, per method."
-    import seaborn as sns
-
+    sns = seaborn()
     groups, facts = one_order(results)
     names = [short_name(n, 22) for n in facts["class_names"]]
     words = 0.3 + 0.065 * max(

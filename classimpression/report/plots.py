@@ -7,19 +7,20 @@ from __future__ import annotations
 import io, textwrap
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Iterable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from ..core.errors import DataError, check
+from ..core.errors import DataError, check, optional
 from ..core.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['COLOURS', 'SPARE', 'SHADES', 'WIDTH', 'DPI', 'TERMS', 'method_colours', 'style', 'new_figure', 'to_png', 'to_svg',
-           'save_figure', 'earlier_figure', 'to_float', 'montage', 'image_grid', 'short_name', 'plot_means',
+__all__ = ['COLOURS', 'SPARE', 'SHADES', 'WIDTH', 'DPI', 'TERMS', 'method_colours', 'seaborn', 'style', 'new_figure', 'to_png',
+           'to_svg', 'save_figure', 'earlier_figure', 'to_float', 'montage', 'image_grid', 'short_name', 'plot_means',
            'first_of_each', 'plot_impressions_over_steps', 'plot_real_beside_synthetic', 'plot_synthesis_terms']
 
 # %% ../../nbs/report/01_plots.ipynb #b1083c5c
@@ -40,11 +41,16 @@ def method_colours(
     return {m: COLOURS.get(m) or spare[m] for m in names}
 
 # %% ../../nbs/report/01_plots.ipynb #90ea9a5e
+def seaborn() -> ModuleType:
+    "The library behind the figures. Raises `ConfigError` that says how it comes."
+    return optional("seaborn", "a figure", "matplotlib seaborn")
+
+# %% ../../nbs/report/01_plots.ipynb #fa750996
 @contextmanager
 def style() -> Iterator[None]:
     "Small type, thin lines, no boxes, within a block; the caller's settings come back afterwards."
-    import matplotlib as mpl, seaborn as sns
-
+    sns = seaborn()
+    mpl = optional("matplotlib", "a figure")
     rc = {**sns.axes_style("ticks"), **sns.plotting_context("paper")}
     sizes = {f"{k}.labelsize": 8 for k in ("axes", "xtick", "ytick")} | {
         "font.size": 8,
@@ -70,9 +76,7 @@ def new_figure(
     **subplots,  # passed on, such as sharey or width_ratios
 ) -> tuple[Figure, np.ndarray]:  # figure, axes [rows, cols]
     "A figure that notebooks can show and that nothing else remembers."
-    from matplotlib.figure import Figure
-
-    fig = Figure(figsize=(width, height), layout="constrained")
+    fig = optional("matplotlib.figure", "a figure").Figure(figsize=(width, height), layout="constrained")
     fig._repr_png_ = lambda: to_png(fig, dpi=80, colours=255)
     return fig, fig.subplots(rows, cols, squeeze=False, **subplots)
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 from ..core import errors, provenance
-from ..core.errors import ClassImpressionError, ConfigError, StateError, check, check_number
+from ..core.errors import ClassImpressionError, ConfigError, StateError, check, check_number, optional
 from ..core.files import read_json
 from .run_store import RunResult, ShownRow, finished_run, run_folder
 from .runner import RunConfig, run
@@ -251,17 +251,14 @@ def in_workers(
     """Give every run to a worker; a run that fails is reported like one that ends. Raises `ConfigError` if Dask is not
     installed or no scheduler answers.
     """
+    dask = optional("distributed", "a scheduler", "distributed cryptography")
     try:
-        from distributed import Client, as_completed
-    except ImportError as e:
-        raise ConfigError("a scheduler needs Dask: pip install distributed cryptography") from e
-    try:
-        client = Client(scheduler, timeout=ANSWERS_WITHIN)
+        client = dask.Client(scheduler, timeout=ANSWERS_WITHIN)
     except (OSError, ValueError, TypeError, RuntimeError) as e:
         raise ConfigError(f"no Dask scheduler answers at {scheduler!r}: {e}") from e
     with client:
         waiting = {client.submit(run_apart, asdict(c), key=run_folder(c).name, pure=False): c for c in todo}
-        for end in as_completed(waiting):
+        for end in dask.as_completed(waiting):
             done(waiting[end], end.result)
 
 # %% ../../nbs/runs/04_engine.ipynb #d12854af

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 from ..core.errors import ClassImpressionError, check
-from ..core.files import read_json, write_json
+from ..core.files import cache_folder, read_json, write_json
 from ..training import Callback
 
 # %% auto #0
-__all__ = ['SIXTEEN_BITS', 'LOGGERS', 'best_device', 'usable_device', 'step_seconds', 'processor', 'bfloat16_gain', 'number_type',
-           'container_limits', 'usable_jobs', 'TensorBoard', 'MLflow', 'loggers']
+__all__ = ['SIXTEEN_BITS', 'LOGGERS', 'best_device', 'usable_device', 'step_seconds', 'processor', 'load_average',
+           'bfloat16_gain', 'number_type', 'container_limits', 'usable_jobs', 'TensorBoard', 'MLflow', 'loggers']
 
 # %% ../../nbs/runs/00_surroundings.ipynb #92cee263
 def best_device() -> str:
@@ -72,6 +72,11 @@ def processor() -> tuple[str, set[str]]:
     name, flags = (m[1] if m else "" for m in found)
     return name or platform.processor() or platform.machine(), set(flags.split())
 
+# %% ../../nbs/runs/00_surroundings.ipynb #52a41a49
+def load_average() -> list[float]:
+    "Processes that wanted a core, over 1, 5 and 15 minutes; nothing where the system does not count them (Windows)."
+    return [round(v, 1) for v in os.getloadavg()] if hasattr(os, "getloadavg") else []
+
 # %% ../../nbs/runs/00_surroundings.ipynb #e6cd100a
 def bfloat16_gain(
     device: str = "cpu",  # where to compute
@@ -79,9 +84,9 @@ def bfloat16_gain(
 ) -> float:  # how many times as fast a step is
     "Measured once for a processor or card and a version of torch."
     name = processor()[0] if torch.device(device).type == "cpu" else torch.cuda.get_device_name(device)
-    folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "classimpression"
-    path, key = Path(folder) / "bfloat16.json", f"{name}, torch {torch.__version__}"
+    key = f"{name}, torch {torch.__version__}"
     try:
+        path = Path(cache or cache_folder()) / "bfloat16.json"
         known = read_json(path, dict[str, float]) if path.exists() else {}
         if key not in known:
             known[key] = round(step_seconds("float32", device) / step_seconds("bfloat16", device), 2)

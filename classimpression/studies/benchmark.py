@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from ..carryover import Carryover, class_means
 from ..core.errors import check, check_number, progress
+from ..runs.surroundings import load_average
 from ..synthesis import Impressions, SynthesisConfig, descend, draw_group, keep_freed_memory, synthesize
 from ..synthesis import uncompiled
 from ..core.seeding import generator
@@ -253,7 +254,7 @@ def bench_row(
     against = lambda name: round(ratio(seconds[name], seconds["ours"]), 3) if name in seconds else None
     times = {k: ms(k) for k in CONTENDERS}
     ratios = {f"ratio_to_{k}": against(k) for k in CONTENDERS[1:]}
-    told = dict(ours_by_the_clock=ms("ours", clock or {}), load=round(os.getloadavg()[0], 1))
+    told = dict(ours_by_the_clock=ms("ours", clock or {}), load=next(iter(load_average()), None))
     return dict(row=row, **facts, unit="ms", **times, **ratios, **told)
 
 # %% ../../nbs/studies/11_benchmark.ipynb #c74d5ba6
@@ -368,7 +369,7 @@ def memory_rows(
         share = lambda n, mb=mb: round(mb[n] / mb["ours"], 3) if mb.get(n) and mb["ours"] else None
         facts = dict(row=f"peak memory, {row}", device="cpu", threads=1, batch=b, dtype="float32", unit="MB")
         shares = {f"ratio_to_{n}": share(n) for n in CONTENDERS[1:]}
-        rows.append(facts | {n: mb.get(n) for n in CONTENDERS} | shares | dict(load=round(os.getloadavg()[0], 1)))
+        rows.append(facts | {n: mb.get(n) for n in CONTENDERS} | shares | dict(load=next(iter(load_average()), None)))
     return rows
 
 # %% ../../nbs/studies/11_benchmark.ipynb #4b75af59

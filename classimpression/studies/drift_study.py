@@ -17,7 +17,7 @@ from ..metrics import paired_interval
 from ..models import find_network
 from .moments import ESTIMATORS, AtHand, Estimator, Moments, Probe, by_class, nearest_recalls
 from .moments import recalls_of
-from ..report.plots import new_figure, style
+from ..report.plots import new_figure, seaborn, style
 from ..scenarios import Scenario
 from ..training import teacher_features
 
@@ -202,8 +202,7 @@ def plot_readouts(
     rows: DataFrame,  # from `study_readouts`, one or more runs
 ) -> Figure:
     "Balanced accuracy after the last task, per estimator: the network alone, and codes beside it."
-    import seaborn as sns
-
+    sns = seaborn()
     last = rows[rows.task == rows.task.max()]
     names = [n for n in (*ESTIMATORS, "true") if n in set(last.statistics)]
     with style():
@@ -363,8 +362,7 @@ def plot_drift(
     """Predicted against true drift; quality of a class's impressions against the error of following them; how many it
     takes.
     """
-    import seaborn as sns
-
+    sns = seaborn()
     whole, own = drift[drift["all"]], "class by class, impressions"
     every = round(whole.impressions.mean())  # all that there were: more per class while there are few
     with style():

@@ -17,6 +17,7 @@ from .benchmark import bench_row, take_turns, threads
 from .peers import WHOLE, whole_rows
 from ..report.comparison import save_frame
 from ..core.errors import check, progress
+from ..runs.surroundings import load_average
 from ..core.files import write_json
 from ..core.provenance import environment
 from ..report.plots import new_figure, style
@@ -179,7 +180,7 @@ def measure(
         tell("imports and whole runs")
         rows += import_rows(whole) + whole_rows(peers, rounds=whole, root=root or None)
     facts = dict(rounds=rounds, pixels=pixels, scenario=scenario, images=first)
-    facts |= dict(seconds=round(time.perf_counter() - started, 1), load_average=list(os.getloadavg()))
+    facts |= dict(seconds=round(time.perf_counter() - started, 1), load_average=load_average())
     facts |= dict(gpu_found=torch.cuda.is_available(), environment=environment())
     return pd.DataFrame(rows), facts
 
@@ -272,10 +273,10 @@ def plot_growth(
     rows: DataFrame,  # of `growth_rows`
 ) -> Figure:
     "Seconds and megabytes against classes, tasks, pixels, images and impressions; the price at the largest sizes."
-    from matplotlib.ticker import EngFormatter, LogLocator
-
     fits = exponents(rows).set_index("quantity")
     with style():
+        from matplotlib.ticker import EngFormatter, LogLocator
+
         fig, axes = new_figure(2, len(fits), 2.3 * len(fits), 4, sharex="col")
         for (name, g), column in zip(rows.groupby("quantity", sort=False), axes.T, strict=True):
             for ax, what, unit, p in zip(
