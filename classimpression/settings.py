@@ -11,8 +11,8 @@ from .synthesis import uncompiled
 from .tasks import POOLS, SELECTIONS
 
 # %% auto #0
-__all__ = ['SCHEDULES', 'BN_STATISTICS', 'CHOICES', 'RANGES', 'PUBLISHED', 'TrainConfig', 'check_training', 'published_training',
-           'plateau_rate', 'epoch_rate']
+__all__ = ['SCHEDULES', 'BN_STATISTICS', 'CHOICES', 'RANGES', 'PUBLISHED_TRAINING', 'TrainConfig', 'check_training',
+           'published_training', 'plateau_rate', 'epoch_rate']
 
 # %% ../nbs/10_settings.ipynb #3ce0f591
 SCHEDULES = ("cosine", "paper", "as_published", "constant")
@@ -117,7 +117,7 @@ def check_training(
 # %% ../nbs/10_settings.ipynb #9837bbd3
 # before tasks 2, 3, 4: share of the batch in the centroids, temperature;
 # OrganAMNIST's last task draws half its samples from the impressions
-PUBLISHED = {
+PUBLISHED_TRAINING = {
     "blood": dict(rho=(0.9, 0.999, 0.9), tau=(1.0, 1.0, 1.0)),
     "path": dict(rho=(0.99, 0.9, 0.9), tau=(1.0, 1.0, 1.0)),
     "organa": dict(rho=(0.9, 0.99, 0.9), tau=(1.0, 5.0, 1.0), synthetic_share=(0.66, 0.66, 0.5)),
@@ -131,7 +131,7 @@ def published_training(
 ) -> dict:  # rho, tau, synthetic_share
     "Published values; for scenarios or tasks that were not published the most frequent ones."
     check_number("task", task, 1, integer=True)
-    row = PUBLISHED.get(scenario.removesuffix("-mini"), {})
+    row = PUBLISHED_TRAINING.get(scenario.removesuffix("-mini"), {})
     pick = lambda name, default: row[name][task - 1] if task <= len(row.get(name, ())) else default
     return dict(rho=pick("rho", 0.9), tau=pick("tau", 1.0), synthetic_share=pick("synthetic_share", 0.66))
 

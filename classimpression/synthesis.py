@@ -19,12 +19,12 @@ from .core.seeding import generator, usual_torch
 from .models import batch_norms, called_norms, frozen_copy
 
 # %% auto #0
-__all__ = ['PUBLISHED', 'neighbour_differences', 'total_variation', 'image_norm', 'GroupStatistics', 'NormWithStatistics',
-           'is_plain', 'input_statistics', 'statistics_distance', 'SynthesisConfig', 'check_synthesis',
-           'published_synthesis', 'synthesis_preset', 'synthesis_rate', 'group_views', 'term_weights', 'loss_terms',
-           'objective', 'impression_loss', 'draw_group', 'pixel_step', 'LowestLoss', 'keep_freed_memory', 'uncompiled',
-           'compiler_works', 'descend', 'Impressions', 'split_groups', 'model_to_invert', 'make_groups', 'gather',
-           'synthesize']
+__all__ = ['PUBLISHED_SYNTHESIS', 'neighbour_differences', 'total_variation', 'image_norm', 'GroupStatistics',
+           'NormWithStatistics', 'is_plain', 'input_statistics', 'statistics_distance', 'SynthesisConfig',
+           'check_synthesis', 'published_synthesis', 'synthesis_preset', 'synthesis_rate', 'group_views',
+           'term_weights', 'loss_terms', 'objective', 'impression_loss', 'draw_group', 'pixel_step', 'LowestLoss',
+           'keep_freed_memory', 'uncompiled', 'compiler_works', 'descend', 'Impressions', 'split_groups',
+           'model_to_invert', 'make_groups', 'gather', 'synthesize']
 
 # %% ../nbs/07_synthesis.ipynb #7b9dc700
 def neighbour_differences(
@@ -191,7 +191,7 @@ def check_synthesis(
 
 # %% ../nbs/07_synthesis.ipynb #83c99986
 # before tasks 2, 3, 4: coefficient of the total variation, and groups of 40 impressions
-PUBLISHED = {
+PUBLISHED_SYNTHESIS = {
     "blood": dict(tv_weight=(0.01, 0.001, 0.01), groups=(16, 24, 30)),
     "path": dict(tv_weight=(0.01, 0.01, 0.001), groups=(16, 25, 35)),
     "organa": dict(tv_weight=(0.1, 0.001, 0.1), groups=(16, 24, 30)),
@@ -205,7 +205,7 @@ def published_synthesis(
 ) -> dict:  # tv_weight and groups
     "Published values; for other scenarios and later tasks a tv_weight of 0.01 and 16, 24, 30, 30, ... groups."
     check_number("task", task, 1, integer=True)
-    row = PUBLISHED.get(scenario.removesuffix("-mini"), dict(tv_weight=(0.01,), groups=(16, 24, 30)))
+    row = PUBLISHED_SYNTHESIS.get(scenario.removesuffix("-mini"), dict(tv_weight=(0.01,), groups=(16, 24, 30)))
     return dict(
         tv_weight=row["tv_weight"][task - 1] if task <= len(row["tv_weight"]) else 0.01,
         groups=row["groups"][min(task, len(row["groups"])) - 1],

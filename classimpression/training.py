@@ -27,7 +27,7 @@ from .tasks import Task
 
 # %% auto #0
 __all__ = ['Terms', 'draw_epoch', 'Batch', 'teacher_features', 'TaskData', 'seen_by_teacher', 'epoch_batches', 'first_model',
-           'start_model', 'History', 'predict', 'evaluate', 'accuracy', 'Callback', 'listening', 'tell',
+           'start_model', 'History', 'predict', 'evaluate', 'accuracy_of', 'Callback', 'listening', 'tell',
            'told_if_stopped', 'train_step', 'takes_one_image', 'joined', 'without_single', 'train_epoch', 'optimiser',
            'train', 'mixed_features', 'pool_scores', 'unlabelled_scores', 'Centroids', 'class_impression_terms',
            'term_weights_of', 'fit_task']
@@ -221,7 +221,7 @@ def evaluate(
     return confusion_matrix(split.y.cpu().numpy(), predict(model, split, device=device).numpy(), n_classes)
 
 # %% ../nbs/11_training.ipynb #26de05a4
-def accuracy(model: nn.Module, split: Split, device: str = "cpu") -> float:
+def accuracy_of(model: nn.Module, split: Split, device: str = "cpu") -> float:
     "Per cent of the images of `split` that are recognised among all classes seen."
     return 100 * float((predict(model, split, device=device) == split.y.cpu()).double().mean())
 
@@ -404,7 +404,7 @@ def train(
             tell("on_epoch", task.idx, epoch, cfg.epochs, {"lr": h.lr[-1]} | {k: v[-1] for k, v in h.terms.items()})
             if cfg.selection == "last":
                 continue
-            h.val.append(accuracy(model, task.selection, cfg.device))
+            h.val.append(accuracy_of(model, task.selection, cfg.device))
             if h.val.index(max(h.val)) == epoch:
                 best, h.best_epoch = copy.deepcopy(model.state_dict()), epoch
     if best is not None:

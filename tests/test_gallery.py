@@ -13,7 +13,7 @@ from PIL import Image
 from classimpression.report import gallery, domain_gap as likeness, plots
 from classimpression.core.errors import ConfigError, DataError, LeakError
 from classimpression.report.gallery import Neighbours, distance_table, example_run, exhibit, nearest, neighbours
-from classimpression.report.gallery import recognised, save_gif
+from classimpression.report.gallery import recognition_table, save_gif
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_counts_on_hand_worked_distances():
 
 
 def test_recognised_agrees_with_the_network(e):
-    t = recognised(e.before.model, e.impressions.x, e.impressions.y, e.names)
+    t = recognition_table(e.before.model, e.impressions.x, e.impressions.y, e.names)
     with torch.no_grad():
         p = e.before.model(e.impressions.x).softmax(1)
     for c in range(3):
@@ -127,7 +127,9 @@ def test_recognised_agrees_with_the_network(e):
         assert t.recognised[c] == pytest.approx(
             100 * float((p[mine].argmax(1) == c).float().mean()), abs=0.01
         ) and t.confidence[c] == pytest.approx(100 * float(p[mine, c].mean()), abs=0.01)
-    assert (recognised(e.before.model, e.train.x, e.train.y, e.names).recognised > 90).all()  # bytes and floats alike
+    assert (
+        recognition_table(e.before.model, e.train.x, e.train.y, e.names).recognised > 90
+    ).all()  # bytes and floats alike
 
 
 def test_classes_with_one_impression_or_none(e):
@@ -138,7 +140,7 @@ def test_classes_with_one_impression_or_none(e):
     found = neighbours(few)
     table, share = (
         distance_table(found, e.names),
-        recognised(few.before.model, few.impressions.x, few.impressions.y, e.names),
+        recognition_table(few.before.model, few.impressions.x, few.impressions.y, e.names),
     )
     assert (
         set(table["class"]) == {e.names[0], e.names[2]}

@@ -21,7 +21,7 @@ from classimpression.heads import grow, make_head
 from classimpression.methods.registry import find_method
 from classimpression.models import build_classifier, frozen_copy, rebuild
 from classimpression.settings import TrainConfig
-from classimpression.training import accuracy, teacher_features
+from classimpression.training import accuracy_of, teacher_features
 
 CFG = TrainConfig(epochs=1, batch_size=20)
 MEANS, ALL = ("sdc", "adc", "ldc"), ("sdc", "adc", "ldc", "adagauss")
@@ -534,4 +534,4 @@ def test_better_than_chance_on_easy_data(toy, name):
         else (replace(CFG, epochs=6, lr=0.02), {})
     )
     *_, (_, _, model, _, _) = run(name, scenario, cfg, **options)
-    assert sum(accuracy(model, scenario.test(t)) for t in (0, 1)) / 2 > 35
+    assert sum(accuracy_of(model, scenario.test(t)) for t in (0, 1)) / 2 > 35

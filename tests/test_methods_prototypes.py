@@ -22,7 +22,7 @@ from classimpression.methods.prototypes import Adapted, Turned, add_adapters, dr
 from classimpression.methods.prototypes import merge_adapters, nearest_class, prototype_radius
 from classimpression.methods.prototypes import pseudo_features, turn, turned_batches, turned_labels
 from classimpression.settings import TrainConfig
-from classimpression.training import TaskData, accuracy, epoch_batches, start_model, teacher_features
+from classimpression.training import TaskData, accuracy_of, epoch_batches, start_model, teacher_features
 
 NAMES = ("pass", "ssre", "fetril")
 CFG = TrainConfig(epochs=1, batch_size=20)
@@ -245,7 +245,7 @@ def test_prototypes_of_old_classes_are_upright(toy, monkeypatch):
 def test_pass_begins_with_rotations_and_new_weights_of_the_seed(toy):
     model, h, _ = step("pass", toy(per_class=60), 0, None, epochs=6, batch_size=8)
     assert set(h.terms) == {"cross_entropy"} and h.terms["cross_entropy"][-1] < h.terms["cross_entropy"][0]
-    assert accuracy(model, images(toy(per_class=60), 0)) > 60
+    assert accuracy_of(model, images(toy(per_class=60), 0)) > 60
 
 
 # SSRE
@@ -500,6 +500,6 @@ def test_fetril_with_one_new_class_keeps_old_classes(toy):
     scenario = toy((2, 1), per_class=60)
     carry = step("fetril", scenario, 0, None, epochs=10, batch_size=16)[2]
     model, h, _ = step("fetril", scenario, 1, carry, head_epochs=50)
-    assert h.terms["cross_entropy"][-1] < h.terms["cross_entropy"][0] and accuracy(model, scenario.test(0)) > 60, (
-        accuracy(model, scenario.test(0))
+    assert h.terms["cross_entropy"][-1] < h.terms["cross_entropy"][0] and accuracy_of(model, scenario.test(0)) > 60, (
+        accuracy_of(model, scenario.test(0))
     )

@@ -23,7 +23,7 @@ from classimpression.methods.rehearsal import balanced, distil_heads, eeil, icar
 from classimpression.methods.rehearsal import nearest_exemplars, replay, with_kept
 from classimpression.runs.runner import RunConfig, run
 from classimpression.settings import TrainConfig
-from classimpression.training import accuracy, teacher_features
+from classimpression.training import accuracy_of, teacher_features
 
 NAMES = ("replay", "icarl", "eeil", "lucir")
 CFG = TrainConfig(epochs=1, **rehearsal.RECIPE)
@@ -177,8 +177,8 @@ def test_replay_of_everything_is_joint_training_with_a_warm_start(toy, monkeypat
         fresh, _ = joint(carry, task, None, cfg)
     test = scenario.test(1)
     for classes in ((0, 1), (2, 3)):
-        assert accuracy(model, test.where(classes)) > 75, classes
-    assert abs(accuracy(model, test) - accuracy(fresh, test)) < 15
+        assert accuracy_of(model, test.where(classes)) > 75, classes
+    assert abs(accuracy_of(model, test) - accuracy_of(fresh, test)) < 15
 
 
 def test_replay_weighs_classes_by_their_inverse_frequency(toy, monkeypatch):

@@ -13,7 +13,7 @@ from classimpression.core.errors import ConfigError, StateError
 from classimpression.synthesis import compiler_works
 from classimpression.heads import CosineHead
 from classimpression.models import Classifier, build_classifier, frozen_copy
-from classimpression.synthesis import PUBLISHED, Impressions, SynthesisConfig, descend, draw_group
+from classimpression.synthesis import PUBLISHED_SYNTHESIS, Impressions, SynthesisConfig, descend, draw_group
 from classimpression.synthesis import impression_loss, input_statistics, synthesis_rate, synthesize
 
 
@@ -293,10 +293,10 @@ def test_impossible_settings_are_refused(bad):
 
 
 def test_published_values():
-    assert PUBLISHED["blood"] == dict(tv_weight=(0.01, 0.001, 0.01), groups=(16, 24, 30))
-    assert PUBLISHED["path"] == dict(tv_weight=(0.01, 0.01, 0.001), groups=(16, 25, 35))
-    assert PUBLISHED["organa"] == dict(tv_weight=(0.1, 0.001, 0.1), groups=(16, 24, 30))
-    assert PUBLISHED["tissue"] == dict(tv_weight=(0.01, 0.001, 0.001), groups=(16, 24, 30))
+    assert PUBLISHED_SYNTHESIS["blood"] == dict(tv_weight=(0.01, 0.001, 0.01), groups=(16, 24, 30))
+    assert PUBLISHED_SYNTHESIS["path"] == dict(tv_weight=(0.01, 0.01, 0.001), groups=(16, 25, 35))
+    assert PUBLISHED_SYNTHESIS["organa"] == dict(tv_weight=(0.1, 0.001, 0.1), groups=(16, 24, 30))
+    assert PUBLISHED_SYNTHESIS["tissue"] == dict(tv_weight=(0.01, 0.001, 0.001), groups=(16, 24, 30))
     cfg = SynthesisConfig()
     assert (
         cfg.steps,

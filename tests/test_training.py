@@ -18,7 +18,7 @@ from classimpression.settings import TrainConfig, epoch_rate, published_training
 from classimpression.synthesis import Impressions, SynthesisConfig, synthesize
 from classimpression.training import Batch, TaskData, class_impression_terms, draw_epoch, epoch_batches, fit_task
 from classimpression.tasks import from_arrays
-from classimpression.training import accuracy, start_model
+from classimpression.training import accuracy_of, start_model
 
 CFG = TrainConfig(epochs=2, batch_size=20)
 FEW = SynthesisConfig(groups=2, group_size=10, steps=6, warmup=2, shift=3)
@@ -61,7 +61,7 @@ def test_the_method_learns_what_fine_tuning_forgets(toy):
         impressions = synthesize(carry, replace(FEW, groups=4, steps=40, warmup=5), seed=0, task=1)
         with scenario.training(1, cfg.pool) as task:
             model, _ = find_method(name).fit(carry, task, impressions, cfg)
-        old[name] = accuracy(model, scenario.test(0))
+        old[name] = accuracy_of(model, scenario.test(0))
     assert old["class-impression"] > old["fine-tuning"] + 20, old
 
 
@@ -202,13 +202,13 @@ def test_selection_keeps_the_best_epoch_and_drives_the_plateau(toy):
     with scenario.training(0, cfg.pool, cfg.selection) as task:
         val = task.val
         model, history = fit_task(None, task, None, cfg)
-        assert history.val[history.best_epoch] == max(history.val) == accuracy(model, val) and len(history.val) == 4
+        assert history.val[history.best_epoch] == max(history.val) == accuracy_of(model, val) and len(history.val) == 4
 
 
 def test_the_best_epoch_is_a_copy_and_not_the_last_model(toy, monkeypatch):
     def trained(*accuracies):
         cfg, values = replace(CFG, epochs=len(accuracies), selection="new-val", schedule="constant"), iter(accuracies)
-        monkeypatch.setattr("classimpression.training.accuracy", lambda *a: next(values))
+        monkeypatch.setattr("classimpression.training.accuracy_of", lambda *a: next(values))
         with toy().training(0, cfg.pool, cfg.selection) as task:
             return weights(fit_task(None, task, None, cfg)[0])
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..core.errors import DataError, check
 from ..core.seeding import generator
-from .gallery import KINDS, Exhibit, recognised
+from .gallery import KINDS, Exhibit, recognition_table
 from .plots import COLOURS, SPARE, new_figure, short_name, style
 from ..training import teacher_features
 
@@ -205,7 +205,11 @@ def recognition(
     both = {"impression": e.impressions, "unseen image": e.unseen}
     models = dict(before=e.before.model, after=e.after)
     return pd.concat(
-        [recognised(m, s.x, s.y, e.names).assign(network=n, kind=k) for n, m in models.items() for k, s in both.items()]
+        [
+            recognition_table(m, s.x, s.y, e.names).assign(network=n, kind=k)
+            for n, m in models.items()
+            for k, s in both.items()
+        ]
     )[["network", "kind", "class", "images", "recognised", "confidence"]].reset_index(drop=True)
 
 # %% ../../nbs/report/09_domain_gap.ipynb #13c2f746

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['Caption', 'SPACES', 'KINDS', 'Exhibit', 'exhibit', 'example_discs', 'example_run', 'confidences', 'recognised',
+__all__ = ['Caption', 'SPACES', 'KINDS', 'Exhibit', 'exhibit', 'example_discs', 'example_run', 'confidences', 'recognition_table',
            'captioned_grid', 'plot_impressions_per_class', 'vectors', 'nearest', 'Neighbours', 'neighbours',
            'distance_table', 'plot_distances', 'plot_neighbours', 'film', 'gif_frame', 'save_gif', 'gallery_reading']
 
@@ -161,7 +161,7 @@ def confidences(
     )
 
 # %% ../../nbs/report/08_gallery.ipynb #84de81e5
-def recognised(
+def recognition_table(
     model: nn.Module,  # in evaluation mode
     x: Tensor,  # images of old classes [N,C,H,W]
     y: Tensor,  # their (wanted) labels [N]
@@ -512,7 +512,7 @@ def save_gif(
 
 # %% ../../nbs/report/08_gallery.ipynb #9df1c60c
 def gallery_reading(
-    share: DataFrame,  # from `recognised`, of the impressions
+    share: DataFrame,  # from `recognition_table`, of the impressions
     table: DataFrame,  # from `distance_table`
 ) -> str:
     "Sentences about the impressions of one synthesis and their nearest training images."
