@@ -4,7 +4,7 @@
 
 # %% ../nbs/12_cli.ipynb #458ffe4a
 from __future__ import annotations
-import argparse, ast, importlib.util, json, os, signal, sys
+import argparse, ast, importlib.util, json, os, re, signal, sys
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
@@ -15,14 +15,14 @@ from .core.files import user_path
 
 # %% auto #0
 __all__ = ['TYPED', 'Name', 'Folder', 'File', 'Flag', 'PASSED_ON', 'MOST_CONFIG', 'OF_THE_DATA', 'GROUPS', 'FILES', 'CARRIED',
-           'KINDS', 'OPTIONAL', 'COMMANDS', 'package', 'source', 'Field', 'fields_of', 'run_fields', 'constants',
-           'words_of', 'asset', 'profiles', 'choices', 'truth', 'dictionary', 'read_as', 'explained', 'add_fields',
-           'add_options', 'Places', 'Log', 'reproduce_some', 'ReproduceOptions', 'add_reproduce', 'use_loggers',
-           'parsed', 'config_file', 'settings_of', 'run_one', 'add_run', 'tune_some', 'add_tune', 'verify_some',
-           'VerifyOptions', 'add_verify', 'list_files', 'download_file', 'index_series', 'show_store', 'IndexOptions',
-           'add_index', 'add_data', 'recommend_some', 'add_recommend', 'bench_some', 'BenchOptions', 'add_bench',
-           'listed', 'list_some', 'add_list', 'version', 'show_info', 'Parser', 'parser', 'statements', 'other_copy',
-           'Terminated', 'terminate', 'working_folder', 'main']
+           'KINDS', 'COMMANDS', 'package', 'source', 'Field', 'fields_of', 'run_fields', 'constants', 'words_of',
+           'asset', 'profiles', 'choices', 'truth', 'dictionary', 'read_as', 'explained', 'add_fields', 'add_options',
+           'Places', 'Log', 'reproduce_some', 'ReproduceOptions', 'add_reproduce', 'use_loggers', 'parsed',
+           'config_file', 'settings_of', 'run_one', 'add_run', 'tune_some', 'add_tune', 'verify_some', 'VerifyOptions',
+           'add_verify', 'list_files', 'download_file', 'index_series', 'show_store', 'IndexOptions', 'add_index',
+           'add_data', 'recommend_some', 'add_recommend', 'bench_some', 'BenchOptions', 'add_bench', 'listed',
+           'list_some', 'add_list', 'version', 'named_packages', 'show_info', 'Parser', 'parser', 'statements',
+           'other_copy', 'Terminated', 'terminate', 'working_folder', 'main']
 
 # %% ../nbs/12_cli.ipynb #d4bec0b2
 def package() -> Path:
@@ -705,12 +705,6 @@ def add_list(p: argparse.ArgumentParser) -> None:
     p.add_argument("what", nargs="?", choices=KINDS, help="what to list; all of them unless one is named")
 
 # %% ../nbs/12_cli.ipynb #3b296993
-OPTIONAL = [
-    *("torchvision", "papermill", "distributed", "medmnist", "matplotlib", "seaborn", "jupyterlab", "ipywidgets"),
-    *("onnx", "avalanche-lib", "tensorboard", "mlflow"),
-]
-
-
 def version(
     name: str,  # of a package
 ) -> str | None:  # None: it is not installed
@@ -719,6 +713,15 @@ def version(
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+# %% ../nbs/12_cli.ipynb #e5bbc374
+def named_packages() -> list[str]:
+    "What the installed library names in its requirements and extras, but for its own making."
+    if not version("classimpression"):
+        return []
+    named = metadata.requires("classimpression") or []
+    used = [r for r in named if not re.search(r"extra == .(dev|site).$", r)]
+    return sorted({re.match(r"[\w.-]+", r)[0] for r in used})
 
 # %% ../nbs/12_cli.ipynb #6410ede5
 def show_info(
@@ -731,8 +734,8 @@ def show_info(
     device = best_device()
     dtype, why = number_type(device)
     facts = dict(device_auto=device, number_type=dict(profiles="float32", auto=dtype, why=why))
-    optional = dict(optional={k: version(k) for k in OPTIONAL}, experiments=list(asset("experiments.json")))
-    print(json.dumps(dict(classimpression=version("classimpression"), **environment()) | facts | optional, indent=1))
+    more = dict(packages={k: version(k) for k in named_packages()}, experiments=list(asset("experiments.json")))
+    print(json.dumps(dict(classimpression=version("classimpression"), **environment()) | facts | more, indent=1))
     return 0
 
 # %% ../nbs/12_cli.ipynb #02fdc63d

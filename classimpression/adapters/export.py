@@ -5,8 +5,10 @@
 # %% ../../nbs/adapters/04_export.ipynb #ceb3c2af
 from __future__ import annotations
 import json, warnings
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from ..core.seeding import usual_torch
 from ..models import frozen_copy
 
 # %% auto #0
-__all__ = ['PlainDistances', 'ready_to_export', 'as_sides', 'export_torch', 'export_onnx']
+__all__ = ['PlainDistances', 'ready_to_export', 'as_sides', 'exporting', 'export_torch', 'export_onnx']
 
 # %% ../../nbs/adapters/04_export.ipynb #f1299566
 class PlainDistances(nn.Module):
@@ -69,6 +71,21 @@ def as_sides(
         check_number("size", side, 1, integer=True)
     return sides
 
+# %% ../../nbs/adapters/04_export.ipynb #db2229b2
+@contextmanager
+def exporting(
+    what: str,  # is to be exported, and how
+    packages: str = "torch",  # that do it
+) -> Iterator[None]:
+    "Within the block, what an exporter raises becomes a `ConfigError` with its first line and the versions at hand."
+    try:
+        yield
+    except Exception as e:  # each exporter has errors of its own
+        said = next(iter(str(e).strip().splitlines()), "")[:200]
+        versions = ", ".join(f"{p} {version(p)}" for p in packages.split())
+        how = "a network must not branch on values of its images; else try newer packages"
+        raise ConfigError(f"{what} does not work with {versions}: {type(e).__name__}: {said}; {how}") from e
+
 # %% ../../nbs/adapters/04_export.ipynb #53ade48b
 @usual_torch()
 def export_torch(
@@ -81,7 +98,8 @@ def export_torch(
     example = torch.zeros(2, channels, *as_sides(size))
     with torch.no_grad():
         ready = ready_to_export(model, example)
-        program = torch.export.export(ready, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+        with exporting(f"torch.export of {type(model).__name__}"):
+            program = torch.export.export(ready, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     if path is not None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +135,7 @@ def export_onnx(
     program = export_torch(model, (height, width), channels)
     k = program.module()(torch.zeros(2, channels, height, width)).shape[1]
     check(names is None or len(names) == k, f"{len(names or [])} class names for {k} scores; give one per class")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), exporting(f"ONNX of {type(model).__name__}", "torch onnxscript"):
         warnings.simplefilter("ignore")
         made = torch.onnx.export(
             program, (), input_names=["images"], output_names=["scores"], dynamo=True, verbose=False
