@@ -158,6 +158,16 @@ def with_head(name):
     return model, split.images(torch.arange(0, 320, 27))
 
 
+def test_a_network_that_cannot_be_exported_is_refused_with_the_versions():
+    class Moody(nn.Module):
+        def forward(self, x):
+            scores = x.flatten(1)[:, :2]
+            return scores if scores.sum() > 0 else -scores
+
+    with pytest.raises(ConfigError, match=rf"torch.export of Moody does not work with torch {torch.__version__[:3]}"):
+        export_torch(Moody())
+
+
 @pytest.mark.parametrize("name", ["cosine_mean", "ridge"])
 def test_torch_export_agrees(name, tmp_path):
     model, x = with_head(name)
