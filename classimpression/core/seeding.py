@@ -5,7 +5,7 @@
 # %% ../../nbs/core/02_seeding.ipynb #d9f52acf
 from __future__ import annotations
 import hashlib, json, random, threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Iterator
 import numpy as np
 import torch
@@ -57,12 +57,13 @@ def seeded(
 # %% ../../nbs/core/02_seeding.ipynb #59432b56
 @contextmanager
 def usual_torch() -> Iterator[None]:
-    "Gradients on, no inference mode, numbers of 32 bits by default; a block or a decorator."
+    "Gradients on, no inference mode; by default numbers of 32 bits, on the CPU. A block or a decorator."
     with ONE_THREAD:
         before = torch.get_default_dtype()
+        elsewhere = torch.get_default_device().type != "cpu"  # asked first: the block costs time at every call of torch
         torch.set_default_dtype(torch.float32)
         try:
-            with torch.inference_mode(False), torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu") if elsewhere else nullcontext():
                 yield
         finally:
             torch.set_default_dtype(before)
