@@ -19,11 +19,11 @@ from .core.seeding import generator, usual_torch
 from .models import batch_norms, called_norms, frozen_copy
 
 # %% auto #0
-__all__ = ['PUBLISHED_SYNTHESIS', 'neighbour_differences', 'total_variation', 'image_norm', 'captured_inputs', 'GroupStatistics',
-           'statistics_gap', 'statistics_distance', 'NormWithStatistics', 'is_plain', 'input_statistics',
-           'SynthesisConfig', 'check_synthesis', 'published_synthesis', 'synthesis_preset', 'synthesis_rate',
-           'group_views', 'term_weights', 'loss_terms', 'objective', 'impression_loss', 'draw_group', 'pixel_step',
-           'LowestLoss', 'keep_freed_memory', 'uncompiled', 'compiler_works', 'descend', 'Impressions', 'split_groups',
+__all__ = ['PUBLISHED_SYNTHESIS', 'neighbour_differences', 'total_variation', 'image_norm', 'GroupStatistics',
+           'NormWithStatistics', 'is_plain', 'input_statistics', 'statistics_distance', 'SynthesisConfig',
+           'check_synthesis', 'published_synthesis', 'synthesis_preset', 'synthesis_rate', 'group_views',
+           'term_weights', 'loss_terms', 'objective', 'impression_loss', 'draw_group', 'pixel_step', 'LowestLoss',
+           'keep_freed_memory', 'uncompiled', 'compiler_works', 'descend', 'Impressions', 'split_groups',
            'model_to_invert', 'make_groups', 'gather', 'synthesize']
 
 # %% ../nbs/07_synthesis.ipynb #7b9dc700
@@ -55,20 +55,6 @@ def image_norm(
     "Mean Euclidean norm of the images of each group (paper, L_l2)."
     return x.reshape(len(x), -1).norm(dim=1).view(n_groups, -1).mean(1)
 
-# %% ../nbs/07_synthesis.ipynb #7d33928d
-@contextmanager
-def captured_inputs(
-    layers: list[nn.Module],  # layers to listen to
-) -> Iterator[list[Tensor]]:  # one input per layer, after a forward pass
-    "Collect the inputs of `layers`; the hooks are gone after the block, whatever happens in it."
-    inputs: list[Tensor] = []
-    handles = [l.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for l in layers]
-    try:
-        yield inputs
-    finally:
-        for h in handles:
-            h.remove()
-
 # %% ../nbs/07_synthesis.ipynb #f815cf05
 class GroupStatistics(torch.autograd.Function):
     "Mean and biased variance per group and channel: [G*B, C, ...] -> [G, C] twice, in 32 bits."
@@ -89,29 +75,6 @@ class GroupStatistics(torch.autograd.Function):
         offset = d_mean / rows.shape[1] - slope * mean
         out = torch.addcmul(offset[:, None].to(h.dtype), rows, slope[:, None].to(h.dtype))
         return out.reshape(last.shape).movedim(-1, 1), None
-
-# %% ../nbs/07_synthesis.ipynb #8b36fe25
-def statistics_gap(
-    statistics: list[tuple[Tensor, Tensor]],  # mean and variance of the layers' inputs, [G, C] each
-    layers: list[nn.Module],  # the layers, with their running statistics
-    first_weight: float = 10.0,  # weight of the first layer; the others have 1
-) -> Tensor:  # [G]
-    "Distance of means and variances from the running ones (DeepInversion, eq. 4)."
-    total = 0.0
-    for i, ((mean, var), l) in enumerate(zip(statistics, layers, strict=True)):
-        gap = (mean - l.running_mean).norm(dim=1) + (var - l.running_var).norm(dim=1)
-        total = total + (first_weight if i == 0 else 1.0) * gap
-    return total
-
-# %% ../nbs/07_synthesis.ipynb #4f0b949e
-def statistics_distance(
-    inputs: list[Tensor],  # inputs of the layers, [G*B, C, ...] each
-    layers: list[nn.Module],  # the layers, with their running statistics
-    n_groups: int = 1,  # G
-    first_weight: float = 10.0,  # weight of the first layer; the others have 1
-) -> Tensor:  # [G]
-    "The same for what flows into the layers: the statistics term of the paper."
-    return statistics_gap([GroupStatistics.apply(h, n_groups) for h in inputs], layers, first_weight)
 
 # %% ../nbs/07_synthesis.ipynb #e8616aa1
 class NormWithStatistics(torch.autograd.Function):
@@ -166,6 +129,19 @@ def input_statistics(
             h.remove()
         for l in plain:
             del l.forward
+
+# %% ../nbs/07_synthesis.ipynb #8b36fe25
+def statistics_distance(
+    statistics: list[tuple[Tensor, Tensor]],  # mean and variance of the layers' inputs, [G, C] each
+    layers: list[nn.Module],  # the layers, with their running statistics
+    first_weight: float = 10.0,  # weight of the first layer; the others have 1
+) -> Tensor:  # [G]
+    "Distance of each group's input means and variances from the running ones (DeepInversion, eq. 4)."
+    total = 0.0
+    for i, ((mean, var), l) in enumerate(zip(statistics, layers, strict=True)):
+        gap = (mean - l.running_mean).norm(dim=1) + (var - l.running_var).norm(dim=1)
+        total = total + (first_weight if i == 0 else 1.0) * gap
+    return total
 
 # %% ../nbs/07_synthesis.ipynb #25997925
 @knows_old_names
@@ -288,7 +264,7 @@ def loss_terms(
     "All terms that count."
     terms = {"cross_entropy": F.cross_entropy(logits.float(), y, reduction="none").view(n_groups, -1).mean(1)}
     if cfg.bn_weight:
-        terms["statistics"] = statistics_gap(statistics, layers, cfg.first_weight)
+        terms["statistics"] = statistics_distance(statistics, layers, cfg.first_weight)
     if cfg.tv_weight or cfg.tv1_weight:
         terms["tv"], terms["tv1"] = total_variation(x, n_groups)
     if cfg.l2_weight:
