@@ -7,7 +7,7 @@ from __future__ import annotations
 import ctypes, inspect, math, os, platform, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Callable, Iterator
 import torch
@@ -19,12 +19,11 @@ from .core.seeding import generator, usual_torch
 from .models import batch_norms, called_norms, frozen_copy
 
 # %% auto #0
-__all__ = ['PUBLISHED_SYNTHESIS', 'neighbour_differences', 'total_variation', 'image_norm', 'GroupStatistics',
-           'NormWithStatistics', 'is_plain', 'input_statistics', 'statistics_distance', 'SynthesisConfig',
-           'check_synthesis', 'published_synthesis', 'synthesis_preset', 'synthesis_rate', 'group_views',
-           'term_weights', 'loss_terms', 'objective', 'impression_loss', 'draw_group', 'pixel_step', 'LowestLoss',
-           'keep_freed_memory', 'uncompiled', 'compiler_works', 'descend', 'Impressions', 'split_groups',
-           'model_to_invert', 'make_groups', 'gather', 'synthesize']
+__all__ = ['PUBLISHED_SYNTHESIS', 'neighbour_differences', 'total_variation', 'image_norm', 'captured_inputs', 'GroupStatistics',
+           'statistics_distance', 'SynthesisConfig', 'check_synthesis', 'published_synthesis', 'synthesis_preset',
+           'synthesis_rate', 'group_views', 'term_weights', 'loss_terms', 'objective', 'impression_loss', 'draw_group',
+           'pixel_step', 'LowestLoss', 'keep_freed_memory', 'uncompiled', 'compiler_works', 'descend', 'Impressions',
+           'split_groups', 'model_to_invert', 'make_groups', 'gather', 'synthesize']
 
 # %% ../nbs/07_synthesis.ipynb #7b9dc700
 def neighbour_differences(
@@ -55,13 +54,27 @@ def image_norm(
     "Mean Euclidean norm of the images of each group (paper, L_l2)."
     return x.reshape(len(x), -1).norm(dim=1).view(n_groups, -1).mean(1)
 
+# %% ../nbs/07_synthesis.ipynb #7d33928d
+@contextmanager
+def captured_inputs(
+    layers: list[nn.Module],  # layers to listen to
+) -> Iterator[list[Tensor]]:  # one input per layer, after a forward pass
+    "Collect the inputs of `layers`; the hooks are gone after the block, whatever happens in it."
+    inputs: list[Tensor] = []
+    handles = [l.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for l in layers]
+    try:
+        yield inputs
+    finally:
+        for h in handles:
+            h.remove()
+
 # %% ../nbs/07_synthesis.ipynb #f815cf05
 class GroupStatistics(torch.autograd.Function):
-    "Mean and biased variance per group and channel: [G*B, C, ...] -> [G, C] twice, in 32 bits."
+    "Mean and biased variance per group and channel: [G*B, C, H, W] -> [G, C] twice, in 32 bits."
 
     @staticmethod
     def forward(ctx, h: Tensor, n_groups: int) -> tuple[Tensor, Tensor]:
-        rows = h.movedim(1, -1).reshape(n_groups, -1, h.shape[1]).float()  # [G, B*H*W, C]
+        rows = h.permute(0, 2, 3, 1).reshape(n_groups, -1, h.shape[1]).float()  # [G, B*H*W, C]
         mean = rows.mean(1)
         ctx.save_for_backward(h, mean)
         return mean, (rows - mean[:, None]).square_().mean(1)
@@ -69,76 +82,23 @@ class GroupStatistics(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_mean: Tensor, d_var: Tensor) -> tuple[Tensor, None]:
         h, mean = ctx.saved_tensors
-        last = h.movedim(1, -1)
-        rows = last.reshape(len(mean), -1, h.shape[1])
+        rows = h.permute(0, 2, 3, 1).reshape(len(mean), -1, h.shape[1])
         slope = 2 * d_var / rows.shape[1]
         offset = d_mean / rows.shape[1] - slope * mean
         out = torch.addcmul(offset[:, None].to(h.dtype), rows, slope[:, None].to(h.dtype))
-        return out.reshape(last.shape).movedim(-1, 1), None
-
-# %% ../nbs/07_synthesis.ipynb #e8616aa1
-class NormWithStatistics(torch.autograd.Function):
-    "A frozen normalisation layer and the statistics of its input: [G*B, C, ...] -> the same, and [G, C] twice."
-
-    @staticmethod
-    def forward(ctx, h: Tensor, l: nn.Module, n_groups: int) -> tuple[Tensor, Tensor, Tensor]:
-        mean, var = GroupStatistics.forward(ctx, h, n_groups)
-        scale = torch.rsqrt(l.running_var + l.eps)
-        ctx.scale = scale if l.weight is None else scale * l.weight
-        return F.batch_norm(h, l.running_mean, l.running_var, l.weight, l.bias, eps=l.eps), mean, var
-
-    @staticmethod
-    def backward(ctx, d_out: Tensor, d_mean: Tensor, d_var: Tensor) -> tuple[Tensor, None, None]:
-        d_h, _ = GroupStatistics.backward(ctx, d_mean, d_var)
-        scale = ctx.scale.view(-1, *[1] * (d_h.ndim - 2))
-        return d_h.addcmul_(d_out, scale.to(d_h.dtype)), None, None
-
-# %% ../nbs/07_synthesis.ipynb #7750a95c
-def is_plain(
-    l: nn.Module,  # a normalisation layer
-) -> bool:
-    "Is it one of torch's own, in evaluation mode, whose weights take no gradients?"
-    own = type(l).forward is nn.modules.batchnorm._BatchNorm.forward
-    return own and not l.training and not any(p.requires_grad for p in l.parameters())
-
-# %% ../nbs/07_synthesis.ipynb #5a776b46
-@contextmanager
-def input_statistics(
-    layers: list[nn.Module],  # normalisation layers
-    n_groups: int = 1,  # G, of the images that a forward pass will see
-) -> Iterator[
-    list[tuple[Tensor, Tensor]]
-]:  # after a forward pass: mean and variance of each layer's input, [G, C] each
-    "Listen to layers; all is as before after the block, whatever happens in it."
-    found: list[tuple[Tensor, Tensor]] = []
-
-    def answer(l: nn.Module, h: Tensor) -> Tensor:
-        out, mean, var = NormWithStatistics.apply(h, l, n_groups)
-        found.append((mean, var))
-        return out
-
-    plain, others = [l for l in layers if is_plain(l)], [l for l in layers if not is_plain(l)]
-    hook = lambda _, args: found.append(GroupStatistics.apply(args[0], n_groups))
-    handles = [l.register_forward_pre_hook(hook) for l in others]
-    for l in plain:
-        l.forward = partial(answer, l)
-    try:
-        yield found
-    finally:
-        for h in handles:
-            h.remove()
-        for l in plain:
-            del l.forward
+        return out.reshape(h.shape[0], *h.shape[2:], h.shape[1]).permute(0, 3, 1, 2), None
 
 # %% ../nbs/07_synthesis.ipynb #8b36fe25
 def statistics_distance(
-    statistics: list[tuple[Tensor, Tensor]],  # mean and variance of the layers' inputs, [G, C] each
+    inputs: list[Tensor],  # inputs of the layers, [G*B, C, H, W] each
     layers: list[nn.Module],  # the layers, with their running statistics
+    n_groups: int = 1,  # G
     first_weight: float = 10.0,  # weight of the first layer; the others have 1
 ) -> Tensor:  # [G]
     "Distance of each group's input means and variances from the running ones (DeepInversion, eq. 4)."
     total = 0.0
-    for i, ((mean, var), l) in enumerate(zip(statistics, layers, strict=True)):
+    for i, (h, l) in enumerate(zip(inputs, layers, strict=True)):
+        mean, var = GroupStatistics.apply(h if h.ndim == 4 else h.reshape(*h.shape[:2], -1, 1), n_groups)
         gap = (mean - l.running_mean).norm(dim=1) + (var - l.running_var).norm(dim=1)
         total = total + (first_weight if i == 0 else 1.0) * gap
     return total
@@ -256,7 +216,7 @@ def loss_terms(
     x: Tensor,  # views of all groups [G*B, C, H, W]
     logits: Tensor,  # the model's for them [G*B, K]
     y: Tensor,  # wanted labels [G*B]
-    statistics: list[tuple[Tensor, Tensor]],  # of what the normalisation layers saw in this pass
+    inputs: list[Tensor],  # what the normalisation layers saw in this pass
     layers: list[nn.Module],  # these layers
     cfg: SynthesisConfig,  # coefficients
     n_groups: int = 1,  # G
@@ -264,7 +224,7 @@ def loss_terms(
     "All terms that count."
     terms = {"cross_entropy": F.cross_entropy(logits.float(), y, reduction="none").view(n_groups, -1).mean(1)}
     if cfg.bn_weight:
-        terms["statistics"] = statistics_distance(statistics, layers, cfg.first_weight)
+        terms["statistics"] = statistics_distance(inputs, layers, n_groups, cfg.first_weight)
     if cfg.tv_weight or cfg.tv1_weight:
         terms["tv"], terms["tv1"] = total_variation(x, n_groups)
     if cfg.l2_weight:
@@ -282,11 +242,11 @@ def objective(
 ) -> Iterator[Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]]:  # views -> weighted total [G], unweighted terms
     "The synthesis' objective as a function of the views [G*B, C, H, W]."
     layers, weights = called_norms(model, example[:1]) if cfg.bn_weight else [], term_weights(cfg)
-    with input_statistics(layers, n_groups) as statistics:
+    with captured_inputs(layers) as inputs:
 
         def total(x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            terms = loss_terms(x, model(x), y, statistics, layers, cfg, n_groups)
-            statistics.clear()
+            terms = loss_terms(x, model(x), y, inputs, layers, cfg, n_groups)
+            inputs.clear()
             return sum(weights[k] * t for k, t in terms.items() if weights[k]), terms
 
         yield torch.compile(total, dynamic=False) if cfg.compiled and compiler_works(str(y.device)) else total

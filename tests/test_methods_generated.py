@@ -16,7 +16,7 @@ from classimpression.heads import LinearHead
 from classimpression.methods.registry import METHODS, first_task, sort_options
 from classimpression.models import batch_norms, build_classifier
 from classimpression.settings import TrainConfig
-from classimpression.synthesis import Impressions, input_statistics
+from classimpression.synthesis import Impressions
 from classimpression.training import Batch, TaskData, start_model
 
 NAMES = ("deepinversion", "abd", "r-dfcil")
@@ -65,11 +65,10 @@ def log_softmax(z):
 # -- the objective of the generator
 
 
-@pytest.mark.parametrize("frozen", [True, False])  # False: only listened to
-def test_statistics_term_is_the_divergence_of_every_layer(frozen):
+def test_statistics_term_is_the_divergence_of_every_layer():
     g, layers, inputs, want = torch.Generator().manual_seed(0), [], [], []
     for c in (3, 5):
-        l, h = nn.BatchNorm2d(c).eval().requires_grad_(not frozen), torch.randn(6, c, 4, 4, generator=g) * 2 + 1
+        l, h = nn.BatchNorm2d(c), torch.randn(6, c, 4, 4, generator=g) * 2 + 1
         l.running_mean, l.running_var = torch.randn(c, generator=g), torch.rand(c, generator=g) + 0.5
         layers.append(l)
         inputs.append(h)
@@ -83,10 +82,7 @@ def test_statistics_term_is_the_divergence_of_every_layer(frozen):
                 ]
             )
         )
-    with input_statistics(layers) as statistics:
-        for l, h in zip(layers, inputs):
-            l(h)
-    assert float(G.statistics_divergence(statistics, layers)) == pytest.approx(np.mean(want), rel=1e-5)
+    assert float(G.statistics_divergence(inputs, layers)) == pytest.approx(np.mean(want), rel=1e-5)
 
 
 def test_diversity_and_roughness_follow_numpy():

@@ -21,7 +21,7 @@ from ..losses import class_weights
 from ..models import batch_norms, called_norms, frozen_copy
 from .regularised import kd_loss, new_class_cross_entropy, teacher_head
 from ..settings import TrainConfig
-from ..synthesis import Impressions, input_statistics, uncompiled
+from ..synthesis import GroupStatistics, Impressions, captured_inputs, uncompiled
 from ..training import Batch, History, TaskData, epoch_batches, mixed_features, start_model, train
 
 # %% auto #0
@@ -72,12 +72,13 @@ def diversity_loss(
 
 # %% ../../nbs/methods/05_generated.ipynb #095dfcfc
 def statistics_divergence(
-    statistics: list[tuple[Tensor, Tensor]],  # mean and variance of the layers' inputs, [1, C] each
+    inputs: list[Tensor],  # inputs of the layers, [N, C, H, W] or [N, C] each
     layers: list[nn.Module],  # the layers, with their running statistics
 ) -> Tensor:  # scalar, at least 0
     "Divergence of remembered from batch statistics: mean over channels, then over layers (Smith et al. 2021, ABD)."
     total = 0.0
-    for (mean, var), l in zip(statistics, layers, strict=True):
+    for h, l in zip(inputs, layers, strict=True):
+        mean, var = (s[0] for s in GroupStatistics.apply(h if h.ndim == 4 else h.reshape(*h.shape[:2], -1, 1), 1))
         var, kept = var + 1e-8, l.running_var + 1e-8
         total = total + (0.5 * (var / kept).log() - 0.5 * (1 - (kept + (l.running_mean - mean).square()) / var)).mean()
     return total / len(layers)
@@ -123,14 +124,14 @@ def generator_terms(
 ) -> dict[str, Tensor]:  # unweighted terms
     "The objective of the generator (Smith et al. 2021, ABD)."
     layers = layers if g.bn_weight else []
-    with input_statistics(layers) as statistics:
+    with captured_inputs(layers) as inputs:
         z = teacher.head(teacher.features(x)).float()
     terms = dict(
         cross_entropy=F.cross_entropy(z / g.temperature, z.argmax(1)),
         diversity=diversity_loss(z),
         roughness=roughness(x),
     )
-    return terms | ({"statistics": statistics_divergence(statistics, layers)} if layers else {})
+    return terms | ({"statistics": statistics_divergence(inputs, layers)} if layers else {})
 
 # %% ../../nbs/methods/05_generated.ipynb #f181fb92
 def fit_generator(
