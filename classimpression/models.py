@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .core.errors import check, check_name, nearest
-from .core.seeding import seeded
+from .core.seeding import seeded, usual_torch
 from .heads import CosineHead, make_head
 
 # %% auto #0
@@ -254,6 +254,7 @@ def build_classifier(
     return model.to(memory_format=torch.channels_last)  # as in training: another order of sums is another rounding
 
 # %% ../nbs/05_models.ipynb #2dba2861
+@usual_torch()
 def rebuild(
     spec: dict,  # of `Classifier.spec`
 ) -> Classifier:  # random weights, to be replaced by those of a file

@@ -89,7 +89,7 @@ def opened(
     name: bool = True,  # may messages show the path?
 ) -> Iterator[Image]:
     "A picture whose header has been judged. Raises `DataError` for what Pillow cannot read."
-    pillow = optional("PIL.Image", "a folder of images", "pillow", DataError)
+    pillow = optional("PIL.Image", "a picture", "pillow", DataError)
     start = f"cannot read the image {path}: " if name else ""
     try:
         with warnings.catch_warnings():

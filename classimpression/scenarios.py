@@ -18,7 +18,7 @@ from .core.errors import DataError, StateError, as_seen, check, check_apart, che
 from .core.errors import check_text, nearest, optional, progress
 from .core.files import user_path, write_bytes, write_json
 from .core.provenance import digest, package_folder
-from .core.seeding import generator
+from .core.seeding import generator, usual_torch
 from classimpression.data import (
     DATA_VARIABLE,
     HEADERS,
@@ -760,6 +760,7 @@ def own_folder(
     return from_folder(folder, sizes, **typed, **{k: v for k, v in more.items() if v is not None})
 
 # %% ../nbs/03_scenarios.ipynb #772ed0ad
+@usual_torch()
 def make_scenario(
     name: str = "blood-mini",  # a name in SCENARIOS or MADE, one with more pixels (blood-224), or folder:PATH
     class_order: list[int] | None = None,  # original class numbers in order of arrival; None: 0, 1, 2, ...

@@ -168,6 +168,16 @@ def test_a_network_that_cannot_be_exported_is_refused_with_the_versions():
         export_torch(Moody())
 
 
+def test_an_operation_without_onnx_form_is_named(tmp_path):
+    class Eigen(nn.Module):
+        def forward(self, x):
+            return torch.linalg.eigvals(x[:, 0, :2, :2]).real
+
+    with pytest.raises(ConfigError, match=r"ONNX of Eigen does not work with torch .*, onnxscript .*linalg_eig"):
+        export_onnx(Eigen(), tmp_path / "eigen.onnx")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["cosine_mean", "ridge"])
 def test_torch_export_agrees(name, tmp_path):
     model, x = with_head(name)

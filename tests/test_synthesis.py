@@ -13,15 +13,8 @@ from classimpression.core.errors import ConfigError, StateError
 from classimpression.synthesis import compiler_works
 from classimpression.heads import CosineHead
 from classimpression.models import Classifier, build_classifier, frozen_copy
-from classimpression.synthesis import (
-    PUBLISHED_SYNTHESIS,
-    Impressions,
-    SynthesisConfig,
-    captured_inputs,
-    descend,
-    draw_group,
-)
-from classimpression.synthesis import impression_loss, synthesis_rate, synthesize
+from classimpression.synthesis import PUBLISHED_SYNTHESIS, Impressions, SynthesisConfig, captured_inputs, descend
+from classimpression.synthesis import draw_group, impression_loss, synthesis_rate, synthesize
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +176,7 @@ def test_nothing_is_left_behind(carry):
     before = {k: v.clone() for k, v in carry.model.state_dict().items()}
     state = torch.get_rng_state()
     synthesize(carry, SynthesisConfig(groups=1, group_size=4, steps=3, warmup=1))
+    impression_loss(carry.model, carry.means, torch.arange(4), SynthesisConfig())
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(v, before[k]) for k, v in carry.model.state_dict().items())
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in carry.model.modules())

@@ -75,16 +75,19 @@ def as_sides(
 @contextmanager
 def exporting(
     what: str,  # is to be exported, and how
-    packages: str = "torch",  # that do it
+    advice: str,  # what to try
+    packages: str = "torch",  # that do it, as pip knows them
 ) -> Iterator[None]:
-    "Within the block, what an exporter raises becomes a `ConfigError` with its first line and the versions at hand."
+    "Within the block, what an exporter raises becomes a `ConfigError` with its first reason and the versions at hand."
     try:
         yield
     except Exception as e:  # each exporter has errors of its own
-        said = next(iter(str(e).strip().splitlines()), "")[:200]
+        first = e
+        while first.__cause__:
+            first = first.__cause__
+        said = next(iter(str(first).strip().splitlines()), "")[:200]
         versions = ", ".join(f"{p} {version(p)}" for p in packages.split())
-        how = "a network must not branch on values of its images; else try newer packages"
-        raise ConfigError(f"{what} does not work with {versions}: {type(e).__name__}: {said}; {how}") from e
+        raise ConfigError(f"{what} does not work with {versions}: {type(first).__name__}: {said}; {advice}") from e
 
 # %% ../../nbs/adapters/04_export.ipynb #53ade48b
 @usual_torch()
@@ -98,7 +101,7 @@ def export_torch(
     example = torch.zeros(2, channels, *as_sides(size))
     with torch.no_grad():
         ready = ready_to_export(model, example)
-        with exporting(f"torch.export of {type(model).__name__}"):
+        with exporting(f"torch.export of {type(model).__name__}", "what it does must not depend on values of images"):
             program = torch.export.export(ready, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     if path is not None:
         path = Path(path)
@@ -135,7 +138,9 @@ def export_onnx(
     program = export_torch(model, (height, width), channels)
     k = program.module()(torch.zeros(2, channels, height, width)).shape[1]
     check(names is None or len(names) == k, f"{len(names or [])} class names for {k} scores; give one per class")
-    with warnings.catch_warnings(), exporting(f"ONNX of {type(model).__name__}", "torch onnxscript"):
+    advice = "use operations that ONNX has, newer packages, or export_torch"
+    what = f"ONNX of {type(model).__name__}"
+    with warnings.catch_warnings(), exporting(what, advice, "torch onnxscript"):
         warnings.simplefilter("ignore")
         made = torch.onnx.export(
             program, (), input_names=["images"], output_names=["scores"], dynamo=True, verbose=False

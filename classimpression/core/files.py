@@ -28,8 +28,9 @@ def user_path(
     path: str | Path,  # as its user writes it; `~` is the home folder
 ) -> Path:
     "The path in full. Raises `StateError` for one that no file can have, and for `~` where no home folder is known."
+    path = usable_path(path)
     try:
-        return usable_path(path).expanduser()
+        return path.expanduser()
     except RuntimeError as e:
         raise StateError(f"{path}: no home folder is known here; write the path in full, without ~") from e
 
@@ -38,8 +39,11 @@ CACHE_VARIABLE = "CLASSIMPRESSION_CACHE"
 
 
 def cache_folder() -> Path:
-    "Where computed data sets and measurements are kept."
-    return user_path(os.environ.get(CACHE_VARIABLE) or "~/.cache/classimpression")
+    "Where computed data sets and measurements are kept. Raises `StateError` where no home folder is known."
+    try:
+        return user_path(os.environ.get(CACHE_VARIABLE) or "~/.cache/classimpression")
+    except StateError as e:
+        raise StateError(f"no folder for what is computed once: {e} (in the variable {CACHE_VARIABLE})") from e
 
 # %% ../../nbs/core/03_files.ipynb #d25dc35c
 def write_bytes(

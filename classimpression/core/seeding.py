@@ -60,7 +60,7 @@ def usual_torch() -> Iterator[None]:
     "Gradients on, no inference mode; by default numbers of 32 bits, on the CPU. A block or a decorator."
     with ONE_THREAD:
         before = torch.get_default_dtype()
-        elsewhere = torch.get_default_device().type != "cpu"  # asked first: the block costs time at every call of torch
+        elsewhere = torch.empty(0).device.type != "cpu"  # asked first: the block costs time at every call of torch
         torch.set_default_dtype(torch.float32)
         try:
             with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu") if elsewhere else nullcontext():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Iterable, Iterator
 import numpy as np
 from .store import CineStore, check_disjoint, check_place, npy_header, write_store
-from ..core.errors import DataError, StateError, as_seen, check, check_number, progress
+from ..core.errors import DataError, StateError, as_seen, check, check_number, optional, progress
 from ..scenarios import hidden, inside
 from ..core.files import lock_of, read_json, write_bytes, write_json
 from ..core.provenance import modules_digest
@@ -170,10 +170,9 @@ def load_manifest(path: Path) -> DataFrame:  # as the file has it
     check(path.is_file(), f"there is no manifest {path}; {need}", DataError)
     if path.suffix.lower() not in (".parquet", ".pq"):
         return read_table(path, COLUMNS[:3])
+    optional("pyarrow", "a Parquet manifest", error=DataError)
     try:
         return pd.read_parquet(path).reset_index(drop=True)
-    except ImportError as e:
-        raise DataError("Parquet manifests need the package pyarrow: pip install pyarrow") from e
     except Exception as e:  # pyarrow's errors, of many kinds
         raise DataError(f"{path.name} is no Parquet table ({type(e).__name__}); {need}") from None
 

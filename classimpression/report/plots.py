@@ -122,8 +122,7 @@ def earlier_figure(
     path: str | Path,  # where `save_figure` put it
 ) -> object:  # a picture that notebooks show, or a sentence if there is none
     "The picture that an earlier sitting saved, in the size of figures in notebooks."
-    from PIL import Image
-
+    Image = optional("PIL.Image", "a figure", "pillow")
     if not Path(path).exists():
         return f"nothing to draw in this sitting, and none before it wrote {Path(path).name}"
     with Image.open(path) as picture:
