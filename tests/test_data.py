@@ -516,7 +516,7 @@ def test_a_link_out_of_the_folder_is_refused(folder, tmp_path):
 
 
 def test_without_pillow(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(DataError, match="pip install"):
         from_folder(folder, sizes=[3])
 
