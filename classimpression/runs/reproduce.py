@@ -25,7 +25,7 @@ from .run_store import finished_run, run_folder, run_lock
 from .tables import check_same_making, figures_folder
 
 # %% auto #0
-__all__ = ['REPOSITORY', 'RENAMED', 'NOTE', 'READY', 'ASKS', 'NOTEBOOK_SECONDS', 'NEXT', 'OPENERS', 'notebook_folder',
+__all__ = ['REPOSITORY', 'RENAMED', 'NOTE', 'READY', 'ASKS', 'STARTS', 'NOTEBOOK_SECONDS', 'NEXT', 'OPENERS', 'notebook_folder',
            'find_notebook', 'parse_value', 'parameters_of', 'with_parameters', 'check_writable', 'moved_links',
            'tidy_notebook', 'text_shown', 'in_one_go', 'commands_in', 'note_of', 'add_notes', 'execute',
            'become_kernel', 'serve_kernels', 'own_kernel', 'execute_alone', 'Job', 'jobs_of', 'job_of', 'check_tables',
@@ -262,13 +262,19 @@ def serve_kernels(
     serve(address, READY, become_kernel)
 
 # %% ../../nbs/runs/09_reproduce.ipynb #94ede1c7
+STARTS = (
+    "import sys; sys.path[:] = filter(None, sys.path)\n"  # without the working directory, which may hold other code
+    "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
+)
+
+
 @contextmanager
 def own_kernel(
     server: str = "",  # address of a server of kernels; "": every kernel is a new Python
 ) -> Iterator[None]:
     "Within the block the kernel python3 is the running interpreter."
     before = os.environ.get("JUPYTER_PATH")
-    start = ["-I", "-S", "-c", ASKS, server] if server else ["-m", "ipykernel_launcher"]
+    start = ["-I", "-S", "-c", ASKS, server] if server else ["-c", STARTS]
     argv = [sys.executable, *start, "-f", "{connection_file}"]
     env = dict(PYTHONPATH=fresh_environment()["PYTHONPATH"])
     spec = dict(argv=argv, display_name="Python 3", language="python", env=env)

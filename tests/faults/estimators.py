@@ -226,8 +226,9 @@ def more_labels() -> dict:
     import pandas as pd
 
     named = np.array(["a", "b"])[Y]
-    return {
-        "numpy's text of any length": (named.astype(np.dtypes.StringDType()), ["a", "b"]),
+    newer = hasattr(np.dtypes, "StringDType")  # numpy 2
+    more = {"numpy's text of any length": (named.astype(np.dtypes.StringDType()), ["a", "b"])} if newer else {}
+    return more | {
         "pandas' text": (pd.Series(named, dtype="string"), ["a", "b"]),
         "pandas' whole numbers": (pd.Series(Y, dtype="Int64"), [0, 1]),
         "pandas' truth values": (pd.Series(Y == 1, dtype="boolean"), [False, True]),
