@@ -163,11 +163,13 @@ def test_statistics_larger_than_a_tenth_of_the_images_are_a_reference(toy, tmp_p
 
 @pytest.mark.slow
 def test_replay_with_unlimited_memory_equals_joint(tmp_path):
-    alike = dict(lr=0.02, momentum=0.9, class_weighting=False, batch_size=32)  # each has tuned ones of its own
+    alike = dict(
+        lr=0.02, momentum=0.9, class_weighting=False, batch_size=32, first_epochs=6
+    )  # each has tuned ones of its own
     joint, replay = (
-        run(
-            profile_config("quick", m, sizes=[4, 4], epochs=6, first_epochs=6, out=str(tmp_path), **alike, **more)
-        ).metrics["balanced_accuracy"]
+        run(profile_config("quick", m, sizes=[2, 2, 4], epochs=6, until=2, out=str(tmp_path), **alike, **more)).metrics[
+            "balanced_accuracy"
+        ]
         for m, more in (("joint", {}), ("replay", dict(exemplars=10**6)))
     )
     assert joint > 60 and abs(joint - replay) < 10, (joint, replay)
@@ -199,8 +201,7 @@ def test_real_images_in_place_of_synthetic_ones_are_learned_from(name, tmp_path_
     real = Impressions(to_unit(old.x), old.y, {}, {})
     training, hyper_parameters = sort_options(m, profile_config("quick", name).options)
     with scenario.training(1, "new-train") as task:
-        searched = dict(epochs=10 if m.impressions else 12)  # 10: what its search chose
-        settings = replace(cfg, **training | searched)
+        settings = replace(cfg, **training | dict(epochs=6 if m.impressions else 12))
         model, _ = m.fit(carry, task, real, settings, **hyper_parameters)
     conf = evaluate(model, scenario.test(1), 4)
     recalls = conf.diagonal() / conf.sum(1)

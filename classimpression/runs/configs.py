@@ -305,7 +305,8 @@ def profile_config(
     own = p.get("scenarios", {}).get(scenario, {})
     parts = [part for source in (p, own) for part in (source.get("all", {}), source.get(method, {}))]
     given = {k: v for part in [*parts, settings] for k, v in part.items()}
-    options = {k: v for part in [chosen, *parts, settings] for k, v in (part.get("options") or {}).items()}
+    found = {k: v for k, v in chosen.get("options", {}).items() if k != "epochs" or not p.get("own_epochs")}
+    options = found | {k: v for part in [*parts, settings] for k, v in (part.get("options") or {}).items()}
     typed = settings.get("options") or {}
     options |= {k: v for k, v in settings.items() if k in recipe | options and k not in typed}
     given["device"] = usable_device(given["device"])
