@@ -5,7 +5,7 @@
 # %% ../../nbs/report/07_claims.ipynb #92a9e45e
 from __future__ import annotations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
 from .ablations import variants_of
 from .comparison import better_budget, title_of
@@ -25,10 +25,9 @@ MAIN_RUNS = "main_table/runs.csv"  # in the folder of reported results
 
 # %% auto #0
 __all__ = ['MAIN_RUNS', 'CLAIM_COLUMNS', 'RULES', 'COUNTED', 'verdict', 'in_points', 'table_at', 'numbers_of', 'part_verdict',
-           'rivals_of', 'common_repeats', 'compared_rows', 'whole_verdict', 'corrected', 'claim_verdicts',
-           'target_name', 'mean_reached', 'share_reached', 'times_reached', 'difference_reached', 'target_verdict',
-           'tier_verdict', 'target_verdicts', 'wanted', 'found_runs', 'planned_runs', 'is_struck', 'inventory',
-           'struck_reasons']
+           'rivals_of', 'common_repeats', 'whole_verdict', 'corrected', 'claim_verdicts', 'target_name', 'mean_reached',
+           'share_reached', 'times_reached', 'difference_reached', 'target_verdict', 'tier_verdict', 'target_verdicts',
+           'wanted', 'found_runs', 'planned_runs', 'is_struck', 'inventory', 'struck_reasons']
 
 # %% ../../nbs/report/07_claims.ipynb #6ce926cd
 def verdict(
@@ -96,10 +95,11 @@ def part_verdict(
 def rivals_of(
     method: str,  # name
     rows: DataFrame,  # of the main table, one scenario and profile, strict
+    own: Iterable[str] = (),  # other versions of the method
 ) -> DataFrame:  # rows of the methods that it is fair to compare with
     "Other data-free methods that carry no more."
     rank = rows.groupby("method").tier.agg(lambda t: max(map(TIERS.index, t)))
-    return rows[rows.method.map(rank <= rank[method]) & rows.data_free & (rows.method != method)]
+    return rows[rows.method.map(rank <= rank[method]) & rows.data_free & ~rows.method.isin([method, *own])]
 
 # %% ../../nbs/report/07_claims.ipynb #14599252
 def common_repeats(
@@ -111,22 +111,6 @@ def common_repeats(
     repeats = lambda m: set(zip(*(rows.loc[rows.method == m, k] for k in ("seed", "class_order"))))
     return len(repeats(one) & repeats(other))
 
-# %% ../../nbs/report/07_claims.ipynb #2fe0c409
-def compared_rows(
-    e: Experiment,  # that a claim names
-    methods: list[str],  # two names
-    main: DataFrame,  # rows of the main table, one scenario and profile
-    figures: str | Path,  # folder of reported results
-) -> tuple[DataFrame, dict]:  # runs of both methods; experiment and figure
-    "The experiment's own runs if it has both methods on as many repeats as the main table, otherwise the main table's."
-    scenario, profile = main.scenario.iloc[0], main.profile.iloc[0]
-    own = None if e.name == "main_table" else table_at(Path(figures) / e.folder / "runs.csv")
-    if own is not None:
-        own = own[(own.scenario == scenario) & (own.profile == profile) & (own.protocol == "strict")]
-        if common_repeats(own, *methods) >= max(1, common_repeats(main, *methods)):
-            return own, dict(experiment=e.name, figure=f"{e.stem(scenario)}.png")
-    return main, dict(experiment="main_table", figure=f"main_table/{scenario}_curves.png")
-
 # %% ../../nbs/report/07_claims.ipynb #c9840178
 def whole_verdict(
     claim: dict,  # experiment, method
@@ -137,14 +121,14 @@ def whole_verdict(
     table, found, mine = table_at(Path(figures) / MAIN_RUNS), [], claim["method"]
     strict = table[table.protocol == "strict"] if table is not None else None
     for (scenario, profile), rows in strict.groupby(["scenario", "profile"]) if strict is not None else ():
-        if mine not in set(rows.method) or (rivals := rivals_of(mine, rows)).empty:
+        if mine not in set(rows.method) or (rivals := rivals_of(mine, rows, claim.get("of_its_own", ()))).empty:
             continue
         shared = rivals.method.map({m: common_repeats(rows, mine, m) for m in rivals.method.unique()})
         best = rivals[shared == shared.max()].groupby("method")[measure].mean().idxmax()  # no lucky single run
         compared = f"{title_of(mine)}, against: {title_of(best)} (best of {rivals.method.nunique()})"
-        runs, source = compared_rows(find_experiment(claim["experiment"]), [mine, best], rows, figures)
-        about = dict(scenario=scenario, budget=profile, compared=compared) | source
-        numbers = numbers_of(runs, "method", mine, best, measure)
+        about = dict(scenario=scenario, budget=profile, compared=compared, experiment="main_table")
+        about["figure"] = f"main_table/{scenario}_curves.png"
+        numbers = numbers_of(rows, "method", mine, best, measure)
         numbers["p"] = numbers["p"] * rivals.method.nunique()  # the best of so many was looked for on these repeats
         found.append(about | numbers)
     return found or [dict(compared=title_of(mine))]

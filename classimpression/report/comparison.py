@@ -13,7 +13,7 @@ from ..runs.tables import TEXT, as_dict, mean_and_spread, merge_results, read_ta
 from ..core.files import update_file, write_bytes
 from ..methods.registry import registered
 from ..metrics import paired_interval
-from ..runs.tables import read_results, to_markdown, write_table
+from ..runs.tables import OLDER, read_results, to_markdown, write_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -124,6 +124,7 @@ def title_of(
 # %% ../../nbs/report/02_comparison.ipynb #58515873
 def main_summary(
     frame: DataFrame,  # rows of one scenario, profile and protocol
+    older: Iterable[str] = (),  # methods whose runs are older than today's defaults: they are marked
 ) -> DataFrame:  # one row per method, tier by tier, best balanced accuracy first
     "Mean and standard deviation over repeats of seed and class order, in per cent."
     import pandas as pd
@@ -138,7 +139,7 @@ def main_summary(
             "peak MB": f"{g.peak_memory_mb.max():.0f}" if g.peak_memory_mb.notna().any() else "–",
         }
         rows.append(
-            {"tier": tier, "method": title_of(m)}
+            {"tier": tier, "method": title_of(m) + (OLDER if m in older else "")}
             | {name: mean_and_spread(g[k]) for k, name in MEASURES.items()}
             | cost
             | {"repeats": len(g), "rank": (TIERS.index(tier), -g.balanced_accuracy.mean())}
@@ -154,7 +155,13 @@ LATEX = {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
 }
-LATEX |= {k: f"\\{k}" for k in "%&_#$"} | {"±": r"$\pm$", "†": r"$^\dagger$", "−": "-", ">": r"\textgreater{}"}
+LATEX |= {k: f"\\{k}" for k in "%&_#$"} | {
+    "±": r"$\pm$",
+    "†": r"$^\dagger$",
+    "‡": r"$^\ddagger$",
+    "−": "-",
+    ">": r"\textgreater{}",
+}
 
 
 def latex_text(

@@ -18,17 +18,17 @@ from ..core.provenance import package_folder
 from ..methods.registry import METHODS
 from ..metrics import paired_interval
 from ..runs.experiments import experiments
-from ..runs.tables import mean_and_spread, read_table, to_markdown
+from ..runs.tables import OLDER, mean_and_spread, older_methods, read_table, to_markdown
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 # %% auto #0
-__all__ = ['SHARED', 'ASKED', 'ROW', 'NOTHING', 'OLDER', 'UNITS', 'VALUE', 'ALWAYS', 'HOLDS', 'SAID_OLDER', 'BLOCK', 'START',
-           'END', 'page_texts', 'questions', 'chosen', 'per_repeat', 'Measured', 'subtracted', 'measured', 'of_line',
-           'as_text', 'side', 'file_of', 'runs_of', 'is_older', 'of_older_runs', 'answer', 'experiment_list',
-           'answers_text', 'told_by', 'campaign_values', 'command_minutes', 'pretrained_values', 'tour_values',
-           'fill_values', 'first_look', 'short_table', 'newest_rows', 'short_text', 'said_older', 'comparison_tables',
+__all__ = ['SHARED', 'ASKED', 'ROW', 'NOTHING', 'UNITS', 'VALUE', 'ALWAYS', 'HOLDS', 'SAID_OLDER', 'BLOCK', 'START', 'END',
+           'page_texts', 'questions', 'chosen', 'per_repeat', 'Measured', 'subtracted', 'measured', 'of_line',
+           'as_text', 'side', 'file_of', 'runs_of', 'of_older_runs', 'answer', 'experiment_list', 'answers_text',
+           'told_by', 'campaign_values', 'command_minutes', 'pretrained_values', 'tour_values', 'fill_values',
+           'first_look', 'short_table', 'marked_rows', 'short_text', 'said_older', 'comparison_tables',
            'pretrained_table', 'with_notebooks', 'tables_text', 'fill_block', 'filled_pages', 'fill_readme',
            'fill_beside']
 
@@ -188,29 +188,19 @@ def runs_of(
         runs += found["runs"] if isinstance(found, dict) else found
     table = Path(figures) / row.get("table", "")
     frame = read_table(table) if table.is_file() and "of" in row else None
-    if frame is None or "run_id" not in frame or "minus_runs" in row:
+    key = next((k for k in ("run_id", "method") if frame is not None and k in frame), "")
+    if not key or "minus_runs" in row:
         return runs
-    sides = [chosen(frame, row["same"] | row[k]) for k in ("of", "minus") if k in row]
-    mine = [r for r in runs if r.get("run_id") in {i for s in sides for i in s.run_id}]
-    return mine or runs
-
-# %% ../../nbs/report/11_readme.ipynb #e205fb72
-def is_older(
-    run: dict,  # with its settings
-) -> bool:
-    "Was it made in 16 bits, or from other first weights than the published ones?"
-    return (run["settings"].get("dtype"), run["settings"].get("initialisation")) != ("float32", "kaiming")
+    named = {i for k in ("of", "minus") if k in row for i in chosen(frame, row["same"] | row[k])[key]}
+    return [r for r in runs if r.get(key) in named] or runs
 
 # %% ../../nbs/report/11_readme.ipynb #d6fd8929
-OLDER = "‡"  # marks numbers of earlier defaults
-
-
 def of_older_runs(
     figures: str | Path,  # folder of figures
     row: dict,  # of a question; `runs` names the file of its runs, `minus_runs` that of those that are subtracted
 ) -> bool:
-    "Were runs behind a row made in 16 bits, or from other first weights than the published ones?"
-    return any(map(is_older, runs_of(figures, row)))
+    "Were runs behind a row made otherwise than is the default today?"
+    return bool(older_methods(runs_of(figures, row)))
 
 # %% ../../nbs/report/11_readme.ipynb #5b1e0a16
 UNITS = {"difference": "difference, points", "share": "per cent", "area": "area"}  # heads of columns
@@ -382,19 +372,14 @@ def short_table(
     return pd.DataFrame(rows)
 
 # %% ../../nbs/report/11_readme.ipynb #ef1f2349
-def newest_rows(
-    figures: str | Path,  # folder with main_table/runs.csv and, where they were run, recipes/runs.csv
-) -> DataFrame:  # one row per run, in the order of the main table; `older`: made with earlier defaults
-    "Of every method on every data set the runs with today's defaults, or else the main table's."
-    import pandas as pd
-
-    main, recipes = (Path(figures) / name / "runs.csv" for name in ("main_table", "recipes"))
-    rows = read_table(main)
-    if not recipes.exists():
-        return rows.assign(older=False)
-    new = read_table(recipes)
-    of = lambda frame: frame.scenario + " " + frame.method
-    return pd.concat([rows[~of(rows).isin(of(new))].assign(older=True), new.assign(older=False)])
+def marked_rows(
+    figures: str | Path,  # folder with the main table and its lists of runs
+) -> DataFrame:  # one row per run; `older`: made otherwise than is the default today
+    "The main table, and what is older in it."
+    rows = read_table(Path(figures) / "main_table/runs.csv")
+    listed = {s: Path(figures) / f"main_table/{s}_runs.json" for s in rows.scenario.unique()}
+    older = {(s, m) for s, path in listed.items() if path.exists() for m in older_methods(read_json(path))}
+    return rows.assign(older=[pair in older for pair in zip(rows.scenario, rows.method)])
 
 # %% ../../nbs/report/11_readme.ipynb #7d0a1c09
 def short_text(
@@ -403,11 +388,11 @@ def short_text(
     "The short table in Markdown."
     if not (Path(figures) / "main_table/runs.csv").exists():
         return "No comparison yet."
-    frame = newest_rows(figures)
+    frame = marked_rows(figures)
     return to_markdown(short_table(frame[(frame.profile == "standard") & (frame.protocol == "strict")]))
 
 # %% ../../nbs/report/11_readme.ipynb #9af14c5f
-SAID_OLDER = f"{OLDER} These runs are of before today's defaults: 16 bits or PyTorch's first weights."
+SAID_OLDER = f"{OLDER} Runs of before today's defaults: 16 bits or PyTorch's first weights."
 
 
 def said_older(
@@ -461,7 +446,8 @@ def with_notebooks(
     for m in (m for m in METHODS.values() if m.fit.__module__.startswith("classimpression.")):
         source = re.search(r"File to edit: .*?(nbs/\S+\.ipynb)", Path(inspect.getsourcefile(m.fit)).read_text("utf-8"))
         title = title_of(m.name)
-        text = text.replace(f"| {title} |", f"| [{title}](../{source[1]}) |") if source else text
+        for shown in (title, title + OLDER) if source else ():
+            text = text.replace(f"| {shown} |", f"| [{shown}](../{source[1]}) |")
     return text
 
 # %% ../../nbs/report/11_readme.ipynb #90fad09b

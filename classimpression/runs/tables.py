@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 # %% auto #0
-__all__ = ['OF_RUN', 'OF_TASK', 'OF_SEQUENCE', 'COLUMNS', 'KEYS', 'TEXT', 'LEDGER', 'OF_REPEATS', 'SHOWN', 'SHORT', 'OWN_FOLDERS',
-           'ShownScenario', 'ShownTask', 'ShownResult', 'as_dict', 'check_reported', 'read_results', 'example_result',
-           'tidy', 'TableFacts', 'csv_digest', 'read_ledger', 'table_bytes', 'read_table', 'write_table', 'seal_tables',
-           'broken_tables', 'read_rows', 'renewed', 'merge_rows', 'rounded', 'add_measurement', 'shortened',
-           'write_results', 'check_one_kind', 'merge_results', 'making', 'check_same_making', 'mean_and_spread',
-           'summary', 'learned', 'unlearned', 'reading', 'gaps', 'cell_text', 'to_markdown', 'Markdown',
-           'short_summary', 'scenario_text', 'reported_tables', 'figures_folder', 'reported_files']
+__all__ = ['OF_RUN', 'OF_TASK', 'OF_SEQUENCE', 'COLUMNS', 'KEYS', 'TEXT', 'LEDGER', 'OF_REPEATS', 'TODAY', 'OLDER', 'SHOWN',
+           'SHORT', 'OWN_FOLDERS', 'ShownScenario', 'ShownTask', 'ShownResult', 'as_dict', 'check_reported',
+           'read_results', 'example_result', 'tidy', 'TableFacts', 'csv_digest', 'read_ledger', 'table_bytes',
+           'read_table', 'write_table', 'seal_tables', 'broken_tables', 'read_rows', 'renewed', 'merge_rows', 'rounded',
+           'add_measurement', 'shortened', 'write_results', 'check_one_kind', 'merge_results', 'making',
+           'older_methods', 'check_same_making', 'mean_and_spread', 'summary', 'learned', 'unlearned', 'reading',
+           'gaps', 'cell_text', 'to_markdown', 'Markdown', 'short_summary', 'scenario_text', 'reported_tables',
+           'figures_folder', 'reported_files']
 
 # %% ../../nbs/runs/06_tables.ipynb #1ed14770
 class ShownScenario(msgspec.Struct):
@@ -455,6 +456,10 @@ def merge_results(
     return [merged[k] for k in sorted(merged)]
 
 # %% ../../nbs/runs/06_tables.ipynb #2f767088
+TODAY = ("kaiming", "float32")  # the defaults: rule of the first weights, numbers
+OLDER = "‡"  # marks runs that were made otherwise
+
+
 def making(
     run: dict,  # a result
 ) -> tuple[str, str]:
@@ -462,20 +467,27 @@ def making(
     settings = BEFORE | run.get("settings", {})
     return settings["initialisation"], settings.get("dtype", "float32")
 
+
+def older_methods(
+    runs: Iterable[dict],  # results
+) -> set[str]:
+    "Methods with runs in 16 bits, or from other first weights than the published ones."
+    return {r["method"] for r in runs if making(r) != TODAY}
+
 # %% ../../nbs/runs/06_tables.ipynb #728499c8
 def check_same_making(
     path: str | Path,  # of `merge_runs`; may be missing
     results: Iterable[Any],  # runs that are to be added, or what is known of them before
     scenario: str,  # name
     profile: str,  # name
+    marked: bool = False,  # does the table mark older runs? Then new ones with today's defaults may stand beside them
 ) -> str:  # how all these runs were made, in words
     "Raise `StateError` unless new runs and those of the table began alike."
     mine = lambda r: (r["scenario"]["name"], r["profile"].partition(",")[0]) == (scenario, profile)  # variants too
-    old = [r for r in read_results(path) if mine(r)]
-    there, new = {making(r) for r in old}, {making(getattr(r, "data", r)) for r in results}
+    there, new = {making(r) for r in read_results(path) if mine(r)}, {making(getattr(r, "data", r)) for r in results}
     words = {m: f"first weights by the rule {m[0]!r}, computed in {m[1]}" for m in there | new}
     check(
-        len(words) <= 1 or not new,
+        len(words) <= 1 or not new or (marked and new == {TODAY}),
         f"{path} and the new runs began differently ({'; '.join(sorted(words.values()))}): a table compares runs of "
         f"one kind. "
         "Give figures another folder (--figures again), or move the old table away and make all its runs again",
