@@ -285,7 +285,7 @@ def test_every_command_says_which_code_runs_where_a_clone_has_other_code(capsys,
         assert code == 0 and out and "is not used" in err and str(clone) in err and err.count("\n") == 1
 
 
-TABLE = Path(__file__).parent.parent / "figures/main_table/blood_runs.json"
+TABLE = Path(__file__).parent.parent / "figures/orders/blood_runs.json"
 
 
 @pytest.mark.skipif(not TABLE.exists(), reason="the committed results are not beside the tests")

@@ -305,10 +305,13 @@ def tour_values(
 
     def ends(t: DataFrame) -> list[str]:
         once, twice = (t[(t.class_weights == w) & (t.ce_weight > 1)] for w in (False, True))
-        taken = (once.recognised, t[t.ce_weight == 1].recognised)
-        return [between(v) for v in (once.old, once.new, twice.old, twice.new, *taken)]
+        weak = t[~t.class_weights & (t.ce_weight == 1)]
+        ended = (once.old, once.new, once.recognised, twice.old, twice.new, weak.old, weak.new, weak.recognised)
+        return [between(v) for v in ended]
 
-    names = ("tour-old", "tour-new", "tour-twice-old", "tour-twice-new", "tour-recognised", "tour-recognised-published")
+    names = tuple(
+        f"tour-{k}" for k in "old new recognised twice-old twice-new weak-old weak-new weak-recognised".split()
+    )
     return told_by(Path(figures) / "regimes" / "tour.csv", names, ends)
 
 # %% ../../nbs/report/11_readme.ipynb #7d0e0024
@@ -356,7 +359,8 @@ def short_table(
         images, tier = mine.carried_images.max(), max(mine.tier, key=TIERS.index)
         row = {
             "method": title_of(m),
-            "carries": HOLDS.get(tier) or (f"up to {images:,} real images" if images else "second moments, uncut"),
+            "carries": HOLDS.get(tier)
+            or (f"up to {images:,} real images" if images else "second moments, over the limit"),
             "MB": ", ".join(
                 f"{g.max() / 1e6:.1f}" if len(g := mine.carried_bytes[mine.scenario == s]) else "–" for s in names
             ),
