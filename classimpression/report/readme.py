@@ -396,7 +396,7 @@ def short_text(
     return to_markdown(short_table(frame[(frame.profile == "standard") & (frame.protocol == "strict")]))
 
 # %% ../../nbs/report/11_readme.ipynb #9af14c5f
-SAID_OLDER = f"{OLDER} Runs of before today's defaults: 16 bits or PyTorch's first weights."
+SAID_OLDER = f"{OLDER} Runs made before today's defaults: 16 bits or PyTorch's first weights."
 
 
 def said_older(
