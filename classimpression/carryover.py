@@ -24,11 +24,11 @@ from .models import frozen_copy, maker_of
 from .tasks import Task, image_keys
 
 # %% auto #0
-__all__ = ['TIERS', 'FORMAT', 'DIGEST', 'refuse_few', 'class_means', 'Extra', 'n_bytes', 'tensors_in', 'hidden_tensors',
-           'fresh_buffers', 'foreign_parts', 'memory_of', 'Carryover', 'ExemplarCarryover', 'herd', 'choose_exemplars',
-           'take_exemplars', 'in_memory', 'as_images', 'images_among', 'hand_over', 'allowed_tier', 'content_digest',
-           'save_tensors', 'facts_of_header', 'load_tensors', 'save_carryover', 'CarryFacts', 'numbers_in',
-           'check_facts', 'load_carryover']
+__all__ = ['TIERS', 'FORMAT', 'DIGEST', 'NO_UTF8', 'refuse_few', 'class_means', 'Extra', 'n_bytes', 'tensors_in',
+           'hidden_tensors', 'fresh_buffers', 'foreign_parts', 'memory_of', 'Carryover', 'ExemplarCarryover', 'herd',
+           'choose_exemplars', 'take_exemplars', 'in_memory', 'as_images', 'images_among', 'hand_over', 'allowed_tier',
+           'content_digest', 'save_tensors', 'facts_of_header', 'load_tensors', 'save_carryover', 'CarryFacts',
+           'numbers_in', 'check_facts', 'load_carryover']
 
 # %% ../nbs/06_carryover.ipynb #7042f615
 def refuse_few(
@@ -334,12 +334,16 @@ def content_digest(
     return h.hexdigest()[:32]
 
 # %% ../nbs/06_carryover.ipynb #ea49bbc3
+NO_UTF8 = "its name, or a folder's, is not UTF-8; rename it"
+
+
 def save_tensors(
     path: str | Path,  # where to write
     tensors: dict[str, Tensor],  # named tensors
     meta: dict,  # facts that JSON can hold
 ) -> Path:
-    "Write tensors and facts to one safetensors file, atomically."
+    "Write tensors and facts to one safetensors file, atomically. Raises `StateError` for a path that is not UTF-8."
+    check(ascii(str(path)).find("\\udc") < 0, f"cannot write {ascii(str(path))}: {NO_UTF8}", StateError)
     flat, meta = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, json.loads(json.dumps(meta))
     places = Counter(v.untyped_storage().data_ptr() for v in flat.values())
     flat = {k: v.clone() if places[v.untyped_storage().data_ptr()] > 1 else v for k, v in flat.items()}  # apart
@@ -374,7 +378,12 @@ def load_tensors(
     except (SafetensorError, ValueError) as e:
         if isinstance(e, ClassImpressionError):
             raise
-        raise StateError(f"cannot read tensors from {path}: it is damaged ({e}); delete the file and run again") from e
+        if isinstance(e, UnicodeEncodeError):
+            raise StateError(f"cannot read tensors from {path}: {NO_UTF8}") from e
+        way = "if a run wrote it, delete the file and run again"
+        raise StateError(
+            f"cannot read tensors from {path}: it is no file of this library, or damaged ({e}); {way}"
+        ) from e
     said = meta.pop(DIGEST, None)
     check(
         said in (None, content_digest(tensors, meta)),

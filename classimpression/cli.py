@@ -293,7 +293,7 @@ def parsed(
 ) -> Any:
     "What a text holds. Raises `ValueError` for YAML with references, which a few lines can make endless."
     if not yaml_:
-        return json.loads(text)
+        return json.loads(text.removeprefix("\ufeff"))  # the mark that Windows' editors put in front
     yaml = optional("yaml", "a YAML file", "pyyaml")
     deep = 0
     for e in yaml.parse(text):
@@ -334,7 +334,8 @@ def settings_of(
     "Settings that were typed, over those of a file, over those of the profile."
     from classimpression.runs.configs import RunConfig, current_names, profile_config, refuse_idle, setting_types
     from classimpression.runs.run_store import BEFORE
-    from classimpression.scenarios import make_scenario
+    from classimpression.methods.registry import find_method
+    from classimpression.scenarios import make_scenario, placed
 
     found = current_names(config_file(path)) if path else {}
     if (
@@ -343,9 +344,20 @@ def settings_of(
         usual = make_scenario(found["scenario"], root=typed.get("root") or found.get("root"))
         found |= {k: None for k in ("class_order", "sizes") if found[k] == getattr(usual, k)}
     found = {k: v for k, v in found.items() if k not in OF_THE_DATA}
-    refuse_idle((dict(method="class-impression") | found | typed)["method"], typed)
-    if 2 * len(set(found) & set(setting_types())) > len(setting_types()):  # a run's, perhaps of an earlier version
-        return RunConfig.of(**BEFORE | found | dict(out=found.get("out") or "runs") | typed)
+    whole = 2 * len(set(found) & set(setting_types())) > len(setting_types())  # a run's, perhaps of an earlier version
+    method = (dict(method="class-impression") | found | typed)["method"]
+    refuse_idle(method, typed if whole else found | typed)
+    if whole:
+        options = (found.get("options") or {}) | (typed.get("options") or {})
+        after = {
+            k: v for k, v in typed.items() if k in find_method(method).training | options
+        }  # and not first_... alone
+        place = (
+            dict(zip(("scenario", "root"), placed(typed["scenario"], typed.get("root")))) if "scenario" in typed else {}
+        )
+        place = {k: str(v) for k, v in place.items() if v}
+        found = BEFORE | found | dict(out=found.get("out") or "runs")
+        return RunConfig.of(**found | typed | place | dict(options=options | after or None))
     given = dict(profile="quick", method="class-impression") | found | typed
     return profile_config(given.pop("profile"), given.pop("method"), **given)
 
@@ -868,6 +880,9 @@ def main(
 ) -> int:  # see the table above
     "Entry point of the command `classimpression`."
     try:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
         args = parser().parse_args(None if argv is None else list(argv))
         if argv is None:
             signal.signal(signal.SIGTERM, terminate)
@@ -889,6 +904,7 @@ def main(
         print(f"classimpression: {e.strerror or e}{f': {e.filename}' if e.filename else ''}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:
-        said = str(e) or "stopped; the same command goes on after the last finished task"
+        goes_on = " in `run`, `tune` and `reproduce` the same command goes on after the last finished task"
+        said = str(e) or f"stopped;{goes_on}"
         print(f"\nclassimpression: {said}", file=sys.stderr, flush=True)
         return 143 if isinstance(e, Terminated) else 130

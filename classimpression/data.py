@@ -353,6 +353,8 @@ def layout_hint(
 ) -> str:  # "" if no other one fits
     "The layout that would fit."
     fitting = [k for k in LAYOUTS if len(k) == len(shape) and ("C" not in k or shape[k.index("C")] in (1, 3))]
+    if len(shape) == 3 and "C" in layout and shape[layout.replace("N", "").index("C")] in (1, 3):
+        return "; a single image X is X[None]"
     return f"; did you mean layout={fitting[0]!r}?" if fitting and layout not in fitting else ""
 
 # %% ../nbs/01_data.ipynb #b50fa11c

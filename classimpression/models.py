@@ -171,6 +171,8 @@ def register_network(
 ) -> None:
     "Make a network of your own known to configurations, runs and the command line."
     check_name("network", name)
+    said = f"network {name!r}: give what makes it, a function of the channels such as lambda channels: Net(channels)"
+    check(callable(make) and not isinstance(make, nn.Module), f"{said}, not {type(make).__name__}")
     free = name not in NETWORKS or NETWORKS[name] is make
     check(free, f"a network named {name!r} exists already; choose another name")
     NETWORKS[name] = make

@@ -38,18 +38,18 @@ from classimpression.data import (
 )
 from .data import file_md5, load_medmnist, npz_header, read_npz, tensor_digest, to_unit
 from .pictures import PAGES, numbers, opened
-from .tasks import POOLS, SELECTIONS, Scenario, Task, check_words, from_arrays, from_splits, plan, total
-from .tasks import warn_of_one_task
+from .tasks import POOLS, SELECTIONS, Scenario, Task, TaskSequence, check_words, from_arrays, from_splits
+from .tasks import plan, total, warn_of_one_task
 
 _all_ = ["POOLS", "SELECTIONS", "Scenario", "Task", "from_arrays", "from_splits", "plan"]  # one address for the user
 
 # %% auto #0
-__all__ = ['LYING', 'STANDING', 'GREY', 'COLOUR', 'IN_TERMINAL', 'ASK_SIZE', 'IMAGE_ENDINGS', 'SYSTEM', 'NESTED', 'LONGEST',
-           'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'LARGER', 'SCENARIOS', 'CITATION', 'MADE',
-           'UNPACKED_VARIABLE', 'LARGE', 'FOLDER', 'OWN', 'WORDS', 'read_image', 'hidden', 'class_folders', 'inside',
-           'image_files', 'stacked', 'people', 'said', 'numbered', 'folder_split', 'only_mixtures', 'folder_stamp',
-           'read_folder', 'say_one_task', 'check_reading', 'from_folder', 'DatasetInfo', 'register_scenario',
-           'scenario_info', 'base_name', 'data_file', 'Rows', 'npy_shape', 'StoredSplit', 'stored_split', 'crc',
+__all__ = ['LYING', 'STANDING', 'GREY', 'COLOUR', 'IN_TERMINAL', 'ASK_SIZE', 'IMAGE_ENDINGS', 'SYSTEM', 'NESTED', 'BESIDE',
+           'LONGEST', 'BLOOD', 'PATH', 'ORGANS', 'TISSUE', 'UNPROVED', 'LARGER', 'SCENARIOS', 'CITATION', 'MADE',
+           'UNPACKED_VARIABLE', 'LARGE', 'FOLDER', 'OWN', 'WORDS', 'read_image', 'hidden', 'within', 'class_folders',
+           'inside', 'image_files', 'stacked', 'people', 'said', 'numbered', 'folder_split', 'only_mixtures',
+           'folder_stamp', 'read_folder', 'say_one_task', 'check_reading', 'from_folder', 'DatasetInfo', 'base_name',
+           'register_scenario', 'scenario_info', 'data_file', 'Rows', 'npy_shape', 'StoredSplit', 'stored_split', 'crc',
            'unpacked', 'load_stored', 'array_bytes', 'placed', 'typed_options', 'is_own', 'folder_in', 'two_at_a_time',
            'own_sizes', 'own_folder', 'make_scenario', 'scenario_of', 'list_data', 'fetched', 'download', 'npz_bytes',
            'draw_rows', 'make_mini', 'POOLS', 'SELECTIONS', 'Scenario', 'Task', 'from_arrays', 'from_splits', 'plan']
@@ -93,6 +93,24 @@ def hidden(
     "Is a file or folder there for a system, and not for people?"
     return name.startswith((".", "@")) or name.lower() in SYSTEM
 
+# %% ../nbs/03_scenarios.ipynb #067910cd
+def within(
+    folder: Path,  # that is there
+    deep: bool = True,  # folders within folders, too? Links to folders are not followed
+) -> list[Path]:  # sorted
+    "Files and folders in a folder. Raises `DataError` for one that cannot be read."
+
+    def refuse(e: OSError):
+        if not isinstance(e, FileNotFoundError):
+            raise DataError(f"cannot read the folder {e.filename}: {e.strerror}; allow it, or take it away") from e
+
+    found = []
+    for where, folders, files in os.walk(folder, onerror=refuse):
+        found += (Path(where, name) for name in (*folders, *files))
+        if not deep:
+            break
+    return sorted(found)
+
 # %% ../nbs/03_scenarios.ipynb #1ada05e1
 def class_folders(
     folder: Path,  # holds one folder per class
@@ -100,7 +118,7 @@ def class_folders(
     "The classes; hidden folders are none. Raises `DataError` if the folder is missing or holds a name twice."
     missing = next((p for p in [*reversed(folder.parents), folder] if not p.is_dir()), None)
     check(missing is None, f"there is no folder {missing}; an image folder holds train, val and test", DataError)
-    shown = [p for p in sorted(folder.iterdir()) if p.is_dir() and not hidden(p.name)]
+    shown = [p for p in within(folder, deep=False) if p.is_dir() and not hidden(p.name)]
     check_apart(f"a class in {folder}", (p.name for p in shown))
     return dict(sorted((as_seen(p.name), p) for p in shown))
 
@@ -111,8 +129,12 @@ def inside(
 ) -> Path:  # absolute path
     "Join `root` and `name`. Raises `DataError` if the result, links followed, lies outside `root`."
     root = Path(root).resolve()
-    path = (root / name).resolve()
-    check(path.is_relative_to(root), f"{name!s} leaves its folder {root}; give a path inside it", DataError)
+    try:
+        path = (root / name).resolve()
+    except (OSError, RuntimeError) as e:
+        raise DataError(f"{root / name} is a link that leads nowhere ({e}); delete it") from e
+    link = f", a link to {path}," if (root / name).is_symlink() else ""
+    check(path.is_relative_to(root), f"{name!s}{link} leaves its folder {root}; give a path inside it", DataError)
     return path
 
 # %% ../nbs/03_scenarios.ipynb #631c4d83
@@ -123,7 +145,7 @@ def image_files(
 ) -> list[Path]:  # sorted
     "All images in a folder and in the folders within."
     files = []
-    for p in sorted(folder.rglob("*")):
+    for p in within(folder):
         if p.is_symlink() or folder.is_symlink():
             inside(root, p.relative_to(root))
         away = any(map(hidden, p.relative_to(folder).parts))
@@ -195,6 +217,7 @@ def numbered(
 # %% ../nbs/03_scenarios.ipynb #2e25bda6
 NESTED = "in folders within a class; if these are patients, pass patients=True, so that none is in two splits"
 NESTED += f" ({IN_TERMINAL}+patients)"
+BESIDE = "images beside the folders of classes, left out"
 
 
 def folder_split(
@@ -208,6 +231,7 @@ def folder_split(
 ) -> tuple[Split, list[str]]:  # images, and whose they are; nobody's if that is not asked
     "Read one split of an image folder."
     seen, found = Counter() if seen is None else seen, class_folders(folder)
+    seen[BESIDE] += sum(p.is_file() and p.suffix.lower() in IMAGE_ENDINGS for p in within(folder, deep=False))
     other = f"{folder} holds the classes {list(found)}, but the training folder has {names}"
     check(list(found) == names, other, DataError)
     files = [(p, found[n], c) for c, n in enumerate(names) for p in image_files(found[n], folder, seen)]
@@ -236,7 +260,7 @@ def folder_stamp(
 ) -> str:  # 16 hexadecimal digits
     "Names, sizes and times of all files below: another one means that they are to be read again."
     at = lambda p: (str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns)
-    return digest([at(p) for part in PARTS for p in sorted((root / part).rglob("*")) if p.exists()])
+    return digest([at(p) for part in PARTS for p in within(root / part) if p.exists()])
 
 # %% ../nbs/03_scenarios.ipynb #0bbae7fd
 @lru_cache(maxsize=1)
@@ -433,6 +457,14 @@ CITATION = (
     "systems, Data in Brief 30 (2020)"
 )
 
+# %% ../nbs/03_scenarios.ipynb #ba5e0001
+def base_name(
+    name: str,  # of a scenario
+) -> str:
+    "The data set that a name is a variant of: `blood` for `blood-mini` and `blood-224`."
+    base, _, variant = name.rpartition("-")
+    return base if variant == "mini" or base in LARGER and variant in map(str, LARGER[base]) else name
+
 # %% ../nbs/03_scenarios.ipynb #4d1f0a02
 MADE: dict[str, Callable[..., Scenario]] = {}  # name -> what makes the scenario
 
@@ -442,7 +474,11 @@ def register_scenario(
     make: Callable[..., Scenario],  # gets all that `make_scenario` gets, in its order
 ) -> None:
     "Make a scenario known to `make_scenario`. Raises `ConfigError` for a name that is taken."
-    check(name not in SCENARIOS, f"{name!r} is a scenario of MedMNIST; choose another name")
+    check_name("scenario", name)
+    check(base_name(name) not in SCENARIOS, f"{name!r} is a scenario of MedMNIST; choose another name")
+    check(
+        callable(make), f"scenario {name!r}: give what makes it, a function of (name, order, sizes, root, size, verify)"
+    )
     check(MADE.get(name, make) is make, f"a scenario named {name!r} exists already; choose another name")
     MADE[name] = make
 
@@ -463,14 +499,6 @@ def scenario_info(
     meant = f"; did you mean folder:{name}, the folder of that name?" if own else nearest(name, names)
     check(known, f"unknown scenario {name!r}; choose from {', '.join(names)}{larger}{meant}")
     return SCENARIOS[name]
-
-# %% ../nbs/03_scenarios.ipynb #ba5e0001
-def base_name(
-    name: str,  # of a scenario
-) -> str:
-    "The data set that a name is a variant of: `blood` for `blood-mini` and `blood-224`."
-    base, _, variant = name.rpartition("-")
-    return base if variant == "mini" or base in LARGER and variant in map(str, LARGER[base]) else name
 
 # %% ../nbs/03_scenarios.ipynb #95a57bd9
 def data_file(
@@ -772,7 +800,10 @@ def make_scenario(
 ) -> Scenario:
     "Make a named scenario. Raises `ConfigError` for the name or plan, `DataError` for a missing or wrong file."
     if isinstance(name, str) and name in MADE:
-        return MADE[name](name, class_order, sizes, root, size, verify)
+        made = MADE[name](name, class_order, sizes, root, size, verify)
+        said = f"what makes the scenario {name!r} returned {type(made).__name__}; it has to return a Scenario"
+        check(isinstance(made, TaskSequence), said)
+        return made
     if isinstance(name, str) and is_own(name):
         return own_folder(name, class_order, sizes, root, size)
     info = scenario_info(name)

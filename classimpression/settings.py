@@ -56,7 +56,7 @@ class TrainConfig:
     augment_flip: bool = False  # random flips of training images
     dtype: str = "float32"  # of forward and backward passes: "float32" or "bfloat16"
     device: str = "cpu"  # where to compute; profiles and the command line take a GPU if there is one
-    cache: str | None = None  # folder that keeps first tasks and generated images for other runs; None: nothing is kept
+    cache: str | None = None  # folder that keeps first tasks and generated images for other runs; None: OUT/cache
 
     def __post_init__(self):
         check_training(self)

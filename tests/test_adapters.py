@@ -522,7 +522,7 @@ def test_each_reason_is_told_once_and_nothing_recognised_is_no_advice():
     assert (
         said.count("too few.") == 1
         and "Not tried: a, b: too few." in said
-        and said.startswith("None recognises all classes")
+        and said.startswith("None that fits recognises all classes")
     )
     with pytest.raises(StateError, match="tried: ncm .tier M1.(.|\n)*--minutes"):
         decide([(Candidate("ncm"), row)], [("a", "no time")], "M0", False)

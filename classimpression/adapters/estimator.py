@@ -19,7 +19,7 @@ from ..carryover import refuse_few, save_carryover, take_exemplars
 from ..runs.configs import RunConfig, plain_value, profile_config, synthesis_settings, training_settings
 from ..runs.configs import refuse_idle, warn_of_one_class, without_effect
 from ..runs.surroundings import usable_device
-from ..core.errors import ConfigError, DataError, StateError, check, check_apart
+from ..core.errors import ConfigError, DataError, StateError, as_seen, check, check_apart
 from ..core.files import checked_json
 from ..core.seeding import generator, seeded, usual_torch
 from ..data import LAYOUTS, Split, as_numpy, as_split, number_patients, refuse_dark
@@ -196,7 +196,8 @@ def not_fitted(message: str) -> StateError:
         from sklearn.exceptions import NotFittedError
     except ImportError:
         return StateError(message)
-    return type("NotFitted", (StateError, NotFittedError), {})(message)
+    made = type("NotFitted", (StateError, NotFittedError), {"__reduce__": lambda e: (not_fitted, e.args)})
+    return made(message)
 
 # %% ../../nbs/adapters/02_estimator.ipynb #b4a4a36c
 def image_weights(
@@ -434,15 +435,20 @@ class SklearnProtocol(EstimatorParameters):
         from sklearn.utils.metadata_routing import MetadataRequest
 
         request = getattr(self, "_metadata_request", None) or MetadataRequest(owner=self)  # `clone` copies this one
-        for verb in (request.fit, request.partial_fit, request.score):
-            if "sample_weight" not in verb.requests:
-                verb.add_request(param="sample_weight", alias=None)
+        learns = (request.fit, request.partial_fit)
+        for verb, param in ((v, p) for v in (*learns, request.score) for p in ("sample_weight", "patients")):
+            if param not in verb.requests and (param == "sample_weight" or verb in learns):
+                verb.add_request(param=param, alias=None)
         return request
 
-    def asks_for(self, verb: str, sample_weight: bool | str | None) -> IncrementalClassifier:
-        "Note whether scikit-learn shall pass weights to fit, partial_fit or score."
+    def asks_for(self, verb: str, **asked: bool | str | None) -> IncrementalClassifier:
+        "Note what scikit-learn shall pass to fit, partial_fit (sample_weight, patients) or score (sample_weight)."
         self._metadata_request = deepcopy(self.get_metadata_routing())
-        getattr(self._metadata_request, verb).add_request(param="sample_weight", alias=sample_weight)
+        request = getattr(self._metadata_request, verb)
+        odd = sorted(set(asked) - set(request.requests))
+        check(not odd, f"{verb} takes no {odd}; it may be passed {sorted(request.requests)}")
+        for param, alias in asked.items():
+            request.add_request(param=param, alias=alias)
         return self
 
     set_fit_request = partialmethod(asks_for, "fit")
@@ -655,6 +661,10 @@ class Predictor(TaskLearner):
         check(len(y) == len(found), f"{len(found)} images but {len(y)} labels; give one label per image", DataError)
         kinds = kind_of(self.classes_), kind_of(y)
         check(kinds[0] == kinds[1], f"the classes learned are {kinds[0]}, these labels are {kinds[1]}", DataError)
+        same = {
+            as_seen(k) if isinstance(k, str) else k: k for k in self.classes_.tolist()
+        }  # é in another form of Unicode
+        y = np.array([same.get(as_seen(k) if isinstance(k, str) else k, k) for k in y.tolist()], dtype=found.dtype)
         return float(np.average(found == y, weights=image_weights(sample_weight, len(y))))
 
 # %% ../../nbs/adapters/02_estimator.ipynb #da541285
@@ -664,7 +674,8 @@ class IncrementalClassifier(Predictor):
     def as_known(self, X, y) -> Split:
         "Images with labels as numbers of known classes. Raises `DataError` for an unknown label."
         number = {k: i for i, k in enumerate(self.arrival_.tolist())}
-        odd = sorted(set(found := as_labels(y).tolist()) - set(number))
+        found = [as_seen(k) if isinstance(k, str) and k not in number else k for k in as_labels(y).tolist()]
+        odd = sorted(set(found) - set(number))
         check(not odd, f"the labels {odd} are not among the classes learned: {list(number)}", DataError)
         return Split(self.as_images(X), torch.tensor([number[k] for k in found]))
 

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/adapters/04_export.ipynb #ceb3c2af
 from __future__ import annotations
-import json, warnings
+import io, json, warnings
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +41,8 @@ def ready_to_export(
     example: Tensor,  # images as it expects them; only their shape matters
 ) -> nn.Module:  # a frozen copy on the CPU
     "A copy without lazy parts. Raises `ConfigError` for a model that does not map such images to scores."
+    said = f"give a classifier, a torch module such as estimator.carry_.model, not {type(model).__name__}"
+    check(isinstance(model, nn.Module), said)
     model = frozen_copy(model).cpu().float()
     for module in list(model.modules()):
         if hasattr(module, "settle"):  # crop boxes become constants, public networks come inside
@@ -104,14 +106,9 @@ def export_torch(
         with exporting(f"torch.export of {type(model).__name__}", "what it does must not depend on values of images"):
             program = torch.export.export(ready, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     if path is not None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part.pt2")
-        try:
-            torch.export.save(program, part)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        written = io.BytesIO()
+        torch.export.save(program, written)
+        write_bytes(path, written.getvalue())
     return program
 
 # %% ../../nbs/adapters/04_export.ipynb #8c6e50de

@@ -16,7 +16,7 @@ from ..data import Split, as_split, number_patients, refuse_dark
 from ..methods.registry import find_method
 from ..metrics import class_recalls
 from ..runs.configs import profile_config
-from ..scenarios import two_at_a_time
+from ..scenarios import plan, two_at_a_time
 from ..training import Callback, evaluate, listening
 from .estimator import IncrementalClassifier, number_labels
 
@@ -234,17 +234,21 @@ def recommend(
     """
     check_number("minutes", minutes, 1e-6)
     check_number("n_folds", n_folds, 2, integer=True)
+    check_number("seed", seed, 0, integer=True)
     profile_config(profile, "ncm")  # refuses an unknown one
     numbers, classes = number_labels(y, np.array([]))
     check(len(classes) > 1, f"all images are of the class {classes[0]}; there is nothing to tell apart", DataError)
-    sizes = two_at_a_time(len(classes)) if sizes is None else [int(n) for n in sizes]
+    odd = f"sizes must be numbers of classes, one per task, such as [2, 2], not {sizes!r}"
+    check(sizes is None or np.ndim(sizes) == 1, odd)
+    sizes = two_at_a_time(len(classes)) if sizes is None else plan(len(classes), None, np.asarray(sizes).tolist())[1]
+    odd = "candidates must be `Candidate`s, such as those in CANDIDATES"
+    check(all(isinstance(c, Candidate) for c in candidates), odd)
     people = None if patients is None else number_patients(patients)[0]
     n = len(numbers) if people is None else len(people)
     check(n == len(numbers), f"patients must name one for each image: {len(numbers)} images, but {n} names")
     data = Split(as_split(X, np.zeros(len(X), np.int64), layout, bits=bits).x, numbers, people)
     refuse_dark(data.x, "X", bits)
     whose = None if people is None else people.numpy()
-    check(sum(sizes) == len(classes), f"tasks of {sizes} classes are not the {len(classes)} classes in y")
     fit = fitting(tier, real_images, outside, candidates)
     check(fit, "no method fits; allow means (tier='M1'), real images or a public network")
     parts, rows, missed = list(folds(numbers.numpy(), n_folds, seed, whose, classes.tolist())), [], []
@@ -288,9 +292,11 @@ def decide(
     check(good, f"nothing fits tier {tier}; {tried}{''.join(not_tried(missed))}\n{way}", StateError)
     best = good[0][1]
     near = [(c, r) for c, r in good if r["balanced"] >= best["balanced"] - best["spread"]]
+    near = [(c, r) for c, r in near if r["worst_class"]] or near  # one that knows all classes before one that does not
     c, r = min(near, key=lambda p: p[1]["MB"])
     only = ", the only one that was tried" if len(rows) == 1 and missed else ""
-    none = "None recognises all classes, so none is recommended: too few images, or too little training. The best is"
+    none = "None that fits recognises all classes, so none is recommended: too few images, or too little training. "
+    none += "The best is"
     said = f"{'Take' if r['worst_class'] else none} {c.name}{only}: {r['balanced']:.1f} % balanced, "
     said += f"{r['worst_class']:.1f} % of the worst class, held out of your own images;"
     said += f" it carries {r['MB']:.2f} MB (tier {r['tier']})."

@@ -53,7 +53,7 @@ def write_bytes(
     """Write a file atomically. Raises `StateError` if the folder cannot be written or the disk is full; an earlier
     file stays whole.
     """
-    path, tmp = usable_path(path), None
+    path, tmp = user_path(path), None
     check(not path.is_dir(), f"cannot write {path}: it is a folder; give the name of a file", StateError)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,11 @@ def write_json(
         raise StateError(f"cannot write {path}: lists in lists, too deep for JSON") from e
     except ValueError as e:
         raise StateError(f"cannot write {path}: {e}; a result holds NaN or infinity") from e
-    return write_bytes(path, (text + "\n").encode())
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:  # a path that is not UTF-8
+        data = json.dumps(obj, indent=1).encode()
+    return write_bytes(path, data + b"\n")
 
 # %% ../../nbs/core/03_files.ipynb #d5e9b81c
 def checked_json(
@@ -114,7 +118,7 @@ def read_json(
     kind: Any = None,  # type that it must have; None: any
 ) -> Any:
     "Read JSON. Raises `StateError` if the file is missing, damaged or of another shape."
-    path = usable_path(path)
+    path = user_path(path)
     try:
         size = path.stat().st_size
         check(
@@ -139,7 +143,7 @@ def lock_of(
     "Hold a lock within a block; others wait. Raises `StateError` where no lock can be written."
     from filelock import FileLock, Timeout
 
-    file = usable_path(f"{path}.lock")
+    file = user_path(f"{path}.lock")
     lock = FileLock(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +168,7 @@ def update_file(
     write: Callable[[Path, Any], Any],  # (path, that)
 ) -> Any:  # what the file holds now
     "Change a file that others change too, one process at a time in a folder: nothing that they added is lost."
-    path = usable_path(path)
+    path = user_path(path)
     with lock_of(f"{path.parent}/"):
         new = change(read(path) if path.exists() else None)
         write(path, new)

@@ -4,14 +4,14 @@
 
 # %% ../../nbs/core/02_seeding.ipynb #d9f52acf
 from __future__ import annotations
-import hashlib, json, random, threading
-from contextlib import contextmanager, nullcontext
+import hashlib, json, os, random, threading
+from contextlib import ExitStack, contextmanager
 from typing import Iterator
 import numpy as np
 import torch
 
 # %% auto #0
-__all__ = ['ONE_THREAD', 'key_to_seed', 'generator', 'seeded', 'usual_torch']
+__all__ = ['LOCKS', 'key_to_seed', 'generator', 'one_thread', 'seeded', 'usual_torch']
 
 # %% ../../nbs/core/02_seeding.ipynb #c93f2e6c
 def key_to_seed(
@@ -30,10 +30,15 @@ def generator(
     "A torch generator keyed by `(seed, *key)`."
     return torch.Generator().manual_seed(key_to_seed(seed, *key))
 
+# %% ../../nbs/core/02_seeding.ipynb #96c0ddbe
+LOCKS: dict[int, threading.RLock] = {}  # by process: a fork copies a lock that nobody there holds
+
+
+def one_thread() -> threading.RLock:
+    "The lock of this process: generators and default types are the process's, so a second thread waits for the first."
+    return LOCKS.setdefault(os.getpid(), threading.RLock())
+
 # %% ../../nbs/core/02_seeding.ipynb #df638002
-ONE_THREAD = threading.RLock()  # generators and default types are the process's: a second thread waits for the first
-
-
 @contextmanager
 def seeded(
     seed: int,  # the run's seed
@@ -41,7 +46,7 @@ def seeded(
 ) -> Iterator[None]:
     "Key the global generators of torch, NumPy and Python within a block and restore them afterwards."
     key = key_to_seed(seed, *key)
-    with ONE_THREAD:
+    with one_thread():
         devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
         states = random.getstate(), np.random.get_state()
         with torch.random.fork_rng(devices=devices):
@@ -57,13 +62,19 @@ def seeded(
 # %% ../../nbs/core/02_seeding.ipynb #59432b56
 @contextmanager
 def usual_torch() -> Iterator[None]:
-    "Gradients on, no inference mode; by default numbers of 32 bits, on the CPU. A block or a decorator."
-    with ONE_THREAD:
+    "Gradients on, no inference mode, no autocast; by default numbers of 32 bits, on the CPU. A block or a decorator."
+    with one_thread(), ExitStack() as usual:
         before = torch.get_default_dtype()
         elsewhere = torch.empty(0).device.type != "cpu"  # asked first: the block costs time at every call of torch
         torch.set_default_dtype(torch.float32)
         try:
-            with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu") if elsewhere else nullcontext():
-                yield
+            usual.enter_context(torch.inference_mode(False))
+            usual.enter_context(torch.enable_grad())
+            if elsewhere:
+                usual.enter_context(torch.device("cpu"))
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    usual.enter_context(torch.autocast(device, enabled=False))
+            yield
         finally:
             torch.set_default_dtype(before)

@@ -37,7 +37,7 @@ class StatisticalHead(nn.Module):
     def weights(self) -> tuple[Tensor, ...]:
         "What `solve` derives from the statistics, in 32 bits."
         if self.derived is None:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():  # gradients may be asked of them later
                 self.derived = tuple(t.float() for t in self.solve())
         return self.derived
 

@@ -298,6 +298,8 @@ def profile_config(
     recipe, scenario = find_method(method).training, settings.get("scenario", "")
     said = f"scenario is a name, such as scenario.name; the {type(scenario).__name__} itself goes to run(cfg, scenario)"
     check(isinstance(scenario, str), said)
+    odd = f"options must be a dictionary such as {{'lr': 0.1}}, not {settings.get('options')!r}"
+    check(isinstance(settings.get("options") or {}, dict), odd)
     settings["scenario"], root = placed(settings.get("scenario", RunConfig.scenario), settings.get("root"))
     settings |= ({"root": str(root)} if root else {}) | {"device": settings.get("device") or "auto"}
     scenario = settings["scenario"]

@@ -15,7 +15,7 @@ from torch import nn
 from ..carryover import TIERS, Carryover, load_carryover
 from .configs import RunConfig, current_names
 from ..core.errors import OLD_NAMES, ClassImpressionError, ConfigError, DataError, StateError, check
-from ..core.files import checked_json, lock_of, read_json, usable_path, write_json
+from ..core.files import checked_json, lock_of, read_json, usable_path, user_path, write_json
 from ..core.provenance import digest, is_own_import, module_files, modules_digest, named_modules
 from ..core.provenance import package_folder
 from ..methods.registry import descriptions, find_method, foreign_source, network_code, registered
@@ -152,7 +152,7 @@ def run_folder(
     described, code = [d for name in used for d in descriptions(name)], tuple(filter(None, map(network_code, used)))
     hashed = digest([settings, described] if described else settings)[:10]
     code = code_of(find_method(cfg.method).fit, MADE.get(cfg.scenario), code)[:6]
-    return Path(cfg.out) / cfg.scenario / f"{cfg.method}-seed{cfg.seed}-{hashed}-{code}"
+    return user_path(cfg.out) / cfg.scenario / f"{cfg.method}-seed{cfg.seed}-{hashed}-{code}"
 
 # %% ../../nbs/runs/02_run_store.ipynb #2dc13793
 def sealed(
@@ -392,7 +392,7 @@ class RunResult:
         data = check_result(data, path, again)
         check(
             data["run_id"] == path.parent.name,
-            f"{path} is the result of {data['run_id']}, not of {path.parent.name}; {again}",
+            f"{path} is the result of {data['run_id']}, not of {path.parent.name}; give the folder its first name back",
             StateError,
         )
         for row in data["tasks"]:

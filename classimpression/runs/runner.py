@@ -28,7 +28,7 @@ from ..core.seeding import seeded, usual_torch
 from .run_store import file_digest, protocol_name, read_row, run_folder, used_modules
 from ..metrics import summarise, task_summary
 from ..models import pretrained, rebuild
-from ..scenarios import SCENARIOS, Scenario, make_scenario, two_at_a_time
+from ..scenarios import SCENARIOS, Scenario, base_name, make_scenario, two_at_a_time
 from ..synthesis import Impressions, gather, make_groups, model_to_invert, split_groups
 from ..tasks import Task
 
@@ -36,13 +36,16 @@ from ..tasks import Task
 _all_ = ["RunConfig", "RunResult", "profile", "profile_config", "run_folder", "setting_types"]
 
 # %% auto #0
-__all__ = ['find_scenario', 'check_run', 'prepare', 'owner', 'memory_mb', 'reset_peak', 'Stopwatch', 'impressions_key',
-           'resumed_synthesis', 'add_seconds', 'earlier_impressions', 'synthesis_price', 'make_impressions',
-           'with_exemplars', 'plan_of', 'fitted', 'row_files', 'received', 'new_exemplars', 'train_task',
-           'carried_facts', 'store_task', 'outside', 'run_task', 'run', 'clear', 'all_tasks', 'collect', 'RunConfig',
-           'RunResult', 'profile', 'profile_config', 'run_folder', 'setting_types']
+__all__ = ['MD5_DIGITS', 'find_scenario', 'check_run', 'prepare', 'owner', 'memory_mb', 'reset_peak', 'Stopwatch',
+           'impressions_key', 'resumed_synthesis', 'add_seconds', 'earlier_impressions', 'synthesis_price',
+           'make_impressions', 'with_exemplars', 'plan_of', 'fitted', 'row_files', 'received', 'new_exemplars',
+           'train_task', 'carried_facts', 'store_task', 'outside', 'run_task', 'run', 'clear', 'all_tasks', 'collect',
+           'RunConfig', 'RunResult', 'profile', 'profile_config', 'run_folder', 'setting_types']
 
 # %% ../../nbs/runs/03_runner.ipynb #7fe00ab8
+MD5_DIGITS = 32  # of a published file; the checksum of own images is shorter
+
+
 def find_scenario(
     cfg: RunConfig,  # settings
     data: Scenario | None = None,  # a scenario of your own, named as in the settings
@@ -53,10 +56,15 @@ def find_scenario(
         size = SCENARIOS[cfg.scenario].pixels if shown else None  # margins are for small networks: public ones enlarge
         scenario = make_scenario(cfg.scenario, cfg.class_order, cfg.sizes, cfg.root, size)
     else:
-        same = cfg.class_order in (None, data.class_order) and cfg.sizes in (None, data.sizes)
-        asked = f"the settings ask for scenario {cfg.scenario!r}, the data are {data!r}"
-        check(data.name == cfg.scenario and same, f"{asked}; give both the same name, order and sizes")
+        given = f"the data must be a Scenario, as from `from_arrays` or `make_scenario`, not {type(data).__name__}"
+        check(isinstance(data, Scenario), given)
+        taken = f"{data.name!r} is a data set of MedMNIST, and its published settings would apply; name yours otherwise"
+        check(base_name(data.name) not in SCENARIOS or len(data.checksum) == MD5_DIGITS, taken)
         scenario = data.again()
+    same = cfg.class_order in (None, scenario.class_order) and cfg.sizes in (None, scenario.sizes)
+    asked = f"the settings ask for scenario {cfg.scenario!r}, order {cfg.class_order}, sizes {cfg.sizes}"
+    said = f"{asked}; the data are {scenario!r}, order {scenario.class_order}; give both the same name, order and sizes"
+    check(scenario.name == cfg.scenario and same, said)
     return scenario.on_validation() if cfg.eval_split == "val" else scenario
 
 # %% ../../nbs/runs/03_runner.ipynb #4224c95b
@@ -297,6 +305,11 @@ def fitted(
     pair = isinstance(made, tuple) and len(made) == 2 and all(map(isinstance, made, kinds))
     shown = [type(v).__name__ for v in made] if isinstance(made, tuple) else type(made).__name__
     check(pair, f"the method {method.name} has to return (model, history), a module and a `History`, not {shown}")
+    head = getattr(made[0], "statistical_head", None) or getattr(made[0], "head", None)
+    like = "a `Classifier`, such as `first_task` makes or a deep copy of carry.model"
+    check(hasattr(made[0], "spec") and head, f"the method {method.name} has to return {like}, not {shown[0]}")
+    knows, due = getattr(head, "n_classes", task.n_seen), task.n_seen
+    check(knows == due, f"the method {method.name} returned a model of {knows} classes, {due} are due: `grow` its head")
     return made
 
 # %% ../../nbs/runs/03_runner.ipynb #b0e16465
@@ -446,7 +459,7 @@ def run(
     if not fresh and (done := finished_run(cfg, scenario.checksum, where)):
         say(f"finished before, and read from {done}")
         return RunResult.load(done)
-    with run_lock(folder), listening(*callbacks, *loggers()):
+    with run_lock(folder), listening(*(callbacks or ()), *loggers()):
         if fresh:
             clear(folder)
         check_settings(folder, owner(cfg, scenario))
