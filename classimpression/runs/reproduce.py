@@ -507,7 +507,7 @@ def closing_text(
     opener = OPENERS.get(sys.platform, "xdg-open")
     can = page and (shutil.which(opener) or sys.platform == "win32")
     lines = [f"Page:   {page.resolve().as_uri()}"] if page else []
-    lines += [f"        {opener} {page}"] if can else []
+    lines += [f"        {opener} {shlex.quote(str(page))}"] if can else []
     lines += [f"Folder: {folder} ({how_many(n_files, 'file')} written: tables, figures, executed notebooks)"]
     return "\n".join(
         [*lines, *(["Next:"] if following else []), *(f"  {c}  # {w}" for c, w in (following or {}).items())]
