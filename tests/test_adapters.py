@@ -44,11 +44,10 @@ def test_every_method_is_an_estimator(name, tmp_path):
         epochs=1,
         first_epochs=1,
         batch_size=16,
-        margin_k=1,
         options=TINY.get(name),
     )
-    made = dict(groups=1, group_size=12, synthesis_steps=2, synthesis_warmup=1)
-    settings |= {} if without_effect(name) else made
+    more = dict(groups=1, group_size=12, synthesis_steps=2, synthesis_warmup=1, margin_k=1)
+    settings |= {k: v for k, v in more.items() if k not in without_effect(name)}
     est = IncrementalClassifier(name, "smoke", settings=settings)
     for t in range(2):
         assert est.partial_fit(*few(scenario, t, 12)) is est

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import classimpression as ci
+import classimpression.runs.configs
 from classimpression.core.errors import ConfigError, DataError, StateError
 from classimpression.core.files import read_json, write_json
 from classimpression.core.provenance import package_folder
@@ -297,3 +298,9 @@ def test_names_that_a_terminal_cannot_show(folder):
 def test_options_are_a_dictionary():
     with pytest.raises(ConfigError, match="options must be a dictionary"):
         ci.profile_config("smoke", "slda", options='{"shrinkage": 0.1}')
+
+
+def test_settings_of_the_papers_loss_are_for_methods_that_read_them():
+    with pytest.raises(ConfigError, match="lwf has losses of its own, so ..distillation"):
+        ci.IncrementalClassifier("lwf", "smoke", layout="NHWC", settings=dict(distillation=50.0)).fit(*pictures())
+    assert ci.runs.configs.profile_label(ci.profile_config("smoke", "lwf", distillation=50.0)) == "smoke"

@@ -27,10 +27,10 @@ from ..settings import TrainConfig, check_training, published_training
 from ..synthesis import SynthesisConfig, published_synthesis
 
 # %% auto #0
-__all__ = ['NO_BUDGET', 'PUBLISHED_BUDGETS', 'OWN_TUNING_SEED', 'current_names', 'RunConfig', 'setting_types', 'plain_value',
-           'check_type', 'check_like', 'replace_none', 'warn_of_one_class', 'training_settings', 'synthesis_settings',
-           'profile', 'tuned_choice', 'trials_of_choice', 'profile_config', 'without_effect', 'refuse_idle',
-           'profile_label', 'reported_repeats', 'tuning_repeat']
+__all__ = ['OF_THE_METHOD', 'NO_BUDGET', 'PUBLISHED_BUDGETS', 'OWN_TUNING_SEED', 'current_names', 'RunConfig', 'setting_types',
+           'plain_value', 'check_type', 'check_like', 'replace_none', 'warn_of_one_class', 'training_settings',
+           'synthesis_settings', 'profile', 'tuned_choice', 'trials_of_choice', 'profile_config', 'without_effect',
+           'refuse_idle', 'profile_label', 'reported_repeats', 'tuning_repeat']
 
 # %% ../../nbs/runs/01_configs.ipynb #0ldname2
 def current_names(
@@ -317,22 +317,30 @@ def profile_config(
     return RunConfig.of(**given | {"method": method, "profile": name, "options": options or None})
 
 # %% ../../nbs/runs/01_configs.ipynb #2638c01e
+OF_THE_METHOD = (  # settings of the paper's loss and of its batches
+    *("distillation", "margin_weight", "margin", "margin_k", "idc_weight", "rho", "tau", "idc_classes", "idc_pool"),
+    "synthetic_share",
+)
+
+
 def without_effect(
     method: str,  # registered method
 ) -> list[str]:
-    "Settings of the synthesis, if a method learns from no impressions."
-    terms = ("ce_weight", "bn_weight", "tv_weight", "tv1_weight", "l2_weight")
+    "Settings of the synthesis, for a method without impressions, and those of the paper's loss that it never reads."
+    terms, m = ("ce_weight", "bn_weight", "tv_weight", "tv1_weight", "l2_weight"), find_method(method)
     made = [k for k in setting_types() if k.startswith(("synthesis_", "group")) or k in terms]
-    return [] if find_method(method).impressions else made
+    unread = [k for k in OF_THE_METHOD if m.reads is not None and k not in m.reads]
+    return ([] if m.impressions else made) + unread
 
 # %% ../../nbs/runs/01_configs.ipynb #3f507596
 def refuse_idle(
     method: str,  # registered method
     names: Iterable[str],  # settings that a user gave for it alone
 ) -> None:
-    "Raise `ConfigError` for settings of the synthesis that the method has no use for."
+    "Raise `ConfigError` for settings that the method has no use for."
     idle = sorted(set(names) & set(without_effect(method)))
-    check(not idle, f"{method} learns from no impressions, so {idle} would change nothing; leave them out")
+    said = "has losses of its own" if set(idle) & set(OF_THE_METHOD) else "learns from no impressions"
+    check(not idle, f"{method} {said}, so {idle} would change nothing; leave them out")
 
 # %% ../../nbs/runs/01_configs.ipynb #2045f33d
 NO_BUDGET = (  # settings that other columns of a table hold, or that change no number
