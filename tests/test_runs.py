@@ -504,7 +504,7 @@ def test_what_does_not_fit_is_made_again_or_refused(toy, tmp_path):
     mapped, facts = load_tensors(carry)
     tensors = {k: v.clone() for k, v in mapped.items()}  # the file below them will be spoiled
     faults = {
-        "it is damaged": lambda: carry.write_bytes(carry.read_bytes()[:1000]),
+        "or damaged": lambda: carry.write_bytes(carry.read_bytes()[:1000]),
         "does not fit its digest": lambda: carry.write_bytes(carry.read_bytes()[:-1000] + bytes(1000)),
         "holds no carryover": lambda: save_tensors(carry, {"x": torch.zeros(1)}, {"y": 1}),
         "another run or task": lambda: shutil.copy(other.folder / "task2" / "carry.safetensors", carry),
