@@ -349,12 +349,10 @@ def settings_of(
     refuse_idle(method, typed if whole else found | typed)
     if whole:
         options = (found.get("options") or {}) | (typed.get("options") or {})
-        after = {
-            k: v for k, v in typed.items() if k in find_method(method).training | options
-        }  # and not first_... alone
-        place = (
-            dict(zip(("scenario", "root"), placed(typed["scenario"], typed.get("root")))) if "scenario" in typed else {}
-        )
+        recipe = find_method(method).training | options
+        after = {k: v for k, v in typed.items() if k in recipe}  # what is typed holds after the first task, too
+        named = "scenario" in typed
+        place = dict(zip(("scenario", "root"), placed(typed["scenario"], typed.get("root")))) if named else {}
         place = {k: str(v) for k, v in place.items() if v}
         found = BEFORE | found | dict(out=found.get("out") or "runs")
         return RunConfig.of(**found | typed | place | dict(options=options | after or None))

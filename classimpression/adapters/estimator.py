@@ -661,10 +661,9 @@ class Predictor(TaskLearner):
         check(len(y) == len(found), f"{len(found)} images but {len(y)} labels; give one label per image", DataError)
         kinds = kind_of(self.classes_), kind_of(y)
         check(kinds[0] == kinds[1], f"the classes learned are {kinds[0]}, these labels are {kinds[1]}", DataError)
-        same = {
-            as_seen(k) if isinstance(k, str) else k: k for k in self.classes_.tolist()
-        }  # é in another form of Unicode
-        y = np.array([same.get(as_seen(k) if isinstance(k, str) else k, k) for k in y.tolist()], dtype=found.dtype)
+        form = lambda k: as_seen(k) if isinstance(k, str) else k  # é has two in Unicode
+        same = {form(k): k for k in self.classes_.tolist()}
+        y = np.array([same.get(form(k), k) for k in y.tolist()], dtype=found.dtype)
         return float(np.average(found == y, weights=image_weights(sample_weight, len(y))))
 
 # %% ../../nbs/adapters/02_estimator.ipynb #da541285

@@ -456,16 +456,16 @@ def merge_results(
     return [merged[k] for k in sorted(merged)]
 
 # %% ../../nbs/runs/06_tables.ipynb #2f767088
-TODAY = ("kaiming", "float32")  # the defaults: rule of the first weights, numbers
-OLDER = "‡"  # marks runs that were made otherwise
-
-
 def making(
     run: dict,  # a result
 ) -> tuple[str, str]:
     "What all rows of a table have in common: rule of the first weights, and numbers."
     settings = BEFORE | run.get("settings", {})
     return settings["initialisation"], settings.get("dtype", "float32")
+
+# %% ../../nbs/runs/06_tables.ipynb #f5d5d222
+TODAY = ("kaiming", "float32")  # the defaults: rule of the first weights, numbers
+OLDER = "‡"  # marks runs that were made otherwise
 
 
 def older_methods(
