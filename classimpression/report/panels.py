@@ -6,7 +6,6 @@
 from __future__ import annotations
 import textwrap
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
 from ..core.errors import DataError, check
@@ -14,7 +13,7 @@ from .curves import by_method
 from ..metrics import accuracy_matrix
 from .plots import SHADES, SPARE, TERMS, WIDTH, method_colours, new_figure, short_name, style
 from .plots import seaborn
-from ..runs.tables import as_dict, read_results
+from ..runs.tables import as_dict
 from ..training import History
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['TERM_COLOURS', 'matrix_panels', 'plot_accuracy_matrix', 'one_order', 'confusion_shares', 'plot_confusion',
-           'plot_recalls', 'histories', 'draw_history', 'plot_history', 'cost_rows', 'plot_costs', 'earlier_runs']
+           'plot_recalls', 'histories', 'draw_history', 'plot_history', 'cost_rows', 'plot_costs']
 
 # %% ../../nbs/report/05_panels.ipynb #1220f82b
 def matrix_panels(
@@ -317,8 +316,8 @@ def plot_costs(
                 mec="#333333",
                 mew=0.3,
             )
-        left.set_yticks(range(len(y)), [f"{m} ‡" if m in other else m for m in y])
-        left.set_xlabel(f"seconds of one thread\n{usual}" + (" (‡: another)" if other else ""))
+        left.set_yticks(range(len(y)), [f"{m} *" if m in other else m for m in y])
+        left.set_xlabel(f"seconds of one thread\n{usual}" + (" (*: another)" if other else ""))
         right.set(xlabel="carried after the task (MB)", xscale="log")
         right.xaxis.set_major_formatter("{x:g}")
         right.xaxis.set_minor_formatter("")
@@ -327,24 +326,3 @@ def plot_costs(
         left.set_axisbelow(True)
         fig.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=n, handlelength=1)
     return fig
-
-# %% ../../nbs/report/05_panels.ipynb #7f9165b8
-def earlier_runs(
-    path: str | Path,  # main_table_….json of runs; nothing is added where there is none
-    results: Iterable[Any],  # results on this disk
-    asked: Iterable[Any],  # configurations of all runs that are wanted
-) -> list[dict]:
-    "Runs that are wanted and not on this disk, as the main table reports them."
-    if not Path(path).exists():
-        return []
-    key = lambda r: (r["scenario"]["name"], r["profile"], r["method"], r["seed"])
-    here, wanted = (
-        {key(as_dict(r)) for r in results},
-        {(c.scenario, c.profile, c.method, c.seed): c.class_order for c in asked},
-    )  # None: the published order
-    return [
-        r
-        for r in read_results(path)
-        if key(r) in wanted.keys() - here
-        and (wanted[key(r)] is None or list(wanted[key(r)]) == r["scenario"]["class_order"])
-    ]

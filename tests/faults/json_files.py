@@ -12,7 +12,7 @@ from classimpression.echo.store import CineStore, cine_splits, write_store
 from classimpression.report.ablations import base_from_main
 from classimpression.report.comparison import runs_beside
 from classimpression.report.explorers import ResultsBrowser, as_html, load_results
-from classimpression.report.panels import earlier_runs
+from classimpression.report.panels import cost_rows
 from classimpression.report.verify import merge_details
 from classimpression.runs.experiments import measured_seconds
 from classimpression.runs.reproduce import parse_value
@@ -29,7 +29,7 @@ READERS = {  # a reader -> the file that it reads below a folder, and how
     "budgets": (MAIN, lambda d: runs_beside(d, "toy", "standard")),
     "ablations": (MAIN, lambda d: base_from_main(d, "losses", "toy", "standard", ["lwf"])),
     "comparison": (MAIN, lambda d: check_same_making(d / MAIN, [], "toy", "standard")),
-    "panels": (MAIN, lambda d: earlier_runs(d / MAIN, [], [])),
+    "panels": (MAIN, lambda d: cost_rows(read_results(d / MAIN))),
     "details of verify": ("details.json", lambda d: merge_details(d / "details.json", [])),
     "measurements": ("costs.json", lambda d: add_measurement(d / "costs.json", {})),
     "choices of tuning": ("tuned.json", lambda d: chosen_before(d / "tuned.json")),
@@ -100,7 +100,7 @@ BELIEVERS = {
     "budgets": lambda d: runs_beside(d, "example", "standard"),
     "ablations": lambda d: base_from_main(d, "losses", "example", "standard", ["class-impression"]),
     "comparison": lambda d: check_same_making(d / MAIN, [], "example", "standard"),
-    "panels": lambda d: earlier_runs(d / MAIN, [], []),
+    "panels": lambda d: cost_rows(read_results(d / MAIN)),
     "the explorer": load_results,
 }
 
