@@ -161,15 +161,11 @@ def test_statistics_larger_than_a_tenth_of_the_images_are_a_reference(toy, tmp_p
 # --- gates ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_replay_with_unlimited_memory_equals_joint(tmp_path):
-    alike = dict(
-        lr=0.02, momentum=0.9, class_weighting=False, batch_size=32, first_epochs=6
-    )  # each has tuned ones of its own
+def test_replay_with_unlimited_memory_equals_joint(toy, tmp_path):
+    alike = dict(epochs=20, lr=0.05, momentum=0.9, class_weighting=False, batch_size=16, scenario="toy")
+    data = toy(per_class=60)
     joint, replay = (
-        run(profile_config("quick", m, sizes=[2, 2, 4], epochs=6, until=2, out=str(tmp_path), **alike, **more)).metrics[
-            "balanced_accuracy"
-        ]
+        run(RunConfig(method=m, out=str(tmp_path), **alike, **more), data.again()).metrics["balanced_accuracy"]
         for m, more in (("joint", {}), ("replay", dict(exemplars=10**6)))
     )
     assert joint > 60 and abs(joint - replay) < 10, (joint, replay)
