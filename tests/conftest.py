@@ -127,11 +127,11 @@ def run_notebook(notebook: Path, log: Path, variables: dict) -> None:
 
 @pytest.fixture(scope="session")
 def forks():
-    """Processes of their own for notebooks, forked from one that has imported the large packages and read the
-    library's code: that takes as long as running a small notebook.
+    """Processes of their own for notebooks, forked from one that has imported the large packages: that takes as long
+    as running a small notebook.
     """
     root = str(Path(__file__).parent.parent)
-    large = ["torchvision", "pandas", "seaborn", "sklearn", "nbdev.test", "tests.read_code"]
+    large = ["torchvision", "pandas", "seaborn", "sklearn", "nbdev.test"]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(large)
     with pytest.MonkeyPatch.context() as set_for_all:

@@ -168,7 +168,7 @@ def test_the_home_folder_in_paths_to_write(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     estimator().fit(*pictures()).save("~/a.safetensors")
     ci.run(ci.profile_config("smoke", "ncm", scenario="mine", out="~/runs"), scenario())
-    assert sorted(p.name for p in (tmp_path / "home").iterdir()) == ["a.safetensors", "runs"]
+    assert sorted(p.name for p in (tmp_path / "home").iterdir()) == [".cache", "a.safetensors", "runs"]
     assert not (tmp_path / "~").exists()
 
 

@@ -5,16 +5,18 @@
 # %% ../../nbs/core/04_provenance.ipynb #1390aae8
 from __future__ import annotations
 import ast, hashlib, importlib.util, json, os, platform, re, subprocess
+from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 import torch
 from .errors import StateError, check
+from .files import cache_folder, read_json, write_json
 
 # %% auto #0
 __all__ = ['digest', 'package_folder', 'is_own_import', 'one_by_one', 'outline', 'plain_statements', 'module_files', 'plain_code',
-           'named_modules', 'modules_digest', 'code_version', 'environment']
+           'named_modules', 'whole_code', 'found_once', 'modules_digest', 'code_version', 'environment']
 
 # %% ../../nbs/core/04_provenance.ipynb #0b7620a3
 def digest(
@@ -124,13 +126,39 @@ def named_modules(
         found |= {name} if name in files else inside_folder
     return sorted(found or files)
 
+# %% ../../nbs/core/04_provenance.ipynb #06740b5d
+@lru_cache(maxsize=None)
+def whole_code() -> str:  # 16 hexadecimal digits
+    "Hash of the library's files as they are, with the words that only people read."
+    here = package_folder()
+    return digest(
+        [[p.relative_to(here).as_posix(), hashlib.sha256(p.read_bytes()).hexdigest()] for p in module_files().values()]
+    )
+
+# %% ../../nbs/core/04_provenance.ipynb #c66a0766
+def found_once(
+    question: list,  # what is asked about the code
+    answer: Callable[[], Any],  # finds it out
+    kind: Any,  # type of what it finds out, such as list[str]
+) -> Any:
+    "What was found out about the code before, or is now."
+    with suppress(StateError, OSError):  # no home folder, a closed one, or a damaged file
+        path = cache_folder() / "code" / f"{digest([whole_code(), question])}.json"
+        if path.exists():
+            return read_json(path, kind)
+    found = answer()
+    with suppress(StateError):  # a folder that cannot be written: found out every time
+        write_json(cache_folder() / "code" / f"{digest([whole_code(), question])}.json", found)
+    return found
+
 # %% ../../nbs/core/04_provenance.ipynb #6d5d2fc7
 def modules_digest(
     *names: str,  # modules of the library, such as "training"; none: all
 ) -> str:  # 16 hexadecimal digits
     "Hash of the library's source code, wherever it stands; words that only people read do not count."
-    statements = set().union(*(plain_code(module_files()[m]) for m in named_modules(*names)))
-    return digest(sorted(statements))
+    modules = named_modules(*names)
+    statements = lambda: set().union(*(plain_code(module_files()[m]) for m in modules))
+    return found_once(["digest", modules], lambda: digest(sorted(statements())), str)
 
 # %% ../../nbs/core/04_provenance.ipynb #eed6dacb
 def code_version() -> dict[str, str | None]:

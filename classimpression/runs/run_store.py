@@ -16,7 +16,14 @@ from ..carryover import TIERS, Carryover, load_carryover
 from .configs import RunConfig, current_names
 from ..core.errors import OLD_NAMES, ClassImpressionError, ConfigError, DataError, StateError, check
 from ..core.files import checked_json, lock_of, read_json, usable_path, user_path, write_json
-from ..core.provenance import digest, is_own_import, module_files, modules_digest, named_modules
+from classimpression.core.provenance import (
+    digest,
+    found_once,
+    is_own_import,
+    module_files,
+    modules_digest,
+    named_modules,
+)
 from ..core.provenance import package_folder
 from ..methods.registry import descriptions, find_method, foreign_source, network_code, registered
 from ..metrics import contradictions
@@ -100,13 +107,17 @@ def used_modules(
     *names: str,  # modules or folders of the library
 ) -> tuple[str, ...]:  # they and all that they import, sorted
     "Modules whose code these modules run."
-    found, todo = set(), named_modules(*names)
-    while todo:
-        if (name := todo.pop()) in found:
-            continue
-        found.add(name)
-        todo += imported_modules(module_files()[name])
-    return tuple(sorted(found))
+
+    def follow() -> list[str]:
+        found, todo = set(), named_modules(*names)
+        while todo:
+            if (name := todo.pop()) in found:
+                continue
+            found.add(name)
+            todo += imported_modules(module_files()[name])
+        return sorted(found)
+
+    return tuple(found_once(["used", *names], follow, list[str]))
 
 # %% ../../nbs/runs/02_run_store.ipynb #ea450e25
 @lru_cache(maxsize=None)
