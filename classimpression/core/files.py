@@ -39,7 +39,7 @@ CACHE_VARIABLE = "CLASSIMPRESSION_CACHE"
 
 
 def cache_folder() -> Path:
-    "Where computed data sets, measurements and fingerprints of code are kept. Raises `StateError` where no home folder is known."
+    "Where data sets and measurements are kept once computed. Raises `StateError` where no home folder is known."
     try:
         return user_path(os.environ.get(CACHE_VARIABLE) or "~/.cache/classimpression")
     except StateError as e:
