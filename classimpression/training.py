@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .carryover import Carryover
 from .core.errors import StateError, check, progress
 from .synthesis import Impressions, keep_freed_memory, uncompiled
-from .core.seeding import generator, seeded
+from .core.seeding import generator, seeded, usual_torch
 from .data import Split, augment, batches, to_unit
 from .heads import CosineHead, LinearHead, cosines, grow, imprint
 from .losses import class_centroids, class_weights, cn_cross_entropy, distillation_loss
@@ -499,6 +499,7 @@ def term_weights_of(
     return {"cross_entropy": 1.0, "distillation": λ, "margin": cfg.margin_weight, "intra_domain": cfg.idc_weight}
 
 # %% ../nbs/11_training.ipynb #072437d1
+@usual_torch()
 def fit_task(
     carry: Carryover | None,  # what came from the task before; None for the first task
     task: Task,  # the task to learn

@@ -304,3 +304,34 @@ def test_settings_of_the_papers_loss_are_for_methods_that_read_them():
     with pytest.raises(ConfigError, match="lwf has losses of its own, so ..distillation"):
         ci.IncrementalClassifier("lwf", "smoke", layout="NHWC", settings=dict(distillation=50.0)).fit(*pictures())
     assert ci.runs.configs.profile_label(ci.profile_config("smoke", "lwf", distillation=50.0)) == "smoke"
+
+
+@pytest.mark.parametrize("surroundings", [torch.no_grad, torch.inference_mode])
+def test_tasks_by_hand_where_gradients_are_off(surroundings):
+    "The loop of one's own, in surroundings that would leave nothing to learn from."
+    cfg, ends = ci.TrainConfig(epochs=2, batch_size=8), []
+    for around in (surroundings, torch.enable_grad):
+        data, lwf = scenario(), METHODS["lwf"]
+        with around():
+            with data.training(0) as task:
+                carry = ci.hand_over(ci.fit_task(None, task, None, cfg)[0], task, None)
+            with data.training(1) as task:
+                model, _ = lwf.fit(carry, task, None, cfg)
+        ends.append(total(model))
+    assert ends[0] == ends[1]
+
+
+def test_a_method_that_is_an_object(tmp_path, registries):
+    class Fit:
+        def __call__(self, carry, task, impressions, cfg):
+            return first_task(task, cfg) if carry is None else METHODS["fine-tuning"].fit(carry, task, None, cfg)
+
+    ci.method("object", "An object", tier="M0")(Fit())
+    cfg = ci.profile_config("smoke", "object", scenario="mine", out=str(tmp_path))
+    assert ci.run(cfg, scenario()).data["method"] == "object"
+
+
+def test_a_number_that_yaml_takes_for_a_word(folder):
+    (folder / "settings.yaml").write_text("method: ncm\nlr: 1e-2\n")
+    done = command("run", "--config", "settings.yaml", cwd=folder)
+    assert done.returncode == 2 and "lr must be float, not '1e-2'; write 0.01" in done.stderr

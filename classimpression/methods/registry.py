@@ -17,6 +17,7 @@ from ..core.errors import ConfigError, LeakError, StateError, check, check_name,
 from ..core.errors import nearest
 from ..core.files import lock_of
 from ..core.provenance import digest, modules_digest, package_folder, plain_statements
+from ..core.seeding import usual_torch
 from ..data import Split
 from ..heads import as_linear
 from ..models import find_network, makers_of
@@ -201,6 +202,7 @@ def foreign_source(
     notebook.
     """
     made = getattr(made, "func", made)  # functools.partial
+    made = made if hasattr(made, "__qualname__") else type(made)  # an object that can be called
     if (made.__module__ or "").partition(".")[0] == package_folder().name:
         return ""
     try:
@@ -382,6 +384,7 @@ def first_task(
     return model.eval(), History(**facts["history"] | dict(cached_seconds=price_of_cached(facts)))
 
 # %% ../../nbs/methods/01_registry.ipynb #3d8e74fd
+@usual_torch()
 def learn(
     carry: Carryover,  # what came from the task before
     task,  # the task to learn

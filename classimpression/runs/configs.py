@@ -5,6 +5,7 @@
 # %% ../../nbs/runs/01_configs.ipynb #d6cdb973
 from __future__ import annotations
 import math, os, types, typing, warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -194,7 +195,11 @@ def check_type(
         "nothing" if t is type(None) else getattr(t, "__name__", str(t)) if not typing.get_args(t) else str(t)
         for t in allowed
     )
-    check(any(fits(value, t) for t in allowed), f"{name} must be {names}, not {value!r}")
+    meant = ""
+    if float in allowed and isinstance(value, str):  # YAML takes 1e-2 for a word
+        with suppress(ValueError):
+            meant = f"; write {float(value)}"
+    check(any(fits(value, t) for t in allowed), f"{name} must be {names}, not {value!r}{meant}")
 
 # %% ../../nbs/runs/01_configs.ipynb #95dd39fa
 def check_like(
