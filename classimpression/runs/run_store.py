@@ -16,15 +16,8 @@ from ..carryover import TIERS, Carryover, load_carryover
 from .configs import RunConfig, current_names
 from ..core.errors import OLD_NAMES, ClassImpressionError, ConfigError, DataError, StateError, check
 from ..core.files import checked_json, lock_of, read_json, usable_path, user_path, write_json
-from classimpression.core.provenance import (
-    digest,
-    found_once,
-    is_own_import,
-    module_files,
-    modules_digest,
-    named_modules,
-)
-from ..core.provenance import package_folder
+from ..core.provenance import digest, found_once, is_own_import, module_files, modules_digest
+from ..core.provenance import named_modules, package_folder
 from ..methods.registry import descriptions, find_method, foreign_source, network_code, registered
 from ..metrics import contradictions
 from ..models import maker_of, rebuild
@@ -87,6 +80,8 @@ def identity(
     "The settings that differ from what results without them were made with, places aside."
     usual = {f.name: f.default for f in fields(RunConfig)} | BEFORE
     now = BEFORE | current_names(settings)
+    if now.get("class_order") == list(range(len(now.get("class_order") or ()))):
+        now["class_order"] = None  # the published order, written out
     return {k: v for k, v in now.items() if k not in PLACES and (k not in usual or v != usual[k])}
 
 # %% ../../nbs/runs/02_run_store.ipynb #87a2f91a
