@@ -161,6 +161,7 @@ def test_statistics_larger_than_a_tenth_of_the_images_are_a_reference(toy, tmp_p
 # --- gates ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_replay_with_unlimited_memory_equals_joint(toy, tmp_path):
     alike = dict(epochs=20, lr=0.05, momentum=0.9, class_weighting=False, batch_size=16, scenario="toy")
     data = toy(per_class=60)
