@@ -300,6 +300,8 @@ def hand_over(
         new = class_means(task.train, task.labels, k_min)
         kept = new if carry is None else torch.cat([carry.means, new])
     copy, extra = frozen_copy(model), dict(extra or {})
+    odd = [k for k, e in extra.items() if not isinstance(e, Extra)]
+    check(not odd, f"what is carried beyond the model, {odd}, must be Extra(tensor, tier), so that its tier is known")
     held = [*copy.state_dict().values(), *hidden_tensors(copy), *(e.value for e in extra.values())]
     held += [new] if means else []  # the mean of one image is that image
     raw = images_among(held, task.train)

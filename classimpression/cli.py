@@ -435,6 +435,8 @@ def tune_some(
     for m in args.methods:
         found = chosen[m].get("scenarios", {}).get(base_name(name), chosen[m])
         print(m, found["options"], max(t["balanced_accuracy"] for t in found["trials"]))
+    if args.path:
+        print(f"written to {args.path}; in Python: profile_config(..., tuned={args.path!r})")
     return 0
 
 # %% ../nbs/12_cli.ipynb #4946f177

@@ -14,8 +14,8 @@ from .core.errors import DataError, check, check_number
 __all__ = ['TOLERANCE', 'confusion_matrix', 'check_confusion', 'class_recalls', 'accuracy', 'balanced_accuracy',
            'worst_class_recall', 'wilson_interval', 'task_accuracies', 'accuracy_matrix', 'final_accuracy',
            'average_incremental_accuracy', 'check_matrix', 'forgetting', 'backward_transfer', 'task_summary',
-           'summarise', 'differing', 'contradictions', 'paired_interval', 'paired_probability', 'holm',
-           'bootstrap_interval']
+           'summarise', 'differing', 'contradictions', 'paired_differences', 'paired_interval', 'paired_probability',
+           'holm', 'bootstrap_interval']
 
 # %% ../nbs/09_metrics.ipynb #aa08eab1
 def confusion_matrix(
@@ -253,6 +253,17 @@ def contradictions(
     missing = sorted(set(derived) - set(metrics))
     return [*wrong, *moved, *missing, *differing(metrics, derived)]
 
+# %% ../nbs/09_metrics.ipynb #93ee5d8d
+def paired_differences(
+    a: Sequence[float],  # one number per repeat, or per image
+    b: Sequence[float],  # of the other, on the same ones
+) -> np.ndarray:  # float64 [N]
+    "Differences. Raises `DataError` unless both have as many numbers, one at least."
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    paired = a.shape == b.shape and a.ndim == 1 and len(a) > 0
+    check(paired, f"paired values must come in equal numbers, not {a.shape} and {b.shape}", DataError)
+    return a - b
+
 # %% ../nbs/09_metrics.ipynb #ab21fd5d
 def paired_interval(
     a: Sequence[float],  # measure of one method, one number per repeat
@@ -262,11 +273,8 @@ def paired_interval(
     "t-interval of a paired difference."
     from scipy.stats import t
 
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    paired = a.shape == b.shape and a.ndim == 1 and len(a) > 0
-    check(paired, f"paired values must come in equal numbers, not {a.shape} and {b.shape}", DataError)
     check(0 < level < 1, f"level must lie between 0 and 1, not {level!r}")
-    d, half = a - b, math.inf
+    d, half = paired_differences(a, b), math.inf
     if len(d) > 1 and (np.ptp(d) > 1e-9 or np.abs(d).max() <= 1e-9):
         half = t.ppf((1 + level) / 2, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d))
     return float(d.mean()), float(d.mean() - half), float(d.mean() + half)
@@ -279,7 +287,7 @@ def paired_probability(
     "Probability of a paired difference at least so far from zero if there were none (two-sided t-test)."
     from scipy.stats import t
 
-    d = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    d = paired_differences(a, b)
     if len(d) < 2:
         return math.nan
     if np.ptp(d) <= 1e-9:
@@ -309,9 +317,9 @@ def bootstrap_interval(
     seed: int = 0,  # keys them
 ) -> tuple[float, float, float]:  # difference in balanced accuracy, lower and upper end, percentage points
     "Percentile interval of the difference of two balanced accuracies over test images."
-    d, y = np.asarray(hits_a, dtype=float) - np.asarray(hits_b, dtype=float), np.asarray(y)
-    rng = np.random.default_rng(seed)
-    check(d.shape == y.shape and d.ndim == 1 and len(d) > 0, "hits and labels must be one per image", DataError)
+    d, y, rng = paired_differences(hits_a, hits_b), np.asarray(y), np.random.default_rng(seed)
+    check(d.shape == y.shape, "hits and labels must be one per image", DataError)
+    check(0 < level < 1, f"level must lie between 0 and 1, not {level!r}")
     groups = [d[y == k] for k in np.unique(y)]
     found = np.mean([rng.choice(g, (draws, len(g))).mean(1) for g in groups], axis=0)
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .core.errors import check, check_name, nearest
+from .core.provenance import load_elsewhere, same_definition
 from .core.seeding import seeded, usual_torch
 from .heads import CosineHead, make_head
 
@@ -173,7 +174,7 @@ def register_network(
     check_name("network", name)
     said = f"network {name!r}: give what makes it, a function of the channels such as lambda channels: Net(channels)"
     check(callable(make) and not isinstance(make, nn.Module), f"{said}, not {type(make).__name__}")
-    free = name not in NETWORKS or NETWORKS[name] is make
+    free = name not in NETWORKS or same_definition(NETWORKS[name], make)
     check(free, f"a network named {name!r} exists already; choose another name")
     NETWORKS[name] = make
 
@@ -194,6 +195,8 @@ def maker_of(
     name: str,  # of a network
 ) -> Callable[[int], nn.Module] | None:  # channels -> network; None: nobody registered the name
     "What builds a network."
+    if name not in NETWORKS:
+        load_elsewhere()
     if name in NETWORKS:
         return NETWORKS[name]
     fits = ((of, re.fullmatch(pattern, name)) for pattern, of in reversed(FAMILIES.items()))

@@ -17,7 +17,7 @@ from torch import Tensor
 from .core.errors import DataError, StateError, as_seen, check, check_apart, check_name, check_number
 from .core.errors import check_text, nearest, optional, progress
 from .core.files import user_path, write_bytes, write_json
-from .core.provenance import digest, package_folder
+from .core.provenance import digest, load_elsewhere, package_folder, same_definition
 from .core.seeding import generator, usual_torch
 from classimpression.data import (
     DATA_VARIABLE,
@@ -479,7 +479,8 @@ def register_scenario(
     check(
         callable(make), f"scenario {name!r}: give what makes it, a function of (name, order, sizes, root, size, verify)"
     )
-    check(MADE.get(name, make) is make, f"a scenario named {name!r} exists already; choose another name")
+    free = name not in MADE or same_definition(MADE[name], make)
+    check(free, f"a scenario named {name!r} exists already; choose another name")
     MADE[name] = make
 
 # %% ../nbs/03_scenarios.ipynb #4d1f0a03
@@ -799,6 +800,8 @@ def make_scenario(
     verify: bool = True,  # False: take a file with another MD5 (its own MD5 is what results record)
 ) -> Scenario:
     "Make a named scenario. Raises `ConfigError` for the name or plan, `DataError` for a missing or wrong file."
+    if isinstance(name, str) and name not in SCENARIOS:
+        load_elsewhere()
     if isinstance(name, str) and name in MADE:
         made = MADE[name](name, class_order, sizes, root, size, verify)
         said = f"what makes the scenario {name!r} returned {type(made).__name__}; it has to return a Scenario"

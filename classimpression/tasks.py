@@ -380,7 +380,9 @@ class Scenario(TaskSequence):
         self,
         every: int,  # 4: the first, the fifth, the ninth image of each class
     ) -> Scenario:
-        "The same tasks with fewer images of each class and part, for a first look. Raises `ConfigError`."
+        """The same tasks with fewer images of each class and part, for a first look: data of its own, which settings
+        published or tuned for the whole are not looked up for. Raises `ConfigError`.
+        """
         check_number("every", every, low=1, integer=True)
         rows = lambda y: torch.cat([(y == k).nonzero()[::every, 0] for k in range(self.n_classes)])
         few = self.again(**{p: s.take(rows(s.y)) for p, s in self._store.splits.items()})

@@ -168,7 +168,8 @@ def test_the_home_folder_in_paths_to_write(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     estimator().fit(*pictures()).save("~/a.safetensors")
     ci.run(ci.profile_config("smoke", "ncm", scenario="mine", out="~/runs"), scenario())
-    assert sorted(p.name for p in (tmp_path / "home").iterdir()) == [".cache", "a.safetensors", "runs"]
+    made = {p.name for p in (tmp_path / "home").iterdir()} - {".cache"}  # once for all tests of this process
+    assert made == {"a.safetensors", "runs"}
     assert not (tmp_path / "~").exists()
 
 
@@ -335,3 +336,131 @@ def test_a_number_that_yaml_takes_for_a_word(folder):
     (folder / "settings.yaml").write_text("method: ncm\nlr: 1e-2\n")
     done = command("run", "--config", "settings.yaml", cwd=folder)
     assert done.returncode == 2 and "lr must be float, not '1e-2'; write 0.01" in done.stderr
+
+
+def test_a_helper_in_another_file_makes_another_run(tmp_path, monkeypatch, registries):
+    """A method imports its loss from a file of its own; in a notebook a function reads what other cells define. Either
+    changes, and the old run is not this one.
+    """
+    from classimpression.core.provenance import foreign_source
+
+    (tmp_path / "lossfile.py").write_text("SHARE = 1.0\n")
+    lines = "import lossfile\nfrom classimpression.methods.registry import METHODS\n\n"
+    lines += "def fit(carry, task, impressions, cfg):\n    return METHODS['fine-tuning'].fit(carry, task, None, cfg)\n"
+    (tmp_path / "methodfile.py").write_text(lines)
+    monkeypatch.syspath_prepend(tmp_path)
+    import methodfile
+
+    before = foreign_source(methodfile.fit)
+    (tmp_path / "lossfile.py").write_text("SHARE = 2.0\n")
+    assert foreign_source(methodfile.fit) != before
+    cells = {"__name__": "__main__"}
+    exec("def helper(x): return x\ndef fit(x): return helper(x) * RATE\nRATE = 1\n", cells)
+    assert foreign_source(cells["fit"]), "typed where there is no source: still a fingerprint"
+
+
+def test_a_network_that_was_changed_is_not_the_runs(tmp_path, monkeypatch, registries):
+    lines = """from torch import nn
+
+class Net(nn.Module):
+    n_features = 4
+
+    def __init__(self, channels):
+        super().__init__()
+        self.net = nn.Conv2d(channels, 4, 3)
+
+    def features(self, x):
+        return self.net(x).relu().mean((2, 3))
+"""
+    (tmp_path / "netfile.py").write_text(lines)
+    monkeypatch.syspath_prepend(tmp_path)
+    import netfile
+
+    ci.register_network("mine", netfile.Net)
+    cfg = ci.profile_config("smoke", "ncm", network="mine", scenario="mine", out=str(tmp_path))
+    done = ci.run(cfg, scenario())
+    assert RunResult.load(done.folder).model is not None
+    (tmp_path / "netfile.py").write_text(lines.replace("relu", "abs"))
+    with pytest.raises(StateError, match="another network 'mine'"):
+        RunResult.load(done.folder).carry(1)
+
+
+def test_a_cell_that_is_executed_again(registries):
+    def define():
+        def fit(carry, task, impressions, cfg):
+            "The same function, made anew."
+
+        ci.method("mine", "Mine", tier="M0")(fit)
+        ci.register_scenario("mine", lambda *what: scenario())
+        ci.register_network("mine", lambda channels: nn.Identity())
+        return fit
+
+    first, second = define(), define()
+    assert first is not second and METHODS["mine"].fit is second
+    with pytest.raises(ConfigError, match="exists already"):
+        ci.method("slda", "Mine", tier="M0")(first)
+    with pytest.raises(ConfigError, match="exists already"):
+        ci.method("mine", "Mine", tier="M0")(estimator)
+
+
+def test_a_scenario_of_ones_own_in_a_fresh_process(folder):
+    own = f"""
+import classimpression as ci
+
+@ci.method("mine", "Mine", tier="M0")
+def mine(carry, task, impressions, cfg):
+    from classimpression.methods.registry import METHODS
+    return METHODS["fine-tuning"].fit(carry, task, None, cfg)
+
+ci.register_scenario("cells", lambda name, order, sizes, root, size, verify: ci.from_folder(
+    {str(folder)!r}, sizes or [2, 2], class_order=order, name="cells"))
+"""
+    (folder / "own.py").write_text(own)
+    code = "import classimpression as ci; print(ci.make_scenario('cells').sizes); import own; print('twice')"
+    env = os.environ | dict(
+        PYTHONPATH=f"{package_folder().parent}{os.pathsep}{folder}", CLASSIMPRESSION_METHODS=str(folder / "own.py")
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.split("\n")[:2] == ["[2, 2]", "twice"], done.stderr
+
+
+def test_rows_that_are_no_repeats(tmp_path):
+    import pandas as pd
+
+    from classimpression.report.comparison import main_rows, main_summary, paired_table
+    from classimpression.runs.experiments import plan_runs
+    from classimpression.runs.tables import merge_results
+
+    runs = [
+        ci.run(ci.profile_config("smoke", m, scenario="mine", out=str(tmp_path)), scenario()) for m in ("ncm", "slda")
+    ]
+    rows = main_rows(runs)
+    assert len(main_summary(rows)) == 2 and len(paired_table(rows, "slda")) == 1
+    for bad, said in (
+        (pd.concat([rows, rows]), "they are no repeats"),
+        (pd.concat([rows, rows.assign(profile="quick", seed=1)]), "runs of several kinds"),
+    ):
+        for table in (main_summary, lambda r: paired_table(r, "slda")):
+            with pytest.raises(DataError, match=said):
+                table(bad)
+    merge_results(tmp_path / "all.json", runs)
+    there = str(tmp_path / "there")
+    more = ci.run(ci.profile_config("smoke", "ncm", scenario="mine", out=there), scenario(sizes=(2, 2, 1)))
+    with pytest.raises(StateError, match="repeats of ncm"):
+        merge_results(tmp_path / "all.json", [more])
+    for wrong in (dict(methods="slda"), dict(methods=["slda"], repeats="[0]"), dict(methods=["slda"], seeds=3)):
+        with pytest.raises(ConfigError, match="must be a list such as"):
+            plan_runs("blood-mini", "smoke", **{"seeds": [0], **wrong})
+
+
+def test_a_choice_stays_where_it_was_made(tmp_path):
+    from classimpression.runs.tuning import with_choice
+
+    chosen = with_choice({}, "slda", dict(scenario="blood-64", options={"shrinkage": 0.5}))
+    own = with_choice({}, "slda", dict(scenario="folder-cells", options={"shrinkage": 0.25}))
+    for n, (choices, name, expected) in enumerate(
+        [(chosen, "blood", {"shrinkage": 0.5}), (own, "folder-cells", {"shrinkage": 0.25}), (own, "blood", None)]
+    ):
+        write_json(tmp_path / f"{n}.json", choices)
+        cfg = ci.profile_config("standard", "slda", tuned=tmp_path / f"{n}.json", scenario=name)
+        assert cfg.options == expected

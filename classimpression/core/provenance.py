@@ -4,19 +4,22 @@
 
 # %% ../../nbs/core/04_provenance.ipynb #1390aae8
 from __future__ import annotations
-import ast, hashlib, importlib.util, json, os, platform, re, subprocess
+import ast, hashlib, importlib.util, inspect, json, os, platform, re, subprocess, sys, sysconfig
 from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from types import CodeType, ModuleType
 from typing import Any, Callable
 import torch
-from .errors import StateError, check
+from .errors import ConfigError, StateError, check
 from .files import cache_folder, read_json, write_json
 
 # %% auto #0
-__all__ = ['digest', 'package_folder', 'is_own_import', 'one_by_one', 'outline', 'plain_statements', 'module_files', 'plain_code',
-           'named_modules', 'whole_code', 'found_once', 'modules_digest', 'code_version', 'environment']
+__all__ = ['ELSEWHERE', 'LOADED', 'digest', 'package_folder', 'is_own_import', 'one_by_one', 'outline', 'plain_statements',
+           'module_files', 'plain_code', 'named_modules', 'whole_code', 'found_once', 'modules_digest', 'is_own_module',
+           'names_in', 'parts_of', 'home_of', 'own_code', 'foreign_source', 'same_definition', 'load_module',
+           'load_elsewhere', 'code_version', 'environment']
 
 # %% ../../nbs/core/04_provenance.ipynb #0b7620a3
 def digest(
@@ -152,6 +155,7 @@ def found_once(
     return found
 
 # %% ../../nbs/core/04_provenance.ipynb #6d5d2fc7
+@lru_cache(maxsize=None)
 def modules_digest(
     *names: str,  # modules of the library, such as "training"; none: all
 ) -> str:  # 16 hexadecimal digits
@@ -159,6 +163,132 @@ def modules_digest(
     modules = named_modules(*names)
     statements = lambda: set().union(*(plain_code(module_files()[m]) for m in modules))
     return found_once(["digest", modules], lambda: digest(sorted(statements())), str)
+
+# %% ../../nbs/core/04_provenance.ipynb #d4efc323
+def is_own_module(
+    module: Any,  # anything
+) -> bool:
+    "Is it a module that its user may be writing: no part of Python, of this package or of what was installed?"
+    file = getattr(module, "__file__", None) if isinstance(module, ModuleType) else None
+    installed = [package_folder(), *(sysconfig.get_path(k) for k in ("stdlib", "platstdlib", "purelib", "platlib"))]
+    return bool(file) and file.endswith(".py") and not any(Path(file).resolve().is_relative_to(p) for p in installed)
+
+# %% ../../nbs/core/04_provenance.ipynb #b7b614d8
+def names_in(
+    code: CodeType,  # of a function
+) -> set[str]:
+    "Names that a function and those inside it look up."
+    return set(code.co_names).union(*(names_in(c) for c in code.co_consts if isinstance(c, CodeType)))
+
+# %% ../../nbs/core/04_provenance.ipynb #393c49bc
+def parts_of(
+    made: Any,  # a module, a function or a class
+) -> tuple[Any, list[Any]]:  # its code in plain words, and what else it uses
+    "One step towards all code behind something. Raises `OSError` or `TypeError` where there is no source."
+    if isinstance(made, ModuleType):
+        return plain_statements(Path(made.__file__).read_text(encoding="utf-8")), list(vars(made).values())
+    if isinstance(made, type):
+        functions = [f for f in vars(made).values() if inspect.isfunction(f)]
+        return made.__qualname__, [*made.__bases__, *functions]
+    names = names_in(made.__code__) & made.__globals__.keys()
+    read = {k: made.__globals__[k] for k in sorted(names)}
+    plain = {k: repr(v) for k, v in read.items() if isinstance(v, (int, float, str, tuple, type(None)))}
+    return [inspect.getsource(made), plain], list(read.values())
+
+# %% ../../nbs/core/04_provenance.ipynb #b3ffaa8f
+def home_of(
+    made: Any,  # a module, a function or a class
+) -> ModuleType | None:  # None: a notebook, a terminal, or nothing that has a home
+    "The module in whose file something stands."
+    if isinstance(made, ModuleType):
+        return made
+    home = sys.modules.get(getattr(made, "__module__", None) or "")
+    inside = [f for f in vars(made).values() if inspect.isfunction(f)] if isinstance(made, type) else [made]
+    elsewhere = any(getattr(f, "__globals__", vars(home)) is not vars(home) for f in inside) if home else True
+    return None if elsewhere or not str(getattr(home, "__file__", None)).endswith(".py") else home
+
+# %% ../../nbs/core/04_provenance.ipynb #2ce76300
+def own_code(
+    made: Any,  # a function or class of somebody else
+) -> list:  # JSON can hold it
+    "What was written for it, by one file or function after the other."
+    found, todo = {}, [home_of(made) or made]
+    while todo:
+        one = todo.pop()
+        if id(one) in found:
+            continue
+        found[id(one)], used = parts_of(one)
+        for other in used:
+            home = home_of(other)
+            typed = home is None and getattr(other, "__module__", "") == "__main__"
+            if is_own_module(home) or typed and (inspect.isfunction(other) or isinstance(other, type)):
+                todo.append(home or other)
+    return sorted(found.values(), key=str)
+
+# %% ../../nbs/core/04_provenance.ipynb #57c943c4
+def foreign_source(
+    made: Callable,  # a function, a class or an object that can be called
+) -> str:  # 16 hexadecimal digits; "" for the library's own
+    "Fingerprint of the code that somebody else wrote for something; see above for what is seen."
+    made = getattr(made, "func", made)  # functools.partial
+    made = made if hasattr(made, "__qualname__") else type(made)
+    if (made.__module__ or "").partition(".")[0] == package_folder().name:
+        return ""
+    try:
+        return digest(own_code(made))
+    except (OSError, TypeError, SyntaxError, AttributeError):  # typed into a terminal: there is no source to read
+        return digest([made.__module__, made.__qualname__])
+
+# %% ../../nbs/core/04_provenance.ipynb #08d05dc3
+def same_definition(
+    old: Callable,  # what is registered under a name
+    new: Callable,  # what is to be
+) -> bool:
+    "Are they one definition, executed twice? The library's own never are."
+
+    def where(made: Any) -> list[tuple]:
+        given = repr((getattr(made, "args", ()), getattr(made, "keywords", {})))  # functools.partial
+        made = getattr(made, "func", made)
+        made = made if hasattr(made, "__qualname__") else type(made)
+        file = getattr(getattr(made, "__code__", None), "co_filename", made.__module__)
+        return [(place, made.__qualname__, given) for place in (made.__module__, file)]
+
+    ours = f"{where(old)[0][0]}.".startswith(f"{package_folder().name}.")
+    return old is new or not ours and any(a == b for a, b in zip(where(old), where(new), strict=True))
+
+# %% ../../nbs/core/04_provenance.ipynb #eb34b985
+def load_module(
+    name: str,  # a module that can be imported, or the absolute path of a .py file
+) -> None:
+    "Import a module for what it registers. Raises `ConfigError` if that fails."
+    relative = f"{ELSEWHERE} names the file {name!r}: give its absolute path, since runs and notebooks start in folders"
+    check(not name.endswith(".py") or Path(name).is_absolute(), f"{relative} of their own")
+    try:
+        if not name.endswith(".py"):
+            importlib.import_module(name)
+            return
+        spec = importlib.util.spec_from_file_location(f"classimpression_methods_{Path(name).stem}", name)
+        sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[spec.name])
+    except (Exception, SystemExit) as e:  # a script that ends the process would end ours with success
+        raise ConfigError(f"{ELSEWHERE} names {name!r}, which cannot be imported: {type(e).__name__}: {e}") from e
+
+# %% ../../nbs/core/04_provenance.ipynb #b18201ef
+ELSEWHERE = "CLASSIMPRESSION_METHODS"  # variable: modules or files that register more, separated by commas
+LOADED: set[str] = set()  # those that were begun
+
+
+def load_elsewhere() -> None:
+    "Import what the variable names: methods, networks and scenarios of one's own. Raises `ConfigError` if that fails."
+    for name in filter(None, (n.strip() for n in os.environ.get(ELSEWHERE, "").split(","))):
+        if name in LOADED:
+            continue
+        LOADED.add(name)
+        try:
+            load_module(name)
+        except BaseException:
+            LOADED.discard(name)
+            raise
 
 # %% ../../nbs/core/04_provenance.ipynb #eed6dacb
 def code_version() -> dict[str, str | None]:

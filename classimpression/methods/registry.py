@@ -4,7 +4,7 @@
 
 # %% ../../nbs/methods/01_registry.ipynb #4c86e0ef
 from __future__ import annotations
-import copy, importlib, importlib.util, inspect, json, math, os, sys, time, typing, warnings
+import copy, inspect, json, math, time, typing, warnings
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
@@ -13,10 +13,11 @@ from typing import Annotated, Any, Callable, Literal
 import torch
 from torch import Tensor, nn
 from ..carryover import TIERS, Carryover, ExemplarCarryover, in_memory, load_tensors, save_tensors
-from ..core.errors import ConfigError, LeakError, StateError, check, check_name, check_number, check_text
+from ..core.errors import LeakError, StateError, check, check_name, check_number, check_text
 from ..core.errors import nearest
 from ..core.files import lock_of
-from ..core.provenance import digest, modules_digest, package_folder, plain_statements
+from ..core.provenance import ELSEWHERE, digest, foreign_source, load_elsewhere, modules_digest
+from ..core.provenance import package_folder, same_definition
 from ..core.seeding import usual_torch
 from ..data import Split
 from ..heads import as_linear
@@ -27,9 +28,9 @@ from ..training import Batch, History, TaskData, epoch_batches, fit_task, start_
 from ..training import mixed_features, train
 
 # %% auto #0
-__all__ = ['Fit', 'STEP_OPTIONS', 'FRESH_OPTIONS', 'LOOP_OPTIONS', 'MIXED_OPTIONS', 'WEIGHED_OPTIONS', 'METHODS', 'ELSEWHERE',
-           'OF_THE_RUN', 'Weight', 'Positive', 'Share', 'Whole', 'Count', 'Method', 'check_signature', 'check_reads',
-           'method', 'load_methods', 'registered', 'find_method', 'foreign_source', 'network_code', 'descriptions',
+__all__ = ['Fit', 'STEP_OPTIONS', 'FRESH_OPTIONS', 'LOOP_OPTIONS', 'MIXED_OPTIONS', 'WEIGHED_OPTIONS', 'METHODS', 'OF_THE_RUN',
+           'Weight', 'Positive', 'Share', 'Whole', 'Count', 'Method', 'check_signature', 'check_reads', 'method',
+           'registered', 'find_method', 'parts_of_network', 'foreign_network', 'network_code', 'descriptions',
            'sort_options', 'Within', 'declared_values', 'check_option', 'what_fits', 'cached', 'price_of_cached',
            'first_task', 'learn', 'class_impression', 'class_impression_balanced', 'ccsi', 'fine_tuning', 'UnionTask',
            'real_images', 'joint']
@@ -135,7 +136,6 @@ def method(
     "Decorator that registers a method. Raises `ConfigError` for a contradiction in the declaration."
     check_name("method", name)
     check_text("title", title)
-    check(name not in METHODS, f"a method named {name!r} exists already; choose another name")
     check(tier in TIERS, f"unknown tier {tier!r}; known: {', '.join(TIERS)}")
     check(
         exemplars is None or isinstance(exemplars, int) and exemplars >= 0,
@@ -149,41 +149,18 @@ def method(
     check_reads(name, more.get("reads"), more.get("training", {}))
 
     def register(fit: Fit) -> Fit:
+        free = name not in METHODS or same_definition(METHODS[name].fit, fit)
+        check(free, f"a method named {name!r} exists already; choose another name, or METHODS.pop({name!r}) first")
         check_signature(name, fit, more.get("trials", ()))
         METHODS[name] = Method(name, title, fit, tier, impressions, means or impressions, exemplars, **more)
         return fit
 
     return register
 
-# %% ../../nbs/methods/01_registry.ipynb #dfb4e9d7
-ELSEWHERE = "CLASSIMPRESSION_METHODS"  # variable: modules or files that register further methods, separated by commas
-
-
-@lru_cache(maxsize=None)
-def load_methods(
-    name: str,  # a module that can be imported, or the absolute path of a .py file
-) -> None:
-    "Import a module for the methods that it registers. Raises `ConfigError` if that fails."
-    check(
-        not name.endswith(".py") or Path(name).is_absolute(),
-        f"{ELSEWHERE} names the file {name!r}: give its absolute path, since runs and notebooks start in folders of "
-        f"their own",
-    )
-    try:
-        if not name.endswith(".py"):
-            importlib.import_module(name)
-            return
-        spec = importlib.util.spec_from_file_location(f"classimpression_methods_{Path(name).stem}", name)
-        sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[spec.name])
-    except (Exception, SystemExit) as e:  # a script that ends the process would end ours with success
-        raise ConfigError(f"{ELSEWHERE} names {name!r}, which cannot be imported: {type(e).__name__}: {e}") from e
-
 # %% ../../nbs/methods/01_registry.ipynb #6248086b
 def registered() -> dict[str, Method]:
     "All methods, those from elsewhere as well."
-    for name in filter(None, (n.strip() for n in os.environ.get(ELSEWHERE, "").split(","))):
-        load_methods(name)
+    load_elsewhere()
     return METHODS
 
 # %% ../../nbs/methods/01_registry.ipynb #f29249af
@@ -194,31 +171,29 @@ def find_method(name: str) -> Method:
     check(name in known, f"unknown method {name!r}; known: {', '.join(known)}; {own}{nearest(name, known)}")
     return known[name]
 
-# %% ../../nbs/methods/01_registry.ipynb #81c2a2f9
-def foreign_source(
-    made: Callable,  # a function or class
-) -> str:  # 16 hexadecimal digits; "" for the library's own
-    """Fingerprint of the file in which somebody else defined something; of its source alone, if that stands in a
-    notebook.
-    """
-    made = getattr(made, "func", made)  # functools.partial
-    made = made if hasattr(made, "__qualname__") else type(made)  # an object that can be called
-    if (made.__module__ or "").partition(".")[0] == package_folder().name:
-        return ""
-    try:
-        file = Path(inspect.getsourcefile(made) or "")
-        return digest(plain_statements(file.read_text(encoding="utf-8")) if file.is_file() else inspect.getsource(made))
-    except (OSError, TypeError, SyntaxError):  # typed into a terminal: there is no source to read
-        return digest([made.__module__, made.__qualname__])
+# %% ../../nbs/methods/01_registry.ipynb #a76fcbbe
+def parts_of_network(
+    name: str,  # of a network
+) -> list[Callable]:  # functions and classes
+    "What makes a network and those that it is made of."
+    parts = [getattr(made, "func", made) for made in makers_of(name)]
+    return parts + [type(a) for made in makers_of(name) for a in getattr(made, "args", ()) if isinstance(a, nn.Module)]
+
+# %% ../../nbs/methods/01_registry.ipynb #8ba5f7fd
+def foreign_network(
+    name: str,  # of a network
+) -> list[str]:  # fingerprints of what somebody else wrote for it, and the numbers and words that it is made with
+    "The part of a network's code that is not the library's; empty where there is none."
+    own = [s for s in map(foreign_source, parts_of_network(name)) if s]
+    given = [a for made in makers_of(name) for a in getattr(made, "args", ()) if isinstance(a, (int, float, str))]
+    return [*own, *map(repr, given)] if own else []
 
 # %% ../../nbs/methods/01_registry.ipynb #f4e37322
 def network_code(
     name: str,  # of a network
 ) -> str:  # 16 hexadecimal digits; "" for the two published networks and what `models` makes of them
     "Fingerprint of the code of a network and of those that it is made of."
-    parts = [getattr(made, "func", made) for made in makers_of(name)]
-    parts += [type(a) for made in makers_of(name) for a in getattr(made, "args", ()) if isinstance(a, nn.Module)]
-    own = [s for s in map(foreign_source, parts) if s]
+    own, parts = foreign_network(name), parts_of_network(name)
     rooms = {m.__module__.split(".")[1] for m in parts if m.__module__.startswith(f"{package_folder().name}.")}
     if not own and rooms <= {"models"}:
         return ""

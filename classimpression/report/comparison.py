@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
 from ..carryover import TIERS
-from ..core.errors import check
+from ..core.errors import DataError, check
 from ..runs.tables import TEXT, as_dict, mean_and_spread, merge_results, read_table, renewed
 from ..core.files import update_file, write_bytes
 from ..methods.registry import registered
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['MAIN', 'MAIN_KEYS', 'LEFT_OUT', 'MEASURES', 'LATEX', 'FULL', 'main_rows', 'check_columns', 'merge_table',
-           'merge_main', 'merge_runs', 'title_of', 'main_summary', 'latex_text', 'latex_table', 'save_summary',
-           'paired_table', 'rows_of', 'save_frame', 'read_filled', 'renew_frame', 'better_budget', 'budget_rows',
-           'runs_beside', 'budget_reading']
+           'merge_main', 'merge_runs', 'title_of', 'check_repeats', 'main_summary', 'latex_text', 'latex_table',
+           'save_summary', 'paired_table', 'rows_of', 'save_frame', 'read_filled', 'renew_frame', 'better_budget',
+           'budget_rows', 'runs_beside', 'budget_reading']
 
 # %% ../../nbs/report/02_comparison.ipynb #e3bd1e0f
 MAIN = (
@@ -122,13 +122,29 @@ def title_of(
     return (m.title + ("†" if m.first else "") + (" (ours)" if m.own else "")) if m else method
 
 # %% ../../nbs/report/02_comparison.ipynb #58515873
+def check_repeats(
+    frame: DataFrame,  # rows, one per run
+    *more: str,  # columns that tell a method's runs apart beside seed and class order, such as "variant"
+) -> None:
+    "Raise `DataError` for runs of two scenarios, profiles or protocols, and for two of one method and repeat."
+    for k in ("scenario", "profile", "protocol"):
+        mixed = sorted(set(map(str, frame[k]))) if k in frame else []
+        check(len(mixed) < 2, f"runs of several kinds ({k}: {', '.join(mixed)}); choose with rows_of", DataError)
+    where = [k for k in ("method", "seed", "class_order", *more) if k in frame]
+    twice = frame[frame.duplicated(where)]
+    said = f"two runs of {dict(twice[where].iloc[0])}" if len(twice) else ""
+    check(not said, f"{said}: they are no repeats; keep one, or give the other method another name", DataError)
+
+
 def main_summary(
     frame: DataFrame,  # rows of one scenario, profile and protocol
     older: Iterable[str] = (),  # methods whose runs are older than today's defaults: they are marked
 ) -> DataFrame:  # one row per method, tier by tier, best balanced accuracy first
-    "Mean and standard deviation over repeats of seed and class order, in per cent."
+    "Mean and standard deviation over repeats of seed and class order, in per cent. Raises `DataError` for other rows."
     import pandas as pd
 
+    check_repeats(frame)
+    check(len(frame), "there are no runs to sum up; does the profile's label name another setting?", DataError)
     rows = []
     for m, g in frame.groupby("method"):
         tier = max(g.tier, key=TIERS.index)
@@ -197,9 +213,12 @@ def paired_table(
     against: str = "class-impression",  # method that the others are compared with
     measure: str = "balanced_accuracy",  # column
 ) -> DataFrame:  # one row per other method
-    "Differences to one method on the same repeats of seed and class order, with 95 % intervals."
+    """Differences to one method on the same repeats of seed and class order, with 95 % intervals. Raises `DataError`
+    for runs of several kinds or two of one repeat.
+    """
     import pandas as pd
 
+    check_repeats(frame)
     wide = frame.pivot_table(index=["seed", "class_order"], columns="method", values=measure)
     columns = ("method", "against", "measure", "difference", "low", "high", "repeats")
     if against not in wide:

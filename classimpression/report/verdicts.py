@@ -213,7 +213,8 @@ def merge_bootstrap(
     def change(old: DataFrame | None) -> DataFrame:
         old = frame if old is None else old
         pairs = zip(old.method, old.against, old.seed, strict=True)
-        kept = old[[not {(m, s), (other, s)} & made for m, other, s in pairs]]
+        again = set(zip(frame.method, frame.against, frame.seed, strict=True))
+        kept = old[[not ({(m, s), (other, s)} & made or (m, other, s) in again) for m, other, s in pairs]]
         both = pd.concat([d for d in (kept, frame) if len(d)] or [frame])
         return both.sort_values(["seed", "method"], kind="stable").reset_index(drop=True)
 

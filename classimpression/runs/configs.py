@@ -278,9 +278,10 @@ def profile(
 def tuned_choice(
     method: str,  # registered method
     scenario: str,  # named scenario; blood-mini counts as blood
+    path: str | Path | None = None,  # file of choices that `tune` wrote; None: the package's own
 ) -> dict:  # options, and how they were found; empty for a method that nobody tuned
     "What tuning chose: on this scenario if the method has trials on it, else on BloodMNIST."
-    found = read_json(package_folder() / "assets" / "tuned.json").get(method, {})
+    found = read_json(path or package_folder() / "assets" / "tuned.json").get(method, {})
     return found.get("scenarios", {}).get(base_name(scenario), found)
 
 # %% ../../nbs/runs/01_configs.ipynb #2d99e79c
@@ -294,7 +295,7 @@ def trials_of_choice(
 def profile_config(
     name: str,  # profile
     method: str,  # registered method
-    tuned: bool = True,  # with the hyper-parameters that tuning chose?
+    tuned: bool | str | Path = True,  # with the hyper-parameters that tuning chose? Or a file of choices
     **settings,  # what overrides the profile, e.g. seed=1
 ) -> RunConfig:
     """Settings of a method under a profile. What is given here, such as epochs=3, also goes before the recipe's and the
@@ -308,7 +309,7 @@ def profile_config(
     settings["scenario"], root = placed(settings.get("scenario", RunConfig.scenario), settings.get("root"))
     settings |= ({"root": str(root)} if root else {}) | {"device": settings.get("device") or "auto"}
     scenario = settings["scenario"]
-    p, chosen = profile(name), tuned_choice(method, scenario) if tuned else {}
+    p, chosen = profile(name), tuned_choice(method, scenario, None if tuned is True else tuned) if tuned else {}
     own = p.get("scenarios", {}).get(scenario, {})
     parts = [part for source in (p, own) for part in (source.get("all", {}), source.get(method, {}))]
     given = {k: v for part in [*parts, settings] for k, v in part.items()}
@@ -391,7 +392,8 @@ def reported_repeats(
     found = read_json(package_folder() / "assets" / "repeats.json")["scenarios"]
     check(
         (name := base_name(scenario)) in found,
-        f"no repeats are committed for {scenario!r}, only for {', '.join(found)}; name seeds instead (--seeds, seeds=)",
+        f"no repeats are committed for {scenario!r}, only for {', '.join(found)}; "
+        f"`foundation` and `run` take seeds instead (--seeds, --seed)",
     )
     return found[name]["reported"]
 

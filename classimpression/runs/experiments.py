@@ -113,6 +113,10 @@ def plan_runs(
     **settings,  # out, any_code, or what else differs from the profile; sizes="all": one task of all classes
 ) -> list[RunConfig]:  # one per repeat or seed and method
     "Runs of some methods. Raises `ConfigError` or `DataError` if one of them could not start."
+    for name, given, kind in (("methods", methods, str), ("seeds", seeds, int), ("repeats", repeats, int)):
+        fits = isinstance(given, (list, tuple)) and all(isinstance(v, kind) and v is not True for v in given)
+        meant = f"{name} must be a list such as {['slda'] if kind is str else [0, 1]}, not {given!r}"
+        check(given is None or fits, f"{meant} (with papermill: -y '{{{name}: [...]}}')")
     check(methods and (seeds or repeats), "name at least one method and one seed or repeat")
     if settings.get("sizes") == "all":
         settings["sizes"] = [sum(make_scenario(scenario, root=root or None).sizes)]  # one task of all classes

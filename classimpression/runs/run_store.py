@@ -17,8 +17,8 @@ from .configs import RunConfig, current_names
 from ..core.errors import OLD_NAMES, ClassImpressionError, ConfigError, DataError, StateError, check
 from ..core.files import checked_json, lock_of, read_json, usable_path, user_path, write_json
 from ..core.provenance import digest, found_once, is_own_import, module_files, modules_digest
-from ..core.provenance import named_modules, package_folder
-from ..methods.registry import descriptions, find_method, foreign_source, network_code, registered
+from ..core.provenance import foreign_source, named_modules, package_folder
+from ..methods.registry import descriptions, find_method, foreign_network, network_code, registered
 from ..metrics import contradictions
 from ..models import maker_of, rebuild
 from ..scenarios import MADE
@@ -115,7 +115,6 @@ def used_modules(
     return tuple(found_once(["used", *names], follow, list[str]))
 
 # %% ../../nbs/runs/02_run_store.ipynb #ea450e25
-@lru_cache(maxsize=None)
 def code_of(
     fit: Callable,  # a method's function
     made: Callable | None = None,  # that makes the images, if they are not read from a file with a checksum
@@ -245,6 +244,7 @@ class ResultFacts(msgspec.Struct):
     environment: dict[str, Any]
     seconds: float
     files: dict[str, str] = {}
+    networks: dict[str, list[str]] = {}
 
 # %% ../../nbs/runs/02_run_store.ipynb #0ldname4
 def current_result(
@@ -382,6 +382,10 @@ class RunResult:
         return Impressions.load(self.file(f"task{t + 1}/impressions.safetensors"))
 
     def carry(self, t: int) -> Carryover:
+        "What crossed the border after task `t`. Raises `StateError` for a network of one's own that is another now."
+        for name, code in self.data.get("networks", {}).items():
+            said = f"{self.folder.name} was learned by another network {name!r} than the one registered now"
+            check(not maker_of(name) or foreign_network(name) == code, f"{said}; give the new one a name", StateError)
         return load_carryover(self.file(f"task{t + 1}/carry.safetensors"), rebuild)[0]
 
     @classmethod

@@ -411,7 +411,8 @@ def check_one_kind(
     variants: bool = False,  # do runs of one method and repeat differ in their settings? Then only images are compared
 ) -> None:
     "Raises `StateError` if repeats of a method would differ in settings or images."
-    where = lambda r: (r["scenario"]["name"], *r["scenario"]["sizes"], r["profile"], r["protocol"], r["method"])
+    sizes = lambda r: r["scenario"]["sizes"] if variants else ()
+    where = lambda r: (r["scenario"]["name"], *sizes(r), r["profile"], r["protocol"], r["method"])
     own = lambda r: (
         {} if variants else {k: v for k, v in identity(r.get("settings", {})).items() if k not in OF_REPEATS}
     )

@@ -14,7 +14,7 @@ from ..core.provenance import package_folder
 from .engine import raise_failures, run_all
 from .run_store import finished_run, run_folder
 from ..methods.registry import find_method
-from ..scenarios import is_own, make_scenario, own_sizes
+from ..scenarios import base_name, is_own, make_scenario, own_sizes
 from .runner import RunConfig, RunResult
 
 if TYPE_CHECKING:
@@ -147,14 +147,14 @@ def with_choice(
     """Put a choice where runs look for it: BloodMNIST's serves all scenarios, another scenario's itself alone. A second
     search, in stages, keeps the first one beside it.
     """
-    name, before = choice["scenario"].removesuffix("-mini"), known.get(method, {})
-    others, first = before.get("scenarios", {}), before.get("scenario", "blood").removesuffix("-mini")
-    if name != "blood" and before:
+    name, before = base_name(choice["scenario"]), known.get(method, {})
+    others, first = before.get("scenarios", {}), base_name(before.get("scenario", "blood"))
+    if name != "blood":
         return known | {method: before | dict(scenarios=others | {name: choice})}
-    if first != "blood":  # tuned elsewhere before: that choice stays where it was made
+    if first != "blood":  # as earlier versions kept a choice that was made elsewhere
         return known | {method: choice | dict(scenarios=others | {first: before})}
     kept = {k: before[k] for k in ("scenarios", "first_search") if before.get(k)}
-    if "spread" in choice and before and "spread" not in before:
+    if "spread" in choice and "options" in before and "spread" not in before:
         kept["first_search"] = {k: v for k, v in before.items() if k != "scenarios"}
     return known | {method: choice | kept}
 
