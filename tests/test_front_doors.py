@@ -427,7 +427,7 @@ ci.register_scenario("cells", lambda name, order, sizes, root, size, verify: ci.
 def test_rows_that_are_no_repeats(tmp_path):
     import pandas as pd
 
-    from classimpression.report.comparison import main_rows, main_summary, paired_table
+    from classimpression.report.comparison import check_repeats, main_rows, main_summary, paired_table
     from classimpression.runs.experiments import plan_runs
     from classimpression.runs.tables import merge_results
 
@@ -443,6 +443,8 @@ def test_rows_that_are_no_repeats(tmp_path):
         for table in (main_summary, lambda r: paired_table(r, "slda")):
             with pytest.raises(DataError, match=said):
                 table(bad)
+    variants = [rows.assign(variant="strict"), rows.assign(variant="loose", protocol="pool=test")]
+    check_repeats(pd.concat(variants), "variant")  # a variant may be another protocol
     merge_results(tmp_path / "all.json", runs)
     there = str(tmp_path / "there")
     more = ci.run(ci.profile_config("smoke", "ncm", scenario="mine", out=there), scenario(sizes=(2, 2, 1)))

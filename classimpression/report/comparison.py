@@ -127,7 +127,9 @@ def check_repeats(
     *more: str,  # columns that tell a method's runs apart beside seed and class order, such as "variant"
 ) -> None:
     "Raise `DataError` for runs of two scenarios, profiles or protocols, and for two of one method and repeat."
-    for k in ("scenario", "profile", "protocol"):
+    for k in (
+        ("scenario", "profile") if "variant" in more else ("scenario", "profile", "protocol")
+    ):  # one may be another
         mixed = sorted(set(map(str, frame[k]))) if k in frame else []
         check(len(mixed) < 2, f"runs of several kinds ({k}: {', '.join(mixed)}); choose with rows_of", DataError)
     where = [k for k in ("method", "seed", "class_order", *more) if k in frame]
