@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, Callable
 import torch
 from .errors import ConfigError, StateError, check
@@ -18,8 +18,9 @@ from .files import cache_folder, read_json, write_json
 # %% auto #0
 __all__ = ['ELSEWHERE', 'LOADED', 'digest', 'package_folder', 'is_own_import', 'one_by_one', 'outline', 'plain_statements',
            'module_files', 'plain_code', 'named_modules', 'whole_code', 'found_once', 'modules_digest', 'is_own_module',
-           'names_in', 'parts_of', 'home_of', 'own_code', 'foreign_source', 'same_definition', 'load_module',
-           'load_elsewhere', 'code_version', 'environment']
+           'names_in', 'imported_by', 'is_plain', 'read_by', 'functions_of', 'parts_of', 'home_of', 'own_places',
+           'own_code', 'foreign_source', 'same_definition', 'load_module', 'load_elsewhere', 'code_version',
+           'environment']
 
 # %% ../../nbs/core/04_provenance.ipynb #0b7620a3
 def digest(
@@ -145,13 +146,15 @@ def found_once(
     kind: Any,  # type of what it finds out, such as list[str]
 ) -> Any:
     "What was found out about the code before, or is now."
+    path = None
     with suppress(StateError, OSError):  # no home folder, a closed one, or a damaged file
         path = cache_folder() / "code" / f"{digest([whole_code(), question])}.json"
         if path.exists():
             return read_json(path, kind)
     found = answer()
     with suppress(StateError):  # a folder that cannot be written: found out every time
-        write_json(cache_folder() / "code" / f"{digest([whole_code(), question])}.json", found)
+        if path:
+            write_json(path, found)
     return found
 
 # %% ../../nbs/core/04_provenance.ipynb #6d5d2fc7
@@ -181,48 +184,115 @@ def names_in(
     return set(code.co_names).union(*(names_in(c) for c in code.co_consts if isinstance(c, CodeType)))
 
 # %% ../../nbs/core/04_provenance.ipynb #393c49bc
+def imported_by(
+    module: ModuleType,  # with a file
+) -> list[ModuleType]:
+    "What the file imports at its top, and the packages in which that lies."
+    names, todo = set(), [ast.parse(Path(module.__file__).read_text(encoding="utf-8"))]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            names |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            place = "." * node.level + (node.module or "")
+            place = importlib.util.resolve_name(place, module.__package__) if node.level else place
+            names |= {place, *(f"{place}.{a.name}" for a in node.names)}
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            todo += ast.iter_child_nodes(node)
+    above = {".".join(n.split(".")[:i]) for n in names for i in range(1, n.count(".") + 1)}
+    return [sys.modules[n] for n in sorted(names | above) if n in sys.modules]
+
+# %% ../../nbs/core/04_provenance.ipynb #173a4e7a
+def is_plain(
+    value: Any,  # anything
+) -> bool:
+    "Is it a number, a word, or a list, tuple or dictionary of such?"
+    if isinstance(value, dict):
+        return all(map(is_plain, [*value, *value.values()]))
+    return (
+        all(map(is_plain, value))
+        if isinstance(value, (list, tuple))
+        else isinstance(value, (int, float, str, type(None)))
+    )
+
+# %% ../../nbs/core/04_provenance.ipynb #7aea8710
+def read_by(
+    f: FunctionType,  # of a notebook
+) -> dict[str, Any]:  # name -> value
+    "What a function finds outside of itself: globals, variables of the functions around it, defaults."
+    names = sorted(names_in(f.__code__) & f.__globals__.keys())
+    around = zip(f.__code__.co_freevars, f.__closure__ or (), strict=True)
+    defaults = enumerate([*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()])
+    return (
+        {k: f.__globals__[k] for k in names}
+        | {k: c.cell_contents for k, c in around if c != CellType()}
+        | {f"default {i}": v for i, v in defaults}
+    )
+
+# %% ../../nbs/core/04_provenance.ipynb #dba5b736
+def functions_of(
+    made: type,  # a class
+) -> list[FunctionType]:
+    "Its own functions, those behind properties and static methods too."
+    bare = [getattr(f, "__func__", getattr(f, "fget", f)) for f in vars(made).values()]
+    return [f for f in bare if inspect.isfunction(f)]
+
+# %% ../../nbs/core/04_provenance.ipynb #056744a4
 def parts_of(
-    made: Any,  # a module, a function or a class
+    made: ModuleType | FunctionType | type,
 ) -> tuple[Any, list[Any]]:  # its code in plain words, and what else it uses
-    "One step towards all code behind something. Raises `OSError` or `TypeError` where there is no source."
+    "One step towards all code behind something."
     if isinstance(made, ModuleType):
-        return plain_statements(Path(made.__file__).read_text(encoding="utf-8")), list(vars(made).values())
+        return plain_statements(Path(made.__file__).read_text(encoding="utf-8")), imported_by(made)
     if isinstance(made, type):
-        functions = [f for f in vars(made).values() if inspect.isfunction(f)]
-        return made.__qualname__, [*made.__bases__, *functions]
-    names = names_in(made.__code__) & made.__globals__.keys()
-    read = {k: made.__globals__[k] for k in sorted(names)}
-    plain = {k: repr(v) for k, v in read.items() if isinstance(v, (int, float, str, tuple, type(None)))}
-    return [inspect.getsource(made), plain], list(read.values())
+        values = {k: repr(v) for k, v in vars(made).items() if is_plain(v) and not k.startswith("__")}
+        return [made.__qualname__, values], [*made.__bases__, *functions_of(made)]
+    read, text = read_by(made), made.__code__.co_code.hex()  # typed into a terminal: no source
+    with suppress(OSError, TypeError):
+        text = inspect.getsource(made.__code__)
+    return [text, {k: repr(v) for k, v in read.items() if is_plain(v)}], list(read.values())
 
 # %% ../../nbs/core/04_provenance.ipynb #b3ffaa8f
 def home_of(
-    made: Any,  # a module, a function or a class
-) -> ModuleType | None:  # None: a notebook, a terminal, or nothing that has a home
-    "The module in whose file something stands."
+    made: ModuleType | FunctionType | type,
+) -> ModuleType | None:  # None: a notebook or a terminal
+    "The module in whose file something stands, whatever a decorator made of its name."
     if isinstance(made, ModuleType):
         return made
-    home = sys.modules.get(getattr(made, "__module__", None) or "")
-    inside = [f for f in vars(made).values() if inspect.isfunction(f)] if isinstance(made, type) else [made]
-    elsewhere = any(getattr(f, "__globals__", vars(home)) is not vars(home) for f in inside) if home else True
-    return None if elsewhere or not str(getattr(home, "__file__", None)).endswith(".py") else home
+    if isinstance(made, type):
+        home = sys.modules.get(made.__module__)
+        there = hasattr(home, made.__qualname__.partition(".")[0])
+    else:
+        home = sys.modules.get(made.__globals__.get("__name__"))
+        there = getattr(home, "__dict__", None) is made.__globals__
+    return home if there and str(getattr(home, "__file__", None)).endswith(".py") else None
+
+# %% ../../nbs/core/04_provenance.ipynb #d74ac02e
+def own_places(
+    used: Any,  # a value
+) -> list[ModuleType | FunctionType | type]:
+    "Where its user may be writing it: modules of one's own, or itself in a notebook; a decorator stands beside it."
+    used = used if isinstance(used, (ModuleType, type, FunctionType)) else type(used)
+    places = []
+    while used is not None:
+        home = home_of(used)
+        name = used.__globals__.get("__name__") if isinstance(used, FunctionType) else getattr(used, "__module__", "")
+        places += [home] if is_own_module(home) else [used] if home is None and name == "__main__" else []
+        used = getattr(used, "__wrapped__", None)
+    return places
 
 # %% ../../nbs/core/04_provenance.ipynb #2ce76300
 def own_code(
-    made: Any,  # a function or class of somebody else
+    made: FunctionType | type,  # of somebody else
 ) -> list:  # JSON can hold it
-    "What was written for it, by one file or function after the other."
-    found, todo = {}, [home_of(made) or made]
+    "What was written for it, by one file, function or class after the other."
+    bare = inspect.unwrap(made)
+    found, todo = {}, own_places(made) or [home_of(bare) or bare]  # what was installed: its file
     while todo:
         one = todo.pop()
-        if id(one) in found:
-            continue
-        found[id(one)], used = parts_of(one)
-        for other in used:
-            home = home_of(other)
-            typed = home is None and getattr(other, "__module__", "") == "__main__"
-            if is_own_module(home) or typed and (inspect.isfunction(other) or isinstance(other, type)):
-                todo.append(home or other)
+        if id(one) not in found:
+            found[id(one)], used = parts_of(one)
+            todo += [place for u in used for place in own_places(u)]
     return sorted(found.values(), key=str)
 
 # %% ../../nbs/core/04_provenance.ipynb #57c943c4
@@ -231,13 +301,10 @@ def foreign_source(
 ) -> str:  # 16 hexadecimal digits; "" for the library's own
     "Fingerprint of the code that somebody else wrote for something; see above for what is seen."
     made = getattr(made, "func", made)  # functools.partial
-    made = made if hasattr(made, "__qualname__") else type(made)
-    if (made.__module__ or "").partition(".")[0] == package_folder().name:
-        return ""
-    try:
-        return digest(own_code(made))
-    except (OSError, TypeError, SyntaxError, AttributeError):  # typed into a terminal: there is no source to read
-        return digest([made.__module__, made.__qualname__])
+    made = getattr(made, "__func__", made)  # a method of an object
+    made = made if isinstance(made, (FunctionType, type)) else type(made)
+    ours = f"{inspect.unwrap(made).__module__}.".startswith(f"{package_folder().name}.")
+    return "" if ours else digest(own_code(made))
 
 # %% ../../nbs/core/04_provenance.ipynb #08d05dc3
 def same_definition(

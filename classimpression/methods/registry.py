@@ -16,8 +16,8 @@ from ..carryover import TIERS, Carryover, ExemplarCarryover, in_memory, load_ten
 from ..core.errors import LeakError, StateError, check, check_name, check_number, check_text
 from ..core.errors import nearest
 from ..core.files import lock_of
-from ..core.provenance import ELSEWHERE, digest, foreign_source, load_elsewhere, modules_digest
-from ..core.provenance import package_folder, same_definition
+from ..core.provenance import ELSEWHERE, digest, foreign_source, is_plain, load_elsewhere
+from ..core.provenance import modules_digest, own_places, package_folder, same_definition
 from ..core.seeding import usual_torch
 from ..data import Split
 from ..heads import as_linear
@@ -30,10 +30,10 @@ from ..training import mixed_features, train
 # %% auto #0
 __all__ = ['Fit', 'STEP_OPTIONS', 'FRESH_OPTIONS', 'LOOP_OPTIONS', 'MIXED_OPTIONS', 'WEIGHED_OPTIONS', 'METHODS', 'OF_THE_RUN',
            'Weight', 'Positive', 'Share', 'Whole', 'Count', 'Method', 'check_signature', 'check_reads', 'method',
-           'registered', 'find_method', 'parts_of_network', 'foreign_network', 'network_code', 'descriptions',
-           'sort_options', 'Within', 'declared_values', 'check_option', 'what_fits', 'cached', 'price_of_cached',
-           'first_task', 'learn', 'class_impression', 'class_impression_balanced', 'ccsi', 'fine_tuning', 'UnionTask',
-           'real_images', 'joint']
+           'registered', 'find_method', 'parts_of_network', 'foreign_network', 'written_network', 'network_code',
+           'descriptions', 'sort_options', 'Within', 'declared_values', 'check_option', 'what_fits', 'cached',
+           'price_of_cached', 'first_task', 'learn', 'class_impression', 'class_impression_balanced', 'ccsi',
+           'fine_tuning', 'UnionTask', 'real_images', 'joint']
 
 # %% ../../nbs/methods/01_registry.ipynb #5122039b
 Fit = Callable[..., tuple[nn.Module, History]]
@@ -185,8 +185,16 @@ def foreign_network(
 ) -> list[str]:  # fingerprints of what somebody else wrote for it, and the numbers and words that it is made with
     "The part of a network's code that is not the library's; empty where there is none."
     own = [s for s in map(foreign_source, parts_of_network(name)) if s]
-    given = [a for made in makers_of(name) for a in getattr(made, "args", ()) if isinstance(a, (int, float, str))]
+    given = [a for made in makers_of(name) for a in getattr(made, "args", ()) if is_plain(a)]
     return [*own, *map(repr, given)] if own else []
+
+# %% ../../nbs/methods/01_registry.ipynb #65a07975
+def written_network(
+    name: str,  # of a network
+) -> list[str]:  # as `foreign_network`, without what was installed
+    "What its user may have written for a network and may change: kept in results, so that another one is noticed."
+    own = any(own_places(p) for p in parts_of_network(name))
+    return foreign_network(name) if own else []
 
 # %% ../../nbs/methods/01_registry.ipynb #f4e37322
 def network_code(

@@ -7,8 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
-from .comparison import MAIN, MAIN_KEYS, MEASURES, check_repeats, main_rows, merge_table, rows_of
-from .comparison import title_of
+from .comparison import ALIKE, MAIN, MAIN_KEYS, MEASURES, check_repeats, main_rows
+from .comparison import merge_table, rows_of, title_of
 from ..runs.configs import RunConfig
 from ..core.errors import DataError, check
 from ..runs.experiments import find_experiment
@@ -93,7 +93,7 @@ def differences(
     """
     import pandas as pd
 
-    check_repeats(frame, "variant")
+    check_repeats(frame, ALIKE[:2], ("method", "variant", "seed", "class_order"))  # a variant may be another protocol
     check(
         base in set(frame.variant), f"there is no run of the base {base!r} to compare with; finish it first", DataError
     )

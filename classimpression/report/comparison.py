@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['MAIN', 'MAIN_KEYS', 'LEFT_OUT', 'MEASURES', 'LATEX', 'FULL', 'main_rows', 'check_columns', 'merge_table',
+__all__ = ['MAIN', 'MAIN_KEYS', 'LEFT_OUT', 'MEASURES', 'ALIKE', 'LATEX', 'FULL', 'main_rows', 'check_columns', 'merge_table',
            'merge_main', 'merge_runs', 'title_of', 'check_repeats', 'main_summary', 'latex_text', 'latex_table',
            'save_summary', 'paired_table', 'rows_of', 'save_frame', 'read_filled', 'renew_frame', 'better_budget',
            'budget_rows', 'runs_beside', 'budget_reading']
@@ -121,23 +121,25 @@ def title_of(
     m = registered().get(method)
     return (m.title + ("†" if m.first else "") + (" (ours)" if m.own else "")) if m else method
 
-# %% ../../nbs/report/02_comparison.ipynb #58515873
+# %% ../../nbs/report/02_comparison.ipynb #1cb733b5
+ALIKE = ("scenario", "profile", "protocol")  # what rows of one table share
+
+
 def check_repeats(
     frame: DataFrame,  # rows, one per run
-    *more: str,  # columns that tell a method's runs apart beside seed and class order, such as "variant"
+    kinds: tuple[str, ...] = ALIKE,  # columns that have one value
+    apart: tuple[str, ...] = ("method", "seed", "class_order"),  # columns that tell every two rows apart
 ) -> None:
-    "Raise `DataError` for runs of two scenarios, profiles or protocols, and for two of one method and repeat."
-    for k in (
-        ("scenario", "profile") if "variant" in more else ("scenario", "profile", "protocol")
-    ):  # one may be another
+    "Raise `DataError` for runs of several kinds, and for two of one method and repeat."
+    for k in kinds:
         mixed = sorted(set(map(str, frame[k]))) if k in frame else []
         check(len(mixed) < 2, f"runs of several kinds ({k}: {', '.join(mixed)}); choose with rows_of", DataError)
-    where = [k for k in ("method", "seed", "class_order", *more) if k in frame]
+    where = [k for k in apart if k in frame]
     twice = frame[frame.duplicated(where)]
     said = f"two runs of {dict(twice[where].iloc[0])}" if len(twice) else ""
     check(not said, f"{said}: they are no repeats; keep one, or give the other method another name", DataError)
 
-
+# %% ../../nbs/report/02_comparison.ipynb #58515873
 def main_summary(
     frame: DataFrame,  # rows of one scenario, profile and protocol
     older: Iterable[str] = (),  # methods whose runs are older than today's defaults: they are marked

@@ -18,7 +18,7 @@ from ..core.errors import OLD_NAMES, ClassImpressionError, ConfigError, DataErro
 from ..core.files import checked_json, lock_of, read_json, usable_path, user_path, write_json
 from ..core.provenance import digest, found_once, is_own_import, module_files, modules_digest
 from ..core.provenance import foreign_source, named_modules, package_folder
-from ..methods.registry import descriptions, find_method, foreign_network, network_code, registered
+from ..methods.registry import descriptions, find_method, network_code, registered, written_network
 from ..metrics import contradictions
 from ..models import maker_of, rebuild
 from ..scenarios import MADE
@@ -385,7 +385,7 @@ class RunResult:
         "What crossed the border after task `t`. Raises `StateError` for a network of one's own that is another now."
         for name, code in self.data.get("networks", {}).items():
             said = f"{self.folder.name} was learned by another network {name!r} than the one registered now"
-            check(not maker_of(name) or foreign_network(name) == code, f"{said}; give the new one a name", StateError)
+            check(not maker_of(name) or written_network(name) == code, f"{said}; give the new one a name", StateError)
         return load_carryover(self.file(f"task{t + 1}/carry.safetensors"), rebuild)[0]
 
     @classmethod

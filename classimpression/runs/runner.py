@@ -20,7 +20,7 @@ from ..training import Callback, History, evaluate, listening, teacher_features,
 from .surroundings import loggers, usable_device
 from ..core.errors import StateError, check, progress, say
 from ..core.files import read_json, write_json
-from ..methods.registry import Method, cached, find_method, foreign_network, price_of_cached, sort_options
+from ..methods.registry import Method, cached, find_method, price_of_cached, sort_options, written_network
 from ..core.provenance import digest, environment, modules_digest
 from ..data import Split, tensor_digest
 from .run_store import RunResult, check_settings, finished_run, finished_tasks, run_lock, sealed
@@ -547,5 +547,5 @@ def collect(
         started=started,
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seconds=round(sum(sum(r["seconds"].values()) for r in rows), 3),
-        networks={n: code for n in networks_of(cfg) if (code := foreign_network(n))},
+        networks={n: code for n in networks_of(cfg) if (code := written_network(n))},
     )
