@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 import torch
 from .core.errors import check, check_number, check_types, knows_old_names
-from .synthesis import uncompiled
+from .core.speed import uncompiled
 from .tasks import POOLS, SELECTIONS
 
 # %% auto #0

@@ -4,10 +4,9 @@
 
 # %% ../nbs/07_synthesis.ipynb #207b0e2b
 from __future__ import annotations
-import ctypes, inspect, math, os, platform, warnings
+import math, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Callable, Iterator
 import torch
@@ -16,14 +15,15 @@ from torch import Tensor, nn
 from .carryover import Carryover, load_tensors, save_tensors
 from .core.errors import StateError, check, check_number, check_types, knows_old_names, progress
 from .core.seeding import generator, usual_torch
+from .core.speed import compiler_works, keep_freed_memory, uncompiled
 from .models import batch_norms, called_norms, frozen_copy
 
 # %% auto #0
 __all__ = ['PUBLISHED_SYNTHESIS', 'neighbour_differences', 'total_variation', 'image_norm', 'captured_inputs', 'GroupStatistics',
            'statistics_distance', 'SynthesisConfig', 'check_synthesis', 'published_synthesis', 'synthesis_preset',
            'synthesis_rate', 'group_views', 'term_weights', 'loss_terms', 'objective', 'impression_loss', 'draw_group',
-           'pixel_step', 'LowestLoss', 'keep_freed_memory', 'uncompiled', 'compiler_works', 'descend', 'Impressions',
-           'split_groups', 'model_to_invert', 'make_groups', 'gather', 'synthesize']
+           'pixel_step', 'LowestLoss', 'descend', 'Impressions', 'split_groups', 'model_to_invert', 'make_groups',
+           'gather', 'synthesize']
 
 # %% ../nbs/07_synthesis.ipynb #7b9dc700
 def neighbour_differences(
@@ -307,42 +307,6 @@ class LowestLoss:
         better = total < self.total
         images = better.repeat_interleave(len(x) // len(total)).view(-1, 1, 1, 1)
         self.x, self.total = torch.where(images, x, self.x), torch.where(better, total, self.total)
-
-# %% ../nbs/07_synthesis.ipynb #fbb85ae9
-@lru_cache(maxsize=1)
-def keep_freed_memory() -> bool:  # was it asked?
-    """Ask the C library to keep up to 1 GiB of freed memory for the next step. Changes nothing but speed; on systems
-    without glibc nothing at all.
-    """
-    taken = any(k.startswith("MALLOC_") or k in ("GLIBC_TUNABLES", "LD_PRELOAD") for k in os.environ)
-    if taken or platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt, (trim, mmap) = ctypes.CDLL(None).mallopt, (-1, -3)  # names of the parameters in malloc.h
-    return mallopt(mmap, 2**25) == mallopt(trim, 2**30) == 1
-
-# %% ../nbs/07_synthesis.ipynb #0bf7aca5
-@lru_cache(maxsize=None)
-def uncompiled(
-    kind: type[torch.optim.Optimizer],  # of torch.optim
-) -> type[torch.optim.Optimizer]:  # a subclass of the same name
-    "An optimiser that does not load torch's compiler."
-    bare = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "zero_grad")}
-    return type(kind.__name__, (kind,), bare | dict(step=torch.no_grad()(inspect.unwrap(kind.step))))
-
-# %% ../nbs/07_synthesis.ipynb #b1657c0b
-@lru_cache(maxsize=None)
-def compiler_works(
-    device: str = "cpu",  # where the code is to run
-) -> bool:
-    "Whether `torch.compile` can build code here; a warning says why not."
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
-    except Exception as e:  # no compiler, no headers, no space: each backend has errors of its own
-        warnings.warn(
-            f"torch.compile does not work here ({type(e).__name__}: {str(e)[:200]}); going on without it", stacklevel=2
-        )
-        return False
-    return True
 
 # %% ../nbs/07_synthesis.ipynb #31a04287
 def descend(

@@ -5,17 +5,16 @@
 # %% ../nbs/11_training.ipynb #f0cd6a8b
 from __future__ import annotations
 import copy, math
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, Callable, Iterable, Iterator
+from typing import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 from .carryover import Carryover
 from .core.errors import StateError, check, progress
-from .synthesis import Impressions, keep_freed_memory, uncompiled
+from .core.listening import tell
 from .core.seeding import generator, seeded, usual_torch
+from .core.speed import keep_freed_memory, uncompiled
 from .data import Split, augment, batches, to_unit
 from .heads import CosineHead, LinearHead, cosines, grow, imprint
 from .losses import class_centroids, class_weights, cn_cross_entropy, distillation_loss
@@ -23,14 +22,14 @@ from .losses import distillation_weight, intra_domain_loss, margin_loss, total_l
 from .metrics import confusion_matrix
 from .models import batch_norms, build_classifier, frozen_statistics
 from .settings import TrainConfig, epoch_rate
+from .synthesis import Impressions
 from .tasks import Task
 
 # %% auto #0
-__all__ = ['Terms', 'draw_epoch', 'Batch', 'teacher_features', 'TaskData', 'seen_by_teacher', 'epoch_batches', 'first_model',
-           'start_model', 'History', 'predict', 'evaluate', 'accuracy_of', 'Callback', 'listening', 'tell',
-           'told_if_stopped', 'train_step', 'takes_one_image', 'joined', 'without_single', 'train_epoch', 'optimiser',
-           'train', 'mixed_features', 'pool_scores', 'unlabelled_scores', 'Centroids', 'class_impression_terms',
-           'term_weights_of', 'fit_task']
+__all__ = ['Terms', 'draw_epoch', 'Batch', 'teacher_features', 'TaskData', 'seen_by_teacher', 'epoch_batches', 'takes_one_image',
+           'joined', 'without_single', 'first_model', 'start_model', 'predict', 'evaluate', 'accuracy_of', 'History',
+           'train_step', 'train_epoch', 'optimiser', 'train', 'mixed_features', 'pool_scores', 'unlabelled_scores',
+           'Centroids', 'class_impression_terms', 'term_weights_of', 'fit_task']
 
 # %% ../nbs/11_training.ipynb #6f0dfb80
 def draw_epoch(
@@ -129,188 +128,6 @@ def epoch_batches(
             pool = to_unit(m.pool[torch.randint(len(m.pool), (cfg.batch_size,), generator=g_pool).to(cfg.device)])
         yield Batch(x, y, seen_by_teacher(m, x, r, s), pool, len(r))
 
-# %% ../nbs/11_training.ipynb #33a9c57c
-def first_model(
-    task: Task,  # the first
-    cfg: TrainConfig,  # network, head, seed
-) -> nn.Module:
-    "A classifier with random weights."
-    model = build_classifier(cfg.network, task.train.x.shape[1], [len(task.labels)], cfg.seed, cfg.initialisation)
-    if cfg.head == "linear":
-        with seeded(cfg.seed, "weights", "linear head"):
-            model.head = LinearHead(model.head.n_features, model.head.sizes)
-    return model
-
-# %% ../nbs/11_training.ipynb #1a1cdc21
-def start_model(
-    carry: Carryover | None,  # what came from the task before
-    task: Task,  # the task about to be learned
-    cfg: TrainConfig,  # network, seed, freeze_old, device
-) -> nn.Module:  # in training mode, on the device
-    "A fresh classifier, or the frozen one with imprinted weights for the new classes."
-    if carry is None:
-        return first_model(task, cfg).to(cfg.device, memory_format=torch.channels_last).train()
-    known = getattr(getattr(carry.model, "head", None), "n_classes", None)
-    check(
-        known == carry.n_classes,
-        f"{type(carry.model).__name__} has a head of {known or 'no'} classes, the carryover says {carry.n_classes}; an "
-        f"adopted network can be trained on if it ends in a linear layer and all its classes were adopted",
-    )
-    model = copy.deepcopy(carry.model).to(cfg.device, memory_format=torch.channels_last).requires_grad_(True)
-    with seeded(cfg.seed, "weights", task.idx):
-        grow(model.head, len(task.labels), cfg.freeze_old)
-    model.statistical_head = None
-    new = task.train.to(cfg.device)
-    if isinstance(model.head, CosineHead):
-        imprint(model.head, teacher_features(model.eval(), new.x), new.y)
-    return model.train()
-
-# %% ../nbs/11_training.ipynb #2e87fdf5
-@dataclass
-class History:
-    "What happened in training, per epoch."
-
-    lr: list[float] = field(default_factory=list)  # learning rate
-    terms: dict[str, list[float]] = field(default_factory=dict)  # mean of each unweighted loss term
-    weights: dict[str, float] = field(default_factory=dict)  # weight of each term
-    val: list[float] = field(default_factory=list)  # accuracy on the selection images, per cent; none for "last"
-    best_epoch: int | None = None  # epoch that was kept, 0-based
-    extra: dict = field(default_factory=dict)  # name -> `Extra`: what the method wants carried
-    cached_seconds: dict[str, float] = field(default_factory=dict)  # wall and cpu time of work found done already
-
-    def add(self, means: dict[str, float]) -> None:
-        "The mean loss terms of one more epoch."
-        for k, v in means.items():
-            self.terms.setdefault(k, []).append(v)
-
-    def then(self, after: History) -> History:
-        "Two phases as one; a term that a phase lacks is 0 in it, and the kept epoch is one of the second."
-        n, m = len(self.lr), len(after.lr)
-        terms = {k: self.terms.get(k, [0.0] * n) + after.terms.get(k, [0.0] * m) for k in self.terms | after.terms}
-        both = dict(lr=self.lr + after.lr, terms=terms, val=self.val + after.val, best_epoch=n + after.best_epoch)
-        return replace(after, **both, weights=after.weights | self.weights)
-
-    def facts(self) -> dict:
-        "What a result file says about it."
-        return {k: v for k, v in asdict(replace(self, extra={})).items() if k not in ("extra", "cached_seconds")}
-
-# %% ../nbs/11_training.ipynb #5226c875
-@torch.no_grad()
-def predict(
-    model: nn.Module,  # any module that returns logits; its mode is restored
-    split: Split,  # images
-    size: int | None = None,  # images per forward pass; None: 40 on a CPU, the blocks of a training step, else 500
-    device: str = "cpu",
-) -> Tensor:  # classes [N] int64 on the CPU
-    "Class with the largest logit among all classes seen: no task identity."
-    mode, size = model.training, size or (40 if torch.device(device).type == "cpu" else 500)
-    model.eval()
-    try:
-        return torch.cat([model(x).argmax(1).cpu() for x, _ in batches(split, size, device=device)])
-    finally:
-        model.train(mode)
-
-# %% ../nbs/11_training.ipynb #3709214f
-def evaluate(
-    model: nn.Module,  # classifier of K classes
-    split: Split,  # labelled images of classes 0..K-1
-    n_classes: int,  # K
-    device: str = "cpu",
-):  # confusion matrix [K, K], numpy
-    "Confusion matrix of a model: how runs read test images."
-    return confusion_matrix(split.y.cpu().numpy(), predict(model, split, device=device).numpy(), n_classes)
-
-# %% ../nbs/11_training.ipynb #26de05a4
-def accuracy_of(model: nn.Module, split: Split, device: str = "cpu") -> float:
-    "Per cent of the images of `split` that are recognised among all classes seen."
-    return 100 * float((predict(model, split, device=device) == split.y.cpu()).double().mean())
-
-# %% ../nbs/11_training.ipynb #60b6d6da
-class Callback:
-    "Is told how a run goes; override what you want to know."
-
-    def on_run_start(
-        self,
-        name: str,  # folder of the run
-        settings: dict[str, Any],  # of the run
-    ) -> None: ...
-
-    def on_epoch(
-        self,
-        task: int,  # 0-based
-        epoch: int,  # 0-based
-        epochs: int,  # how many there are
-        values: dict[str, float],  # learning rate and mean loss terms
-    ) -> None: ...
-
-    def on_task_end(
-        self,
-        row: dict[str, Any],  # of result.json: task from 1, accuracy in per cent, seconds ...
-    ) -> None: ...
-
-    def on_run_end(
-        self,
-        result: dict[str, Any],  # contents of result.json
-    ) -> None: ...
-
-    def on_run_stopped(self) -> None:
-        "By an error or an interruption: whatever was opened is closed here."
-
-# %% ../nbs/11_training.ipynb #450546aa
-_LISTENING: ContextVar[tuple[Callback, ...]] = ContextVar("listening", default=())
-
-
-@contextmanager
-def listening(
-    *callbacks: Callback,  # who is to be told
-) -> Iterator[None]:
-    "Tell these within a block."
-    token = _LISTENING.set((*_LISTENING.get(), *callbacks))
-    try:
-        yield
-    finally:
-        _LISTENING.reset(token)
-
-# %% ../nbs/11_training.ipynb #c90208e9
-def tell(
-    event: str,  # name of a method of `Callback`
-    *facts: Any,  # its arguments
-) -> None:
-    "Tell everybody who listens."
-    for c in _LISTENING.get():
-        getattr(c, event)(*facts)
-
-# %% ../nbs/11_training.ipynb #e1a9a22e
-@contextmanager
-def told_if_stopped() -> Iterator[None]:
-    "Tell everybody who listens if the block does not reach its end."
-    try:
-        yield
-    except BaseException:
-        tell("on_run_stopped")
-        raise
-
-# %% ../nbs/11_training.ipynb #641e3ec6
-# a callable that gives the named loss terms of a batch
-Terms = Callable[[nn.Module, Batch], dict[str, Tensor]]
-
-
-def train_step(
-    model: nn.Module,  # in training mode; changed in place
-    batch: Batch,  # what it sees
-    terms_of: Terms,  # loss terms of a batch
-    weights: dict[str, float],  # weight of each term
-    sgd: torch.optim.Optimizer,  # SGD or another, with the epoch's learning rate
-    dtype: str = "float32",  # of the passes
-) -> dict[str, Tensor]:  # unweighted terms before the step
-    "One step of gradient descent."
-    with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-        terms = terms_of(model, batch)
-    sgd.zero_grad(set_to_none=True)
-    total_loss(terms, weights).backward()
-    sgd.step()
-    return {k: v.detach() for k, v in terms.items()}
-
 # %% ../nbs/11_training.ipynb #2749066e
 def takes_one_image(
     model: nn.Module,  # in training mode
@@ -351,6 +168,123 @@ def without_single(
         held = b
     if held is not None:
         yield held
+
+# %% ../nbs/11_training.ipynb #33a9c57c
+def first_model(
+    task: Task,  # the first
+    cfg: TrainConfig,  # network, head, seed
+) -> nn.Module:
+    "A classifier with random weights."
+    model = build_classifier(cfg.network, task.train.x.shape[1], [len(task.labels)], cfg.seed, cfg.initialisation)
+    if cfg.head == "linear":
+        with seeded(cfg.seed, "weights", "linear head"):
+            model.head = LinearHead(model.head.n_features, model.head.sizes)
+    return model
+
+# %% ../nbs/11_training.ipynb #1a1cdc21
+def start_model(
+    carry: Carryover | None,  # what came from the task before
+    task: Task,  # the task about to be learned
+    cfg: TrainConfig,  # network, seed, freeze_old, device
+) -> nn.Module:  # in training mode, on the device
+    "A fresh classifier, or the frozen one with imprinted weights for the new classes."
+    if carry is None:
+        return first_model(task, cfg).to(cfg.device, memory_format=torch.channels_last).train()
+    known = getattr(getattr(carry.model, "head", None), "n_classes", None)
+    check(
+        known == carry.n_classes,
+        f"{type(carry.model).__name__} has a head of {known or 'no'} classes, the carryover says {carry.n_classes}; an "
+        f"adopted network can be trained on if it ends in a linear layer and all its classes were adopted",
+    )
+    model = copy.deepcopy(carry.model).to(cfg.device, memory_format=torch.channels_last).requires_grad_(True)
+    with seeded(cfg.seed, "weights", task.idx):
+        grow(model.head, len(task.labels), cfg.freeze_old)
+    model.statistical_head = None
+    new = task.train.to(cfg.device)
+    if isinstance(model.head, CosineHead):
+        imprint(model.head, teacher_features(model.eval(), new.x), new.y)
+    return model.train()
+
+# %% ../nbs/11_training.ipynb #5226c875
+@torch.no_grad()
+def predict(
+    model: nn.Module,  # any module that returns logits; its mode is restored
+    split: Split,  # images
+    size: int | None = None,  # images per forward pass; None: 40 on a CPU, the blocks of a training step, else 500
+    device: str = "cpu",
+) -> Tensor:  # classes [N] int64 on the CPU
+    "Class with the largest logit among all classes seen: no task identity."
+    mode, size = model.training, size or (40 if torch.device(device).type == "cpu" else 500)
+    model.eval()
+    try:
+        return torch.cat([model(x).argmax(1).cpu() for x, _ in batches(split, size, device=device)])
+    finally:
+        model.train(mode)
+
+# %% ../nbs/11_training.ipynb #3709214f
+def evaluate(
+    model: nn.Module,  # classifier of K classes
+    split: Split,  # labelled images of classes 0..K-1
+    n_classes: int,  # K
+    device: str = "cpu",
+):  # confusion matrix [K, K], numpy
+    "Confusion matrix of a model: how runs read test images."
+    return confusion_matrix(split.y.cpu().numpy(), predict(model, split, device=device).numpy(), n_classes)
+
+# %% ../nbs/11_training.ipynb #26de05a4
+def accuracy_of(model: nn.Module, split: Split, device: str = "cpu") -> float:
+    "Per cent of the images of `split` that are recognised among all classes seen."
+    return 100 * float((predict(model, split, device=device) == split.y.cpu()).double().mean())
+
+# %% ../nbs/11_training.ipynb #2e87fdf5
+@dataclass
+class History:
+    "What happened in training, per epoch."
+
+    lr: list[float] = field(default_factory=list)  # learning rate
+    terms: dict[str, list[float]] = field(default_factory=dict)  # mean of each unweighted loss term
+    weights: dict[str, float] = field(default_factory=dict)  # weight of each term
+    val: list[float] = field(default_factory=list)  # accuracy on the selection images, per cent; none for "last"
+    best_epoch: int | None = None  # epoch that was kept, 0-based
+    extra: dict = field(default_factory=dict)  # name -> `Extra`: what the method wants carried
+    cached_seconds: dict[str, float] = field(default_factory=dict)  # wall and cpu time of work found done already
+
+    def add(self, means: dict[str, float]) -> None:
+        "The mean loss terms of one more epoch."
+        for k, v in means.items():
+            self.terms.setdefault(k, []).append(v)
+
+    def then(self, after: History) -> History:
+        "Two phases as one; a term that a phase lacks is 0 in it, and the kept epoch is one of the second."
+        n, m = len(self.lr), len(after.lr)
+        terms = {k: self.terms.get(k, [0.0] * n) + after.terms.get(k, [0.0] * m) for k in self.terms | after.terms}
+        both = dict(lr=self.lr + after.lr, terms=terms, val=self.val + after.val, best_epoch=n + after.best_epoch)
+        return replace(after, **both, weights=after.weights | self.weights)
+
+    def facts(self) -> dict:
+        "What a result file says about it."
+        return {k: v for k, v in asdict(replace(self, extra={})).items() if k not in ("extra", "cached_seconds")}
+
+# %% ../nbs/11_training.ipynb #641e3ec6
+# a callable that gives the named loss terms of a batch
+Terms = Callable[[nn.Module, Batch], dict[str, Tensor]]
+
+
+def train_step(
+    model: nn.Module,  # in training mode; changed in place
+    batch: Batch,  # what it sees
+    terms_of: Terms,  # loss terms of a batch
+    weights: dict[str, float],  # weight of each term
+    sgd: torch.optim.Optimizer,  # SGD or another, with the epoch's learning rate
+    dtype: str = "float32",  # of the passes
+) -> dict[str, Tensor]:  # unweighted terms before the step
+    "One step of gradient descent."
+    with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        terms = terms_of(model, batch)
+    sgd.zero_grad(set_to_none=True)
+    total_loss(terms, weights).backward()
+    sgd.step()
+    return {k: v.detach() for k, v in terms.items()}
 
 # %% ../nbs/11_training.ipynb #4a7cc33e
 def train_epoch(

@@ -6,8 +6,8 @@ import types
 import pytest
 
 from classimpression.runs.surroundings import LOGGERS, loggers
-from classimpression.training import Callback
 from classimpression.core.errors import ConfigError
+from classimpression.core.listening import Callback
 from classimpression.runs.runner import profile_config, run
 
 

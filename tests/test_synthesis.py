@@ -10,7 +10,7 @@ from torch import nn
 
 from classimpression.carryover import Carryover
 from classimpression.core.errors import ConfigError, StateError
-from classimpression.synthesis import compiler_works
+from classimpression.core.speed import compiler_works
 from classimpression.heads import CosineHead
 from classimpression.models import Classifier, build_classifier, frozen_copy
 from classimpression.synthesis import PUBLISHED_SYNTHESIS, Impressions, SynthesisConfig, captured_inputs, descend

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from ..carryover import TIERS, ExemplarCarryover, allowed_tier
 from ..core.errors import ClassImpressionError, DataError, StateError, check, check_number, progress
+from ..core.listening import Callback, listening
 from ..core.seeding import generator
 from ..data import Split, as_split, number_patients, refuse_dark
 from ..methods.registry import find_method
 from ..metrics import class_recalls
 from ..runs.configs import profile_config
 from ..scenarios import plan, two_at_a_time
-from ..training import Callback, evaluate, listening
+from ..training import evaluate
 from .estimator import IncrementalClassifier, number_labels
 
 if TYPE_CHECKING:

@@ -17,13 +17,13 @@ from .statistical import Gaussians, NearestMean, check_similarity, feature_means
 from ..carryover import Carryover
 from ..core.errors import check, check_number
 from ..core.seeding import generator, key_to_seed, seeded
+from ..core.speed import uncompiled
 from ..data import to_unit
 from ..heads import LinearHead, make_head, register_head
 from .registry import LOOP_OPTIONS, STEP_OPTIONS, first_task, learn, method
 from .registry import Count, Positive, Weight, Whole
 from .regularised import SMALL_IMAGES, kd_loss, new_class_cross_entropy
 from ..settings import TrainConfig
-from ..synthesis import uncompiled
 from ..training import Batch, History, TaskData, epoch_batches, start_model, teacher_features, train
 
 # %% auto #0

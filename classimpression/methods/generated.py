@@ -17,11 +17,12 @@ from .registry import Count, Positive, Weight, Whole
 from ..core.provenance import modules_digest
 from ..data import tensor_digest
 from ..core.seeding import generator, seeded
+from ..core.speed import uncompiled
 from ..losses import class_weights
 from ..models import batch_norms, called_norms, frozen_copy
 from .regularised import kd_loss, new_class_cross_entropy, teacher_head
 from ..settings import TrainConfig
-from ..synthesis import GroupStatistics, Impressions, captured_inputs, uncompiled
+from ..synthesis import GroupStatistics, Impressions, captured_inputs
 from ..training import Batch, History, TaskData, epoch_batches, mixed_features, start_model, train
 
 # %% auto #0

@@ -16,10 +16,11 @@ from ..carryover import TIERS, Carryover, ExemplarCarryover, allowed_tier, choos
 from ..carryover import load_carryover, n_bytes, refuse_few, save_carryover, take_exemplars
 from .configs import RunConfig, profile, profile_config, setting_types, synthesis_settings
 from .configs import profile_label, training_settings, warn_of_one_class
-from ..training import Callback, History, evaluate, listening, teacher_features, tell, told_if_stopped
+from ..training import History, evaluate, teacher_features
 from .surroundings import loggers, usable_device
 from ..core.errors import StateError, check, progress, say
 from ..core.files import read_json, write_json
+from ..core.listening import Callback, listening, tell, told_if_stopped
 from ..methods.registry import Method, cached, find_method, price_of_cached, sort_options, written_network
 from ..core.provenance import digest, environment, modules_digest
 from ..data import Split, tensor_digest

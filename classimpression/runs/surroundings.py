@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from ..core.errors import ClassImpressionError, check
 from ..core.files import cache_folder, read_json, write_json
-from ..training import Callback
+from ..core.listening import Callback
 
 # %% auto #0
 __all__ = ['SIXTEEN_BITS', 'LOGGERS', 'best_device', 'usable_device', 'step_seconds', 'processor', 'load_average',

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from ..carryover import Carryover, class_means
 from ..core.errors import check, check_number, progress
 from ..runs.surroundings import load_average
-from ..synthesis import Impressions, SynthesisConfig, descend, draw_group, keep_freed_memory, synthesize
-from ..synthesis import uncompiled
+from ..synthesis import Impressions, SynthesisConfig, descend, draw_group, synthesize
 from ..core.seeding import generator
+from ..core.speed import keep_freed_memory, uncompiled
 from ..data import Split, to_unit
 from ..models import build_classifier, frozen_copy
 from .naive import naive_evaluation, naive_inversion, naive_training
