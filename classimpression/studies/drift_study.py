@@ -22,13 +22,15 @@ from ..scenarios import Scenario
 from ..training import teacher_features
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame, Series
 
 # %% auto #0
-__all__ = ['OURS', 'APART', 'SHOWN', 'Step', 'codes_of', 'validation_of', 'run_census', 'probe', 'drift_steps', 'study_readouts',
-           'against', 'readout_summary', 'plot_readouts', 'readout_reading', 'read_apart', 'study_drift',
-           'drift_summary', 'plot_drift', 'drift_reading']
+__all__ = ['OURS', 'APART', 'OWN', 'SHOWN', 'Step', 'codes_of', 'validation_of', 'run_census', 'probe', 'drift_steps',
+           'carried_on', 'share_missed', 'readout_rows', 'study_readouts', 'against', 'readout_summary',
+           'plot_readouts', 'readout_reading', 'read_apart', 'one_step', 'drift_rows', 'study_drift', 'drift_summary',
+           'draw_ways', 'draw_quality', 'draw_numbers', 'plot_drift', 'drift_reading']
 
 # %% ../../nbs/studies/02_drift_study.ipynb #31aa0001
 @dataclass(frozen=True)
@@ -111,7 +113,53 @@ def drift_steps(
         yield Step(result.data["seed"], t + 1, n_codes, was, truth, own, hand, val_vectors, val.y[seen])
         before, was = net, truth
 
+# %% ../../nbs/studies/02_drift_study.ipynb #31aa0009
+def carried_on(
+    steps: Iterable[Step],  # of a run
+    estimators: dict[str, Estimator],  # by name
+) -> Iterator[tuple[Step, dict[str, Moments]]]:  # each task with the moments that each estimator has by then
+    "Moments of all classes so far, moved task by task; \"true\" are those of the images."
+    stats = {}
+    for s in steps:
+        stats["true"] = s.truth
+        for name, estimate in estimators.items():
+            stats[name] = s.truth if s.hand is None else estimate(stats[name], s.hand).join(s.new)
+        yield s, dict(stats)
+
+# %% ../../nbs/studies/02_drift_study.ipynb #31aa0012
+def share_missed(
+    s: Step,  # a task
+    m: Moments,  # estimated, after it
+) -> float:  # 0 where nothing could move yet
+    "Distance of old classes' means to the true ones, in units of how far these went, in the network's features."
+    if s.was is None:
+        return 0.0
+    E, n_old = s.n_codes, len(s.was.means)
+    goal = s.truth.means[:n_old, E:]
+    went = (s.was.means[:, E:] - goal).norm().clamp(min=1e-9)
+    return float((m.means[:n_old, E:] - goal).norm() / went)
+
 # %% ../../nbs/studies/02_drift_study.ipynb #03ff1c45
+def readout_rows(
+    s: Step,  # a task
+    stats: dict[str, Moments],  # after it, by name; "true" among them
+) -> list[dict]:  # seed, task, features, statistics, balanced_accuracy, error
+    "Balanced accuracy on validation images: the network's features with and without the codes, the codes alone."
+    E, rows = s.n_codes, []
+
+    def add(features: str, where: slice, name: str, error: float) -> None:
+        right = recalls_of(stats[name].part(where), s.val[:, where], s.val_y)
+        facts = dict(seed=s.seed, task=s.task, features=features, statistics=name)
+        rows.append(facts | dict(balanced_accuracy=right, error=error))
+
+    for name, m in stats.items():
+        error = share_missed(s, m)
+        add("network", slice(E, None), name, error)
+        add("codes and network", slice(None), name, error)
+    add("codes", slice(0, E), "true", 0.0)
+    return rows
+
+# %% ../../nbs/studies/02_drift_study.ipynb #31aa0015
 def study_readouts(
     steps: Iterable[Step],  # of a run
     tell: Callable[[str], None] = print,  # called with a line per task
@@ -122,45 +170,13 @@ def study_readouts(
     """
     import pandas as pd
 
-    rows, stats = [], {}
-    for s in steps:
-        E, n_old, stats["true"] = s.n_codes, 0 if s.was is None else len(s.was.means), s.truth
-        for name, estimate in estimators.items():
-            stats[name] = s.truth if s.hand is None else estimate(stats[name], s.hand).join(s.new)
-        goal = s.truth.means[:n_old, E:]
-        for name, m in stats.items():
-            error = (
-                0.0
-                if s.was is None
-                else float((m.means[:n_old, E:] - goal).norm() / (s.was.means[:, E:] - goal).norm().clamp(min=1e-9))
-            )
-            for what, where in (("network", slice(E, None)), ("codes and network", slice(None))):
-                rows.append(
-                    dict(
-                        seed=s.seed,
-                        task=s.task,
-                        features=what,
-                        statistics=name,
-                        balanced_accuracy=recalls_of(m.part(where), s.val[:, where], s.val_y),
-                        error=error,
-                    )
-                )
-        rows.append(
-            dict(
-                seed=s.seed,
-                task=s.task,
-                features="codes",
-                statistics="true",
-                balanced_accuracy=recalls_of(s.truth.part(slice(0, E)), s.val[:, :E], s.val_y),
-                error=0.0,
-            )
-        )
-        true = {
-            r["features"]: r["balanced_accuracy"] for r in rows if r["task"] == s.task and r["statistics"] == "true"
-        }
+    rows = []
+    for s, stats in carried_on(steps, estimators):
+        rows += readout_rows(s, stats)
+        now = {r["features"]: r["balanced_accuracy"] for r in rows[-2 * len(stats) - 1 :] if r["statistics"] == "true"}
         tell(
-            f"seed {s.seed}, task {s.task}: network {true['network']:.1f} %, codes {true['codes']:.1f} %, together "
-            f"{true['codes and network']:.1f} % with true statistics"
+            f"seed {s.seed}, task {s.task}: network {now['network']:.1f} %, codes {now['codes']:.1f} %, together "
+            f"{now['codes and network']:.1f} % with true statistics"
         )
     return pd.DataFrame(rows)
 
@@ -266,20 +282,52 @@ def read_apart(
     "The moved statistics, read with their covariance and without."
     import pandas as pd
 
-    stats = {}
-    for s in steps:
-        for name in names:
-            stats[name] = s.truth if s.hand is None else ESTIMATORS[name](stats[name], s.hand).join(s.new)
+    *_, (s, stats) = carried_on(steps, {name: ESTIMATORS[name] for name in names})
     f, net = s.val[:, s.n_codes :], slice(s.n_codes, None)
     read = lambda m: dict(discriminant=recalls_of(m, f, s.val_y), nearest_mean=nearest_recalls(m, f, s.val_y))
-    rows = {name: read(m.part(net)) for name, m in (stats | dict(true=s.truth)).items()}
+    rows = {name: read(m.part(net)) for name, m in stats.items()}
     return pd.DataFrame([dict(seed=s.seed, statistics=name) | r for name, r in rows.items()])
 
 # %% ../../nbs/studies/02_drift_study.ipynb #31aa0004
+OWN = "class by class, impressions"
+
+
+def one_step(
+    s: Step,  # a task after the first
+    counts: tuple,  # impressions per class to make do with
+) -> Iterator[
+    tuple[str, Estimator, AtHand, int | None]
+]:  # estimators, what each reads, impressions per class (None: all)
+    "Every estimator with all that is at hand, and those of impressions with fewer."
+    p = s.hand.impressions
+    for name, estimate in ESTIMATORS.items():
+        yield name, estimate, s.hand, None
+    for n in counts:
+        if n < len(p) / len(s.was.means):
+            few = AtHand(s.hand.new, p.few(n), s.hand.before, s.hand.after)
+            yield OWN, by_class, few, n
+            yield "map, both", ESTIMATORS["map, both"], few, n
+
+# %% ../../nbs/studies/02_drift_study.ipynb #31aa0016
+def drift_rows(
+    s: Step,  # a task after the first
+    guess: Tensor,  # estimated means of the old classes after it [n_old, D], in the network's features
+) -> list[dict]:  # class, length, along, error, distance
+    "How every old class's mean went, and how far its impressions lay from it before."
+    E, p, spread = s.n_codes, s.hand.impressions, s.was.cov.diagonal()[s.n_codes :].sum().sqrt()
+    rows, before = [], s.was.means[:, E:]
+    for k, (start, g, d) in enumerate(zip(before, guess - before, s.truth.means[: len(before), E:] - before)):
+        mine, length = p.old[p.y == k].double(), d.norm().clamp(min=1e-9)
+        way = dict(length=float(d.norm()), along=float(g @ d / length), error=float((g - d).norm() / length))
+        far = float((mine.mean(0) - start).norm() / spread) if len(mine) else float("nan")
+        rows.append({"class": k} | way | dict(distance=far))
+    return rows
+
+# %% ../../nbs/studies/02_drift_study.ipynb #31aa0017
 def study_drift(
     steps: Iterable[Step],  # of a run
     counts: tuple = (5, 20, 80),  # impressions per class to make do with
-) -> DataFrame:  # seed, task, class, statistics, impressions, length, along, error, distance
+) -> DataFrame:  # seed, task, statistics, impressions, class, length, along, error, distance, all
     """Drift of every old class's mean in every task, predicted and true, in the network's features; `distance` is how
     far its impressions lie from its true mean before the task, in units of the spread within a class.
     """
@@ -287,36 +335,12 @@ def study_drift(
 
     rows = []
     for s in (s for s in steps if s.hand is not None):
-        E, p, spread = s.n_codes, s.hand.impressions, s.was.cov.diagonal()[s.n_codes :].sum().sqrt()
-        fewer = [
-            (name, f, n)
-            for n in counts
-            if n < len(p) / len(s.was.means)
-            for name, f in (("class by class, impressions", by_class), ("map, both", ESTIMATORS["map, both"]))
-        ]
-        for name, estimate, n in [(name, f, None) for name, f in ESTIMATORS.items()] + fewer:
-            hand = s.hand if n is None else AtHand(s.hand.new, p.few(n), s.hand.before, s.hand.after)
-            guess, true = (
-                m[: len(s.was.means), E:] - s.was.means[:, E:] for m in (estimate(s.was, hand).means, s.truth.means)
-            )
-            for k, (g, d) in enumerate(zip(guess, true)):
-                mine, length = p.old[p.y == k].double(), d.norm().clamp(min=1e-9)
-                rows.append(
-                    {
-                        "seed": s.seed,
-                        "task": s.task,
-                        "class": k,
-                        "statistics": name,
-                        "impressions": round(len(p) / len(s.was.means)) if n is None else n,
-                        "length": float(d.norm()),
-                        "along": float(g @ d / length),
-                        "error": float((g - d).norm() / length),
-                        "distance": float((mine.mean(0) - s.was.means[k, E:]).norm() / spread)
-                        if len(mine)
-                        else float("nan"),
-                        "all": n is None,
-                    }
-                )
+        n_old = len(s.was.means)
+        every = round(len(s.hand.impressions) / n_old)
+        for name, estimate, hand, n in one_step(s, counts):
+            guess = estimate(s.was, hand).means[:n_old, s.n_codes :]
+            facts = dict(seed=s.seed, task=s.task, statistics=name, impressions=every if n is None else n)
+            rows += [facts | row | dict(all=n is None) for row in drift_rows(s, guess)]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/studies/02_drift_study.ipynb #b80fe3ee
@@ -356,52 +380,49 @@ SHOWN = {
 }
 
 
+def draw_ways(ax: Axes, whole: DataFrame) -> None:
+    "Predicted against true drift."
+    shown = whole[whole.statistics.isin(SHOWN)]
+    seaborn().scatterplot(shown, x="length", y="along", hue="statistics", hue_order=SHOWN, palette=SHOWN, ax=ax)
+    ax.axline((0, 0), slope=1, color="k", lw=1, ls="--")
+    ax.set(xlabel="true drift of a class mean (feature units)", ylabel="predicted, along the true direction")
+    ax.margins(y=0.15)
+    ax.legend(fontsize=7, frameon=False, title=None, loc="upper left")
+
+# %% ../../nbs/studies/02_drift_study.ipynb #31aa0019
+def draw_quality(ax: Axes, whole: DataFrame) -> None:
+    "Error of following a class's impressions against how far they lie from its mean."
+    own = whole[whole.statistics == OWN]
+    seaborn().scatterplot(own, x="distance", y="error", hue="task", palette="crest", ax=ax)
+    ax.axhline(1, color="k", lw=1, ls="--")
+    far = "distance of a class's impressions from its true mean\n(spreads within a class)"
+    ax.set(xlabel=far, ylabel="error (1: doing nothing)")
+
+# %% ../../nbs/studies/02_drift_study.ipynb #31aa0020
+def draw_numbers(ax: Axes, drift: DataFrame) -> None:
+    "Error against the number of impressions; all that there were is more per class while there are few."
+    some = drift[drift.statistics.isin((OWN, "map, both"))]
+    every = round(drift[drift["all"]].impressions.mean())
+    some = some.assign(impressions=some.impressions.where(~some["all"], every))
+    look = dict(palette=["#D55E00", "#009E73"], marker="o", errorbar=("pi", 50))
+    seaborn().lineplot(some, x="impressions", y="error", hue="statistics", ax=ax, **look)
+    ax.axhline(1, color="k", lw=1, ls="--")
+    ax.set(xlabel="impressions per old class", ylabel="error (1: doing nothing)")
+    ax.legend(fontsize=7, frameon=False, title=None)
+
+# %% ../../nbs/studies/02_drift_study.ipynb #31aa0018
 def plot_drift(
     drift: DataFrame,  # from `study_drift`, one or more runs
 ) -> Figure:
     """Predicted against true drift; quality of a class's impressions against the error of following them; how many it
     takes.
     """
-    sns = seaborn()
-    whole, own = drift[drift["all"]], "class by class, impressions"
-    every = round(whole.impressions.mean())  # all that there were: more per class while there are few
+    whole = drift[drift["all"]]
     with style():
-        fig, axes = new_figure(1, 3, 12, 3.6)
-        left, middle, right = axes[0]
-        sns.scatterplot(
-            whole[whole.statistics.isin(SHOWN)],
-            x="length",
-            y="along",
-            hue="statistics",
-            hue_order=SHOWN,
-            palette=SHOWN,
-            ax=left,
-        )
-        left.axline((0, 0), slope=1, color="k", lw=1, ls="--")
-        left.set(xlabel="true drift of a class mean (feature units)", ylabel="predicted, along the true direction")
-        left.margins(y=0.15)
-        left.legend(fontsize=7, frameon=False, title=None, loc="upper left")
-        sns.scatterplot(whole[whole.statistics == own], x="distance", y="error", hue="task", palette="crest", ax=middle)
-        middle.axhline(1, color="k", lw=1, ls="--")
-        middle.set(
-            xlabel="distance of a class's impressions from its true mean\n(spreads within a class)",
-            ylabel="error (1: doing nothing)",
-        )
-        some = drift[drift.statistics.isin((own, "map, both"))]
-        some = some.assign(impressions=some.impressions.where(~some["all"], every))
-        sns.lineplot(
-            some,
-            x="impressions",
-            y="error",
-            hue="statistics",
-            palette=["#D55E00", "#009E73"],
-            marker="o",
-            errorbar=("pi", 50),
-            ax=right,
-        )
-        right.axhline(1, color="k", lw=1, ls="--")
-        right.set(xlabel="impressions per old class", ylabel="error (1: doing nothing)")
-        right.legend(fontsize=7, frameon=False, title=None)
+        fig, [[left, middle, right]] = new_figure(1, 3, 12, 3.6)
+        draw_ways(left, whole)
+        draw_quality(middle, whole)
+        draw_numbers(right, drift)
     return fig
 
 # %% ../../nbs/studies/02_drift_study.ipynb #6226bdc6
@@ -410,7 +431,7 @@ def drift_reading(
 ) -> str:
     "What the figure says, in words and numbers."
     table = drift_summary(drift).set_index("statistics")
-    order, own = table.error.sort_values(), drift[drift["all"] & (drift.statistics == "class by class, impressions")]
+    order, own = table.error.sort_values(), drift[drift["all"] & (drift.statistics == OWN)]
     lines = [
         f"Mean error of one step, 1 is doing nothing: {', '.join(f'{n} {e:.2f}' for n, e in order.items())}.",
         f"Impressions of a class that lie farther from its true mean follow its drift "
