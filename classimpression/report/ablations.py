@@ -18,13 +18,14 @@ from .plots import method_colours, new_figure, style
 from ..runs.tables import Markdown, as_dict, mean_and_spread, read_results, read_table
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 # %% auto #0
 __all__ = ['KEYS', 'BOUNDS', 'STRICT', 'variant_rows', 'merge_variants', 'variants_of', 'base_from_main', 'differences',
-           'variant_summary', 'fewer_repeats', 'bound_rows', 'plot_variants', 'variant_reading', 'variants_text',
-           'limits_text', 'main_effects', 'spread_over_orders']
+           'variant_summary', 'fewer_repeats', 'bound_rows', 'draw_variants', 'draw_bound', 'plot_variants',
+           'variant_reading', 'variants_text', 'limits_text', 'main_effects', 'spread_over_orders']
 
 # %% ../../nbs/report/06_ablations.ipynb #ca2e7783
 KEYS = ["experiment", "variant", *MAIN_KEYS]  # what a rerun replaces
@@ -173,6 +174,39 @@ def bound_rows(
     mine = table[(table.scenario == scenario) & (table.protocol == "strict") & table.method.isin(BOUNDS)]
     return next((g for p in (profile, *dict.fromkeys(mine.profile)) if len(g := mine[mine.profile == p])), mine)
 
+# %% ../../nbs/report/06_ablations.ipynb #61d427a6
+def draw_variants(
+    axes: tuple[Axes, Axes],  # for accuracies and for differences
+    accuracy: Series,  # of each run, indexed by variant
+    gain: DataFrame,  # of `differences`, of one method
+    base: str,  # variant that the others are compared with
+    y: dict[str, float],  # height of each variant
+    **look,  # colour and label
+) -> None:
+    "The runs, means and differences of one method."
+    (left, right), d = axes, gain.set_index("variant")
+    left.plot(accuracy, accuracy.index.map(y), "o", ms=2.5, alpha=0.45, color=look["color"])
+    left.plot(d["mean"], d.index.map(y), "o", ms=5, **look)
+    if base in d.index:  # a run may have failed
+        few = d[d.repeats < d.repeats[base]]
+        left.plot(few.base_mean, few.index.map(y), "|", ms=9, mew=1.2, color="#777777")
+        left.axvline(d.loc[base, "mean"], color=look["color"], lw=0.7, ls=":")
+    right.hlines(d.index.map(y), d.low, d.high, color=look["color"], lw=1.2)
+    right.plot(d.difference, d.index.map(y), "o", ms=4, color=look["color"])
+
+# %% ../../nbs/report/06_ablations.ipynb #61d427a7
+def draw_bound(
+    ax: Axes,  # of accuracies
+    name: str,  # of the method
+    mean: float,  # per cent
+    colour: str,
+) -> None:
+    "A dashed line with its name above."
+    ax.axvline(mean, color=colour, lw=1, ls="--")
+    side = "right" if mean > 85 else "center"
+    where = dict(xycoords=ax.get_xaxis_transform(), textcoords="offset points")
+    ax.annotate(name, (mean, 1), (0, 3), ha=side, fontsize=6, color=colour, **where)
+
 # %% ../../nbs/report/06_ablations.ipynb #61d427a5
 def plot_variants(
     frame: DataFrame,  # rows of one experiment, scenario and profile
@@ -183,41 +217,23 @@ def plot_variants(
 ) -> Figure:
     "Accuracy after the last task of every variant, between the bounds, and the paired difference to the base."
     gain = differences(frame, base, measure)
-    variants = list(dict.fromkeys(frame.variant))
-    methods = list(dict.fromkeys(frame.method))
+    variants, methods = list(dict.fromkeys(frame.variant)), list(dict.fromkeys(frame.method))
     around = bounds[~bounds.method.isin(methods)].groupby("method")[measure].mean() if bounds is not None else {}
     colours = method_colours([*methods, *around.keys()])
+    height = 1.1 + 0.24 * len(variants) * max(1, 0.6 * len(methods))
+    fewer = [fewer_repeats(gain, base, v) for v in variants]
     with style():
-        fig, [[left, right]] = new_figure(
-            1, 2, height=1.1 + 0.24 * len(variants) * max(1, 0.6 * len(methods)), sharey=True, width_ratios=[1.3, 1]
-        )
+        fig, [[left, right]] = new_figure(1, 2, height=height, sharey=True, width_ratios=[1.3, 1])
         for i, m in enumerate(methods):
-            g, d = frame[frame.method == m], gain[gain.method == title_of(m)].set_index("variant")
             y = {v: k + (i - (len(methods) - 1) / 2) * 0.6 / len(methods) for k, v in enumerate(variants)}
-            left.plot(g[measure], g.variant.map(y), "o", ms=2.5, color=colours[m], alpha=0.45)
-            left.plot(d["mean"], d.index.map(y), "o", ms=5, color=colours[m], label=title_of(m))
-            if base in d.index:  # a run may have failed
-                few = d[d.repeats < d.repeats[base]]
-                left.plot(few.base_mean, few.index.map(y), "|", ms=9, mew=1.2, color="#777777")
-                left.axvline(d.loc[base, "mean"], color=colours[m], lw=0.7, ls=":")
-            right.hlines(d.index.map(y), d.low, d.high, color=colours[m], lw=1.2)
-            right.plot(d.difference, d.index.map(y), "o", ms=4, color=colours[m])
+            accuracy, mine = frame[frame.method == m].set_index("variant")[measure], gain[gain.method == title_of(m)]
+            draw_variants((left, right), accuracy, mine, base, y, color=colours[m], label=title_of(m))
         for m, mean in around.items():
-            left.axvline(mean, color=colours[m], lw=1, ls="--")
-            left.annotate(
-                title_of(m),
-                (mean, 1),
-                (0, 3),
-                xycoords=left.get_xaxis_transform(),
-                textcoords="offset points",
-                ha="right" if mean > 85 else "center",
-                fontsize=6,
-                color=colours[m],
-            )
+            draw_bound(left, title_of(m), mean, colours[m])
         right.axvline(0, color="#777777", lw=0.7)
-        left.set_yticks(range(len(variants)), [v + fewer_repeats(gain, base, v) for v in variants])
+        left.set_yticks(range(len(variants)), [v + few for v, few in zip(variants, fewer)])
         left.set_ylim(len(variants) - 0.5, -0.5)
-        ticks = "\n(tick: the base on the same repeats)" if any(fewer_repeats(gain, base, v) for v in variants) else ""
+        ticks = "\n(tick: the base on the same repeats)" if any(fewer) else ""
         left.set(xlim=span, xlabel=f"{measure.replace('_', ' ')}\nafter the last task (%){ticks}")
         right.set_xlabel(f"difference to\n{repr(base) if len(base) < 15 else 'the base'} (points)")
         for ax in (left, right):

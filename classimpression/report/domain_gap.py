@@ -17,12 +17,13 @@ from .plots import COLOURS, SPARE, new_figure, short_name, style
 from ..training import teacher_features
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
 # %% auto #0
 __all__ = ['EMBEDDINGS', 'PACKAGES', 'NETWORKS', 'pca', 'at_hand', 'embed', 'balanced_rows', 'feature_points', 'plot_features',
-           'separable', 'separability', 'recognition', 'plot_gap', 'gap_reading']
+           'separable', 'separability', 'recognition', 'draw_change', 'plot_gap', 'gap_reading']
 
 # %% ../../nbs/report/09_domain_gap.ipynb #33a54829
 def pca(
@@ -212,6 +213,23 @@ def recognition(
         ]
     )[["network", "kind", "class", "images", "recognised", "confidence"]].reset_index(drop=True)
 
+# %% ../../nbs/report/09_domain_gap.ipynb #13c2f747
+def draw_change(
+    ax: Axes,  # one panel
+    table: DataFrame,  # network, class and the column
+    column: str,  # per cent
+    names: list[str],  # classes from the top
+    shift: float,  # of the line, in units of a class
+    colour: str,
+    label: str,  # empty: the legend knows it already
+) -> None:
+    "From before the task (open) to after it (full), per class."
+    old, new = [table[table.network == n].set_index("class")[column].reindex(names) for n in ("before", "after")]
+    y = np.arange(len(names)) + shift
+    ax.hlines(y, old, new, color=colour, lw=1.1)
+    ax.plot(old, y, "o", ms=4.5, color=colour, mfc="white", clip_on=False, zorder=3)
+    ax.plot(new, y, "o", ms=4.5, color=colour, label=label, clip_on=False, zorder=3)
+
 # %% ../../nbs/report/09_domain_gap.ipynb #13c2f746
 def plot_gap(
     apart: DataFrame,  # from `separability`
@@ -221,39 +239,21 @@ def plot_gap(
     names = list(dict.fromkeys(apart["class"]))
     unseen, made = KINDS["unseen image"][0], KINDS["impression"][0]
     with style():
-        fig, axes = new_figure(1, 2, height=0.9 + 0.33 * len(names), sharey=True)
-        left, right = axes[0]
-        repeats = [
-            (left, apart, "synthetic", made, "impressions"),
-            (left, apart, "unseen", unseen, "unseen real images"),
-            (right, seen[seen.kind == "impression"], "recognised", made, ""),
-            (right, seen[seen.kind == "unseen image"], "recognised", unseen, ""),
-        ]
-        for i, (ax, table, column, colour, label) in enumerate(repeats):
-            old, new = [
-                table[table.network == n].set_index("class")[column].reindex(names) for n in ("before", "after")
-            ]
-            y = np.arange(len(names)) + (i % 2 - 0.5) * 0.3
-            ax.hlines(y, old, new, color=colour, lw=1.1)
-            ax.plot(old, y, "o", ms=4.5, color=colour, mfc="white", clip_on=False, zorder=3)
-            ax.plot(new, y, "o", ms=4.5, color=colour, label=label, clip_on=False, zorder=3)
+        fig, [[left, right]] = new_figure(1, 2, height=0.9 + 0.33 * len(names), sharey=True)
+        draw_change(left, apart, "synthetic", names, -0.15, made, "impressions")
+        draw_change(left, apart, "unseen", names, 0.15, unseen, "unseen real images")
+        draw_change(right, seen[seen.kind == "impression"], "recognised", names, -0.15, made, "")
+        draw_change(right, seen[seen.kind == "unseen image"], "recognised", names, 0.15, unseen, "")
         left.set(title="recognised among training images", xlabel="recognised (%); 50 is chance", xlim=(40, 100))
         left.axvline(50, color="#888888", lw=0.7, ls="--")
         right.set(title="recognised as their class", xlabel="recognised (%)", xlim=(0, 100))
         left.set_yticks(range(len(names)), [short_name(n, 30) for n in names])
         left.invert_yaxis()
-        ends = [
-            left.plot([], [], "o", ms=4.5, color="#555555", mfc=c, label=t)[0]
-            for c, t in (("white", "before the task"), ("#555555", "after it"))
-        ]
-        fig.legend(
-            handles=[*left.get_legend_handles_labels()[0][:2], *ends],
-            loc="outside upper left",
-            ncols=4,
-            handletextpad=0.2,
-            columnspacing=1.4,
-        )
-        for ax in axes[0]:
+        dot = lambda fill, label: left.plot([], [], "o", ms=4.5, color="#555555", mfc=fill, label=label)[0]
+        ends = [dot("white", "before the task"), dot("#555555", "after it")]
+        shown = [*left.get_legend_handles_labels()[0][:2], *ends]
+        fig.legend(handles=shown, loc="outside upper left", ncols=4, handletextpad=0.2, columnspacing=1.4)
+        for ax in (left, right):
             ax.grid(axis="x", lw=0.4, alpha=0.6)
     return fig
 

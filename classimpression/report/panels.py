@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['TERM_COLOURS', 'matrix_panels', 'plot_accuracy_matrix', 'one_order', 'confusion_shares', 'plot_confusion',
-           'plot_recalls', 'histories', 'draw_history', 'plot_history', 'cost_rows', 'plot_costs']
+__all__ = ['TERM_COLOURS', 'matrix_panels', 'plot_accuracy_matrix', 'one_order', 'confusion_shares', 'confusion_layout',
+           'draw_confusion', 'plot_confusion', 'plot_recalls', 'histories', 'draw_history', 'plot_history', 'cost_rows',
+           'draw_costs', 'plot_costs']
 
 # %% ../../nbs/report/05_panels.ipynb #1220f82b
 def matrix_panels(
@@ -113,51 +114,53 @@ def confusion_shares(
     counts = np.sum([r["tasks"][-1]["confusion"] for r in rs], 0)
     return 100 * counts / counts.sum(1, keepdims=True)
 
+# %% ../../nbs/report/05_panels.ipynb #a7714554
+def confusion_layout(
+    names: list[str],  # of the classes, as they are written
+    n_panels: int,  # methods
+) -> tuple[int, float, float, float]:  # panels in a row; inches of one class; width and height of the figure
+    "How many panels stand in a row, and how large they are: digits need a fifth of an inch."
+    words = 0.3 + 0.065 * max(len(line) for n in names for line in n.splitlines())  # inches at the left and below
+    room = (WIDTH - 0.4 - words) / len(names)  # inches of one class if one panel takes the width
+    across = min(n_panels, max(2, int(room / 0.2)))
+    inch, down = min(0.3 + 1.6 / len(names), room / across), -(-n_panels // across)
+    width, height = 0.4 + words + inch * len(names) * across, 0.5 + words + (0.3 + inch * len(names)) * down
+    return across, inch, width, height
+
+# %% ../../nbs/report/05_panels.ipynb #a7714556
+def draw_confusion(
+    ax: Axes,  # of one method
+    share: np.ndarray,  # from `confusion_shares`
+    names: list[str],  # of the classes
+    sizes: list[int],  # classes per task
+    font: float,  # size of the digits
+) -> None:
+    "Shares as shades with digits, tasks apart by lines."
+    text = np.where(share >= 0.5, np.round(share).astype(int).astype(str), "")
+    said = dict(xlabel=ax.get_xlabel(), ylabel=ax.get_ylabel())
+    ticks = dict(xticklabels=names, yticklabels=names)
+    seaborn().heatmap(share, ax=ax, annot=text, fmt="", annot_kws={"size": font}, **ticks, **SHADES)
+    for edge in np.cumsum(sizes)[:-1]:
+        ax.axhline(edge, color="#777777", lw=0.6)
+        ax.axvline(edge, color="#777777", lw=0.6)
+    ax.set(**said)
+    ax.spines[:].set_visible(True)
+    ax.set_xticks(ax.get_xticks(), names, rotation=90)
+    ax.tick_params(axis="y", rotation=0)
+
 # %% ../../nbs/report/05_panels.ipynb #a7714553
 def plot_confusion(
     results: Iterable[Any] | Any,  # results of one scenario, or a single one
 ) -> Figure:
     "Confusion matrix after the last task, per method."
-    sns = seaborn()
     groups, facts = one_order(results)
     names = [short_name(n, 22) for n in facts["class_names"]]
-    words = 0.3 + 0.065 * max(
-        len(line) for n in names for line in n.splitlines()
-    )  # inches that the names take, at the left and below
-    room = (WIDTH - 0.4 - words) / len(names)  # inches of one class if one panel takes the width
-    across = min(len(groups), max(2, int(room / 0.2)))  # digits need a fifth of an inch
-    inch, down = min(0.3 + 1.6 / len(names), room / across), -(-len(groups) // across)
+    across, inch, *size = confusion_layout(names, len(groups))
+    note = "columns: answers, in % of each true class"
     with style():
-        fig, panels = matrix_panels(
-            groups,
-            0.4 + words + inch * len(names) * across,
-            0.5 + words + (0.3 + inch * len(names)) * down,
-            "true class",
-            "",
-            "columns: answers, in % of each true class",
-            across,
-        )
+        fig, panels = matrix_panels(groups, *size, "true class", "", note, across)
         for ax, rs in panels:
-            share = confusion_shares(rs)
-            text = np.where(share >= 0.5, np.round(share).astype(int).astype(str), "")
-            said = dict(xlabel=ax.get_xlabel(), ylabel=ax.get_ylabel())
-            sns.heatmap(
-                share,
-                ax=ax,
-                annot=text,
-                fmt="",
-                annot_kws={"size": min(7.5, 30 * inch)},
-                xticklabels=names,
-                yticklabels=names,
-                **SHADES,
-            )
-            for edge in np.cumsum(facts["sizes"])[:-1]:
-                ax.axhline(edge, color="#777777", lw=0.6)
-                ax.axvline(edge, color="#777777", lw=0.6)
-            ax.set(**said)
-            ax.spines[:].set_visible(True)
-            ax.set_xticks(ax.get_xticks(), names, rotation=90)
-            ax.tick_params(axis="y", rotation=0)
+            draw_confusion(ax, confusion_shares(rs), names, facts["sizes"], min(7.5, 30 * inch))
     return fig
 
 # %% ../../nbs/report/05_panels.ipynb #7a5d7bde
@@ -282,41 +285,35 @@ def cost_rows(
         ]
     )
 
+# %% ../../nbs/report/05_panels.ipynb #c83238fd
+def draw_costs(
+    axes: tuple[Axes, Axes],  # for seconds and for megabytes
+    frame: DataFrame,  # from `cost_rows`, of one scenario and profile
+    y: dict[str, int],  # height of each method
+) -> None:
+    "Seconds of every task side by side, and what is carried after it, the later the darker."
+    (left, right), n, start = axes, int(frame.task.max()), dict.fromkeys(y, 0.0)
+    for t in range(1, n + 1):
+        now, shade = frame[frame.task == t].groupby("title"), str(0.82 - 0.7 * (t - 1) / max(n - 1, 1))
+        seconds, mb = now.cpu_seconds.mean(), now.carried_bytes.mean() / 1e6
+        at, since = [y[m] for m in seconds.index], [start[m] for m in seconds.index]
+        left.barh(at, seconds, left=since, color=shade, height=0.7, label=f"task {t}")
+        right.plot(mb, at, "o", ms=4, color=shade, mec="#333333", mew=0.3)
+        for m, s in seconds.items():
+            start[m] += s
+
 # %% ../../nbs/report/05_panels.ipynb #c83238fc
 def plot_costs(
     frame: DataFrame,  # from `cost_rows`, of one scenario and profile
 ) -> Figure:
     "Per method: CPU seconds of every task side by side, and megabytes carried after every task."
-    n = int(frame.task.max())
     total = frame.groupby("title").cpu_seconds.sum().div(frame.groupby("title").seed.nunique()).sort_values()
-    y, shades = {m: k for k, m in enumerate(total.index)}, [str(0.82 - 0.7 * t / max(n - 1, 1)) for t in range(n)]
     usual = frame.processor.mode()[0]
     other = set(frame[frame.processor != usual].title)
     with style():
         fig, [[left, right]] = new_figure(1, 2, height=0.9 + 0.2 * len(total), sharey=True, width_ratios=[1.4, 1])
-        start = dict.fromkeys(y, 0.0)
-        for t in range(1, n + 1):
-            now = frame[frame.task == t].groupby("title")[["cpu_seconds", "carried_bytes"]].mean()
-            left.barh(
-                [y[m] for m in now.index],
-                now.cpu_seconds,
-                left=[start[m] for m in now.index],
-                color=shades[t - 1],
-                height=0.7,
-                label=f"task {t}",
-            )
-            for m, s in now.cpu_seconds.items():
-                start[m] += s
-            right.plot(
-                now.carried_bytes / 1e6,
-                [y[m] for m in now.index],
-                "o",
-                ms=4,
-                color=shades[t - 1],
-                mec="#333333",
-                mew=0.3,
-            )
-        left.set_yticks(range(len(y)), [f"{m} *" if m in other else m for m in y])
+        draw_costs((left, right), frame, {m: k for k, m in enumerate(total.index)})
+        left.set_yticks(range(len(total)), [f"{m} *" if m in other else m for m in total.index])
         left.set_xlabel(f"seconds of one thread\n{usual}" + (" (*: another)" if other else ""))
         right.set(xlabel="carried after the task (MB)", xscale="log")
         right.xaxis.set_major_formatter("{x:g}")
@@ -324,5 +321,6 @@ def plot_costs(
         right.grid(axis="x", lw=0.4, alpha=0.6)
         left.grid(axis="x", lw=0.4, alpha=0.6)
         left.set_axisbelow(True)
-        fig.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=n, handlelength=1)
+        tasks = dict(loc="outside upper left", ncols=int(frame.task.max()), handlelength=1)
+        fig.legend(*left.get_legend_handles_labels(), **tasks)
     return fig
