@@ -18,7 +18,7 @@ from ..models import Classifier, batch_norms, called_norms, frozen_copy
 
 # %% auto #0
 __all__ = ['scores_of', 'logits_of', 'Adopted', 'plain_network', 'n_outputs', 'last_step', 'check_gradient', 'per_channel',
-           'class_mean_images', 'AdoptedFeatures', 'last_layer', 'sorted_columns', 'adopt']
+           'class_mean_images', 'AdoptedFeatures', 'last_layer', 'sorted_columns', 'outputs_in_order', 'adopt']
 
 # %% ../../nbs/adapters/01_adopt.ipynb #8b5d5c82
 def scores_of(
@@ -254,6 +254,18 @@ def sorted_columns(
     head.offsets[0].copy_(head.offsets[0][order].clone())
     return head
 
+# %% ../../nbs/adapters/01_adopt.ipynb #ad0a0014
+def outputs_in_order(
+    classes: Sequence[int] | None,  # outputs to invert; None: all
+    k: int,  # outputs in all
+) -> tuple[list[int], int]:  # all outputs, those to invert first; how many these are
+    "Raises `ConfigError` unless they are different numbers of outputs."
+    wanted = list(range(k)) if classes is None else np.asarray(classes, dtype=object).tolist()
+    plain = isinstance(wanted, list) and wanted and not any(isinstance(c, (bool, np.bool_)) for c in wanted)
+    known = plain and len(set(wanted)) == len(wanted) and all(c in range(k) for c in wanted)
+    check(known, f"classes must be different numbers in 0..{k - 1}, not {wanted}")
+    return wanted + [c for c in range(k) if c not in set(wanted)], len(wanted)
+
 # %% ../../nbs/adapters/01_adopt.ipynb #632b90b6
 @usual_torch()
 def adopt(
@@ -282,16 +294,7 @@ def adopt(
         f"{type(net).__name__} has no batch normalisation with running statistics; pass norms=False and "
         f"synthesise with bn_weight=0",
     )
-    wanted = list(range(k)) if classes is None else np.asarray(classes, dtype=object).tolist()
-    check(
-        isinstance(wanted, list)
-        and wanted
-        and not any(isinstance(c, (bool, np.bool_)) for c in wanted)
-        and len(set(wanted)) == len(wanted)
-        and all(c in range(k) for c in wanted),
-        f"classes must be different numbers in 0..{k - 1}, not {wanted}",
-    )
-    order = wanted + [c for c in range(k) if c not in set(wanted)]
+    order, n_classes = outputs_in_order(classes, k)
     looks = (per_channel("mean", mean, channels), per_channel("std", std, channels))
     layers = called_norms(net, example) if norms else []
     check(
@@ -304,4 +307,4 @@ def adopt(
         model = Classifier(backbone, sorted_columns(head, order), channels=channels)
     else:
         model = Adopted(net, layers, *looks, order)
-    return Carryover(frozen_copy(model), len(wanted), class_mean_images(means, (len(wanted), channels, *size)))
+    return Carryover(frozen_copy(model), n_classes, class_mean_images(means, (n_classes, channels, *size)))

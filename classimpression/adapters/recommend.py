@@ -6,7 +6,7 @@
 from __future__ import annotations
 import math, time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Iterator, Sequence
+from typing import TYPE_CHECKING, Callable, Iterator, Sequence
 import numpy as np
 import torch
 from ..carryover import TIERS, ExemplarCarryover, allowed_tier
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['LITE0', 'LEVELS', 'CANDIDATES', 'Candidate', 'fitting', 'ranks', 'patient_ranks', 'folds', 'try_candidate',
-           'Deadline', 'Recommendation', 'average', 'recommend', 'not_tried', 'decide']
+           'Deadline', 'Recommendation', 'average', 'question', 'all_tried', 'recommend', 'not_tried', 'decide']
 
 # %% ../../nbs/adapters/05_recommend.ipynb #a62de7b1
 @dataclass(frozen=True)
@@ -213,6 +213,46 @@ def average(
         seconds=round(mean("seconds"), 1), folds=len(found)
     )
 
+# %% ../../nbs/adapters/05_recommend.ipynb #52bfd7ea
+def question(
+    X,  # training images, as for `IncrementalClassifier`
+    y,  # their labels [N]
+    sizes: list[int] | None,  # classes per task; None: two at a time
+    layout: str,  # order of the images' axes
+    patients,  # whose each image is [N], or None
+    bits: int | None,  # how many bits the numbers have
+) -> tuple[Split, list[int], list]:  # images with numbers of classes; classes per task; names of the classes
+    "What is to be tried on. Raises `DataError` or `ConfigError` for images, labels, patients or sizes that cannot be."
+    numbers, classes = number_labels(y, np.array([]))
+    check(len(classes) > 1, f"all images are of the class {classes[0]}; there is nothing to tell apart", DataError)
+    odd = f"sizes must be numbers of classes, one per task, such as [2, 2], not {sizes!r}"
+    check(sizes is None or np.ndim(sizes) == 1, odd)
+    sizes = two_at_a_time(len(classes)) if sizes is None else plan(len(classes), None, np.asarray(sizes).tolist())[1]
+    people = None if patients is None else number_patients(patients)[0]
+    n = len(numbers) if people is None else len(people)
+    check(n == len(numbers), f"patients must name one for each image: {len(numbers)} images, but {n} names")
+    data = Split(as_split(X, np.zeros(len(X), np.int64), layout, bits=bits).x, numbers, people)
+    refuse_dark(data.x, "X", bits)
+    return data, sizes, classes.tolist()
+
+# %% ../../nbs/adapters/05_recommend.ipynb #52bfd7ed
+def all_tried(
+    fit: list[Candidate],  # to be tried
+    minutes: float,  # for all together
+    one: Callable[[Candidate], dict],  # what a candidate comes to: a row of `average`
+) -> tuple[list[tuple[Candidate, dict]], list[tuple[str, str]]]:  # what was tried; names of what was not, and why
+    "Candidates one after another until time is up; the first is tried to its end."
+    rows, missed, end = [], [], time.monotonic() + 60 * minutes
+    for c in progress(fit, "candidates"):
+        late = Deadline(end if rows else math.inf)
+        try:
+            with listening(late):
+                late.on_epoch()
+                rows.append((c, one(c)))
+        except ClassImpressionError as e:
+            missed.append((c.name, str(e)))
+    return rows, missed
+
 # %% ../../nbs/adapters/05_recommend.ipynb #52bfd7eb
 def recommend(
     X,  # training images, as for `IncrementalClassifier`
@@ -237,31 +277,15 @@ def recommend(
     check_number("n_folds", n_folds, 2, integer=True)
     check_number("seed", seed, 0, integer=True)
     profile_config(profile, "ncm")  # refuses an unknown one
-    numbers, classes = number_labels(y, np.array([]))
-    check(len(classes) > 1, f"all images are of the class {classes[0]}; there is nothing to tell apart", DataError)
-    odd = f"sizes must be numbers of classes, one per task, such as [2, 2], not {sizes!r}"
-    check(sizes is None or np.ndim(sizes) == 1, odd)
-    sizes = two_at_a_time(len(classes)) if sizes is None else plan(len(classes), None, np.asarray(sizes).tolist())[1]
     odd = "candidates must be `Candidate`s, such as those in CANDIDATES"
     check(all(isinstance(c, Candidate) for c in candidates), odd)
-    people = None if patients is None else number_patients(patients)[0]
-    n = len(numbers) if people is None else len(people)
-    check(n == len(numbers), f"patients must name one for each image: {len(numbers)} images, but {n} names")
-    data = Split(as_split(X, np.zeros(len(X), np.int64), layout, bits=bits).x, numbers, people)
-    refuse_dark(data.x, "X", bits)
-    whose = None if people is None else people.numpy()
+    data, sizes, classes = question(X, y, sizes, layout, patients, bits)
     fit = fitting(tier, real_images, outside, candidates)
     check(fit, "no method fits; allow means (tier='M1'), real images or a public network")
-    parts, rows, missed = list(folds(numbers.numpy(), n_folds, seed, whose, classes.tolist())), [], []
-    end = time.monotonic() + 60 * minutes
-    for c in progress(fit, "candidates"):
-        late = Deadline(end if rows else math.inf)  # one at least is tried to its end
-        try:
-            with listening(late):
-                late.on_epoch()
-                rows.append((c, average(c, [try_candidate(c, data, sizes, p, profile, seed) for p in parts])))
-        except ClassImpressionError as e:
-            missed.append((c.name, str(e)))
+    whose = None if data.patient is None else data.patient.numpy()
+    parts = list(folds(data.y.numpy(), n_folds, seed, whose, classes))
+    one = lambda c: average(c, [try_candidate(c, data, sizes, p, profile, seed) for p in parts])
+    rows, missed = all_tried(fit, minutes, one)
     return replace(decide(rows, missed, tier, real_images), layout=layout, bits=bits)
 
 # %% ../../nbs/adapters/05_recommend.ipynb #ca488c14

@@ -19,12 +19,12 @@ from ..data import as_bytes
 __all__ = ['COLOUR_SHARE', 'COLOUR_GAP', 'DEFLATED', 'JPEG_EXTENDED', 'WINDOW', 'COLOURS', 'CODED_COLOURS', 'OTHER_COLOURS',
            'CONTAINERS', 'AXES', 'MAT_STORED', 'MAT_CLASSES', 'READERS', 'KINDS', 'Limits', 'to_grey', 'Reading',
            'unpacked', 'needs', 'dicom_seconds', 'dicom_shape', 'deflated_limit', 'dicom_header', 'dicom_meta',
-           'coded_size', 'pixel_bytes', 'compressed', 'dicom_frames', 'check_pixels', 'window_facts', 'windowed',
-           'voi_ends', 'by_table', 'stored_numbers', 'check_meaning', 'read_dicom', 'brightness', 'looked_up',
-           'dicom_video', 'gather_frames', 'riff_whole', 'video_box', 'hidden_frames', 'quarter_turns', 'video_frames',
-           'codec_word', 'read_video', 'timed_frames', 'read_picture', 'read_mask', 'read_nifti', 'read_numpy',
-           'mat_bytes', 'mat_elements', 'mat_variable', 'read_matlab', 'mat_numbers', 'ending_of', 'why_unreadable',
-           'read_series']
+           'coded_size', 'pixel_bytes', 'compressed', 'dicom_frames', 'check_pixels', 'window_facts', 'voi_ends',
+           'without_window', 'window_table', 'by_table', 'windowed', 'stored_numbers', 'check_meaning', 'check_dicom',
+           'read_dicom', 'brightness', 'looked_up', 'dicom_video', 'gather_frames', 'riff_whole', 'video_box',
+           'hidden_frames', 'quarter_turns', 'video_frames', 'codec_word', 'read_video', 'timed_frames', 'read_picture',
+           'read_mask', 'read_nifti', 'read_numpy', 'mat_bytes', 'mat_elements', 'mat_variable', 'read_matlab',
+           'mat_numbers', 'ending_of', 'why_unreadable', 'read_series']
 
 # %% ../../nbs/echo/02_readers.ipynb #e926bd24
 @dataclass(frozen=True)
@@ -398,53 +398,6 @@ def window_facts(
                 facts.add(source[k])
     return facts
 
-# %% ../../nbs/echo/02_readers.ipynb #e3afd1db
-def windowed(
-    x: np.ndarray,  # stored numbers of one channel
-    ds: Any,  # the file's data set
-    how: Reading,
-) -> np.ndarray:  # uint8
-    "Brightness by the file's window, or else by its depth."
-    bits, signed, facts = int(ds.BitsStored), bool(ds.get("PixelRepresentation")), window_facts(ds)
-    slope = float(1 if ds.get("RescaleSlope") in (None, "") else ds.RescaleSlope)
-    there = int(ds.get("BitsAllocated") or 16)
-    check(
-        1 <= bits <= there, f"it declares {bits} of {there} bits per pixel (BitsStored); correct its header", DataError
-    )
-    if facts is None:
-        check(
-            not signed,
-            "its numbers have a sign and it declares no window, so nothing says what is black; "
-            "save it again with a window",
-            DataError,
-        )
-        check(
-            slope > 0 and "ModalityLUTSequence" not in ds,
-            "its numbers need a table to become brightness, and it declares no window; save it again with one",
-            DataError,
-        )
-        return how.frames(x, bits)
-    pixels, low = needs("pydicom.pixels"), -(2 ** (bits - 1)) if signed else 0
-    kind = np.int16 if signed else np.uint8 if bits <= 8 else np.uint16
-    every = np.arange(low, low + 2**bits).astype(kind)
-    try:
-        shown = pixels.apply_voi_lut(pixels.apply_modality_lut(every, facts), facts).astype(np.float64)
-        ends = voi_ends(facts, pixels)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-        raise DataError(
-            "its window (WindowCenter, WindowWidth or a VOI table) is impossible; remove it from the file"
-        ) from None
-    whole = np.isfinite(shown).all() and np.isfinite(ends).all() and np.ptp(shown) > 0
-    check(whole, "its slope or its window makes one brightness of all numbers; correct its header", DataError)
-    table = np.rint(255 * np.clip((shown - ends[0]) / (ends[1] - ends[0]), 0, 1)).astype(np.uint8)
-    check(
-        x.min() >= low and x.max() < low + 2**bits,
-        f"its numbers do not fit into the {bits} bits that it declares",
-        DataError,
-    )
-    how.seen.update({WINDOW: kind != np.uint8 or not np.array_equal(table, every), DEEP: bits > 8})
-    return by_table(x, table, low)
-
 # %% ../../nbs/echo/02_readers.ipynb #4817ebd0
 def voi_ends(
     facts: Any,  # from `window_facts`
@@ -454,6 +407,40 @@ def voi_ends(
     if facts.get("VOILUTSequence"):
         return np.array([0.0, 2.0 ** int(facts.VOILUTSequence[0].LUTDescriptor[2]) - 1])
     return pixels.apply_voi_lut(np.array([-1e9, 1e9]), facts)
+
+# %% ../../nbs/echo/02_readers.ipynb #e3afd1dc
+def without_window(
+    ds: Any,  # a pydicom data set
+) -> None:
+    "Raise `DataError` where nothing but a window would say what is black and what is white."
+    signed = bool(ds.get("PixelRepresentation"))
+    said = (
+        "its numbers have a sign and it declares no window, so nothing says what is black; save it again with a window"
+    )
+    check(not signed, said, DataError)
+    slope = float(1 if ds.get("RescaleSlope") in (None, "") else ds.RescaleSlope)
+    said = "its numbers need a table to become brightness, and it declares no window; save it again with one"
+    check(slope > 0 and "ModalityLUTSequence" not in ds, said, DataError)
+
+# %% ../../nbs/echo/02_readers.ipynb #e3afd1dd
+def window_table(
+    facts: Any,  # from `window_facts`
+    bits: int,  # of a number
+    signed: bool,  # has it a sign?
+) -> tuple[np.ndarray, np.ndarray]:  # all numbers that there are, and uint8: what each of them becomes
+    "A window as a table. Raises `DataError` for a window that is none, or makes all numbers alike."
+    pixels, low = needs("pydicom.pixels"), -(2 ** (bits - 1)) if signed else 0
+    kind = np.int16 if signed else np.uint8 if bits <= 8 else np.uint16
+    every = np.arange(low, low + 2**bits).astype(kind)
+    try:
+        shown = pixels.apply_voi_lut(pixels.apply_modality_lut(every, facts), facts).astype(np.float64)
+        ends = voi_ends(facts, pixels)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+        said = "its window (WindowCenter, WindowWidth or a VOI table) is impossible; remove it from the file"
+        raise DataError(said) from None
+    whole = np.isfinite(shown).all() and np.isfinite(ends).all() and np.ptp(shown) > 0
+    check(whole, "its slope or its window makes one brightness of all numbers; correct its header", DataError)
+    return every, np.rint(255 * np.clip((shown - ends[0]) / (ends[1] - ends[0]), 0, 1)).astype(np.uint8)
 
 # %% ../../nbs/echo/02_readers.ipynb #cf234851
 def by_table(
@@ -466,6 +453,26 @@ def by_table(
     for t, frame in enumerate(x):
         out[t] = table[frame.astype(np.int32) - low]
     return out
+
+# %% ../../nbs/echo/02_readers.ipynb #e3afd1db
+def windowed(
+    x: np.ndarray,  # stored numbers of one channel
+    ds: Any,  # the file's data set
+    how: Reading,
+) -> np.ndarray:  # uint8
+    "Brightness by the file's window, or else by its depth."
+    bits, there, facts = int(ds.BitsStored), int(ds.get("BitsAllocated") or 16), window_facts(ds)
+    said = f"it declares {bits} of {there} bits per pixel (BitsStored); correct its header"
+    check(1 <= bits <= there, said, DataError)
+    if facts is None:
+        without_window(ds)
+        return how.frames(x, bits)
+    every, table = window_table(facts, bits, bool(ds.get("PixelRepresentation")))
+    low = int(every[0])
+    fits = x.min() >= low and x.max() < low + 2**bits
+    check(fits, f"its numbers do not fit into the {bits} bits that it declares", DataError)
+    how.seen.update({WINDOW: every.dtype != np.uint8 or not np.array_equal(table, every), DEEP: bits > 8})
+    return by_table(x, table, low)
 
 # %% ../../nbs/echo/02_readers.ipynb #e36965aa
 def stored_numbers(
@@ -508,46 +515,40 @@ def check_meaning(
     check(compressed(ds) or high == stored - 1, f"{said}; save it again", DataError)
 
 # %% ../../nbs/echo/02_readers.ipynb #ed120585
+def check_dicom(
+    ds: Any,  # a pydicom data set
+    how: Reading,
+) -> tuple[int, int, int, int, int]:  # frames, height, width, channels, bytes per number
+    "What a file holds. Raises `DataError` if it is too much, or the header forbids to read it as it is."
+    (_, H, W, C, size), T = dicom_shape(ds, how), dicom_frames(ds)
+    said = "it does not say how many frames it holds (NumberOfFrames), and its compressed pixels do not tell; add it"
+    check(T, said, DataError)
+    how.limits.check_header(T, H, W, C, dicom_seconds(ds, T), size)
+    burned = str(ds.get("BurnedInAnnotation") or "NO").upper() == "YES"
+    said = "it declares burned-in annotation, which may show a name; give a mask of the pixels to keep"
+    check(how.masked or not burned, said, DataError)
+    said = "it declares colour flow: colour Doppler where grey is asked for; remove it, or pass colour='mean'"
+    check(how.colour == "mean" or not ds.get("UltrasoundColorDataPresent"), said, DataError)
+    return T, H, W, C, size
+
+# %% ../../nbs/echo/02_readers.ipynb #ed120586
 def read_dicom(
     path: Path,
     how: Reading,
 ) -> np.ndarray:  # uint8 [T, H, W] or [T, H, W, 3]
     "Frames of a (multi-frame) DICOM file."
     ds = dicom_header(path, how)
-    check(
-        "PixelData" in ds,
-        "it holds no pixels, or pixels as floats; leave it out, or save it again with 8 or 16 bits",
-        DataError,
-    )
-    _, H, W, C, size = dicom_shape(ds, how)
-    bits, stored = 8 * size, int(ds.get("BitsStored") or ds.get("BitsAllocated") or 0)
-    T = dicom_frames(ds)
-    check(
-        T,
-        "it does not say how many frames it holds (NumberOfFrames), and its compressed pixels do not tell; add it",
-        DataError,
-    )
-    how.limits.check_header(T, H, W, C, dicom_seconds(ds, T), size)
-    check(
-        how.masked or str(ds.get("BurnedInAnnotation") or "NO").upper() != "YES",
-        "it declares burned-in annotation, which may show a name; give a mask of the pixels to keep",
-        DataError,
-    )
-    check(
-        how.colour == "mean" or not ds.get("UltrasoundColorDataPresent"),
-        "it declares colour flow: colour Doppler where grey is asked for; remove it, or pass colour='mean'",
-        DataError,
-    )
+    said = "it holds no pixels, or pixels as floats; leave it out, or save it again with 8 or 16 bits"
+    check("PixelData" in ds, said, DataError)
+    T, H, W, C, size = check_dicom(ds, how)
     a, b = [float(v) for v in ds.get("PixelAspectRatio") or (1, 1)]
     how.seen[NOT_SQUARE] += a != b
+    bits, stored = 8 * size, int(ds.get("BitsStored") or ds.get("BitsAllocated") or 0)
     ds.NumberOfFrames, ds.BitsStored = T, stored
     if "MPEG" in ds.file_meta.TransferSyntaxUID.name or "HEVC" in ds.file_meta.TransferSyntaxUID.name:
         return dicom_video(ds, how)
-    check(
-        bits in (8, 16) and 8 <= stored <= bits,
-        f"it has {stored} bits per pixel, in {bits}; 8 to 16 bits in 8 or 16 are read",
-        DataError,
-    )
+    said = f"it has {stored} bits per pixel, in {bits}; 8 to 16 bits in 8 or 16 are read"
+    check(bits in (8, 16) and 8 <= stored <= bits, said, DataError)
     check_meaning(ds)
     plugin = check_pixels(ds)
     return brightness(stored_numbers(ds, plugin).reshape(T, H, W, C), ds, how)

@@ -16,7 +16,7 @@ from .privacy import carried_attacks
 from ..training import evaluate
 
 # %% auto #0
-__all__ = ['stored', 'membership', 'told', 'markdown', 'tier_line', 'how_found', 'class_rows', 'card']
+__all__ = ['BEYOND', 'stored', 'membership', 'told', 'markdown', 'tier_line', 'how_found', 'class_rows', 'about_lines', 'card']
 
 # %% ../../nbs/studies/15_card.ipynb #6ea847e5
 def stored(
@@ -101,7 +101,35 @@ def class_rows(
     numbers = zip(names, conf.sum(1), recall, low, high, strict=True)
     return [[k, int(n), f"{r:.1f}", f"{a:.1f} to {b:.1f}"] for k, n, r, a, b in numbers]
 
+# %% ../../nbs/studies/15_card.ipynb #4d8a608d
+def about_lines(
+    carry: Carryover,  # what is handed on
+    conf,  # its confusion matrix on unseen images [K, K]
+    names: Sequence[str],  # of the classes
+    facts: dict[str, str],  # further lines, such as the method
+    seen_bytes: int | None,  # of all images that it learned from; None: not known
+) -> str:  # Markdown
+    "What a model is, in a list."
+    backbone = getattr(carry.model, "backbone", None)
+    outside, public = getattr(backbone, "pretraining", "none"), getattr(backbone, "public_bytes", 0)
+    if public:
+        outside += f" (a public network of {public / 1e6:.1f} MB, {how_found(carry.model)}, not stored)"
+    about = facts | {
+        "classes": ", ".join(map(str, names)),
+        "tier": tier_line(carry, seen_bytes),
+        "stored": f"{carry.bytes / 1e6:.2f} MB",
+        "outside data": outside,
+        "balanced accuracy": f"{balanced_accuracy(conf):.1f} %; worst class {worst_class_recall(conf):.1f} %",
+    }
+    return "\n".join(f"- **{k}**: {v}" for k, v in about.items())
+
 # %% ../../nbs/studies/15_card.ipynb #fc290f2c
+BEYOND = (
+    "If learned and unseen images come from other patients or scanners, an attack may recognise those, not the images. "
+    "Attacks of others may find more. No number here is a guarantee for a single patient."
+)
+
+
 def card(
     carry: Carryover,  # what is handed on
     names: Sequence[str],  # of the classes, in order of arrival
@@ -113,36 +141,19 @@ def card(
     **audit,  # seed, most, draws, counts: see `membership`
 ) -> str:  # Markdown
     "One page about a model."
-    conf, backbone = evaluate(carry.model, unseen, carry.n_classes), getattr(carry.model, "backbone", None)
-    public = getattr(backbone, "public_bytes", 0)
-    about = (facts or {}) | {
-        "classes": ", ".join(map(str, names)),
-        "tier": tier_line(carry, seen_bytes),
-        "stored": f"{carry.bytes / 1e6:.2f} MB",
-        "outside data": getattr(backbone, "pretraining", "none")
-        + (f" (a public network of {public / 1e6:.1f} MB, {how_found(carry.model)}, not stored)" if public else ""),
-        "balanced accuracy": f"{balanced_accuracy(conf):.1f} %; worst class {worst_class_recall(conf):.1f} %",
-    }
-    found = membership(carry, learned, unseen, **audit)
-    attacks = [
-        [r["published"], r["attack"], r["members"], f"{r['area']:.2f}", f"{r['low']:.2f} to {r['high']:.2f}"]
-        for r in found
+    conf, found = evaluate(carry.model, unseen, carry.n_classes), membership(carry, learned, unseen, **audit)
+    range_of = lambda r: f"{r['low']:.2f} to {r['high']:.2f}"
+    attacks = [[r["published"], r["attack"], r["members"], f"{r['area']:.2f}", range_of(r)] for r in found]
+    parts = [
+        f"# {title}",
+        about_lines(carry, conf, names, facts or {}, seen_bytes),
+        "## What is stored",
+        markdown(["part", "kB"], [[k, f"{b / 1e3:.1f}"] for k, b in stored(carry)]),
+        "## Accuracy on images never seen, all classes at once",
+        markdown(["class", "images", "recall, %", "95 % interval"], class_rows(conf, names)),
+        "## What a membership attack finds",
+        told(found) + " Area one half is guessing; more candidates make intervals narrower.",
+        markdown(["what", "attack", "members", "area", "95 % interval"], attacks),
+        BEYOND,
     ]
-    return (
-        "\n\n".join(
-            [
-                f"# {title}",
-                "\n".join(f"- **{k}**: {v}" for k, v in about.items()),
-                "## What is stored",
-                markdown(["part", "kB"], [[k, f"{b / 1e3:.1f}"] for k, b in stored(carry)]),
-                "## Accuracy on images never seen, all classes at once",
-                markdown(["class", "images", "recall, %", "95 % interval"], class_rows(conf, names)),
-                "## What a membership attack finds",
-                told(found) + " Area one half is guessing; more candidates make intervals narrower.",
-                markdown(["what", "attack", "members", "area", "95 % interval"], attacks),
-                "If learned and unseen images come from other patients or scanners, an attack may recognise those, "
-                "not the images. Attacks of others may find more. No number here is a guarantee for a single patient.",
-            ]
-        )
-        + "\n"
-    )
+    return "\n\n".join(parts) + "\n"

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Published', 'pixels', 'published', 'distance_likeness', 'impression_attacks', 'carried_attacks', 'audit_run',
-           'traced', 'nearer_to_training', 'mean_areas', 'overfitted', 'within_covariance', 'covariance_control',
-           'controls', 'not_asked', 'placebos']
+           'traced', 'nearer_share', 'nearer_to_training', 'mean_areas', 'overfitted', 'within_covariance',
+           'covariance_control', 'controls', 'not_asked', 'placebos']
 
 # %% ../../nbs/studies/08_privacy.ipynb #0ff45594
 @dataclass(frozen=True)
@@ -177,6 +177,19 @@ def traced(
     ]
     return pd.concat([pd.DataFrame(front), rows.drop(columns="run_id", errors="ignore").reset_index(drop=True)], axis=1)
 
+# %% ../../nbs/studies/08_privacy.ipynb #4881ed6b
+def nearer_share(
+    a: Tensor,  # likeness of impressions to training images [N, M]
+    b: Tensor,  # and to unseen ones [N, M]
+    draws: int = 300,  # of the bootstrap over real images
+    g: torch.Generator | None = None,  # of the draws
+) -> tuple[float, float, float]:  # share and its 95 % interval, per cent
+    "How many impressions are more like a training image than like any unseen one."
+    share = lambda a, b: 100 * float((a.amax(1) > b.amax(1)).double().mean())
+    anew = lambda v: v[:, torch.randint(v.shape[1], (v.shape[1],), generator=g)]
+    again = torch.tensor([share(anew(a), anew(b)) for _ in range(draws)])
+    return share(a, b), *torch.quantile(again, torch.tensor([0.025, 0.975])).tolist()
+
 # %% ../../nbs/studies/08_privacy.ipynb #4881ed6a
 def nearer_to_training(
     made: Impressions,
@@ -185,46 +198,30 @@ def nearer_to_training(
     names: Sequence[str],  # of the classes
     most: int = 100,  # impressions of each class
     draws: int = 300,  # of the bootstrap
-) -> (
-    DataFrame
-):  # space, class, impressions, to_training, to_unseen (medians; likeness in structure), share, low, high (per cent)
+) -> DataFrame:  # space, class, impressions, to_training, to_unseen (median likeness), share, low, high (per cent)
     """How far impressions are from training images and from as many unseen ones of their class, and the share that is
     nearer to a training image, with a 95 % interval.
     """
     import pandas as pd
 
     features = lambda v: F.normalize(teacher_features(before, v), dim=1)
-    rows = []
-    share = lambda a, b: 100 * float((a.amax(1) > b.amax(1)).double().mean())
     unit = lambda v: to_unit(v) if v.dtype == torch.uint8 else v
-    for space, (vectors, likeness) in {
-        "pixels": (unit, distance_likeness),
-        "features": (features, distance_likeness),
-        "structure": (unit, ssim),
-    }.items():
+    spaces = dict(pixels=(unit, distance_likeness), features=(features, distance_likeness), structure=(unit, ssim))
+    rows = []
+    for space, (vectors, likeness) in spaces.items():
         for k in made.y.unique().tolist():
-            g, x = generator(0, "nearer", space, k), vectors(made.x[made.y == k][:most])
+            x = vectors(made.x[made.y == k][:most])
             a, b = (likeness(x, vectors(c.x[(c.y == k) & (c.member == m)])).double() for m in (True, False))
-            again = torch.tensor(
-                [
-                    share(*(v[:, torch.randint(v.shape[1], (v.shape[1],), generator=g)] for v in (a, b)))
-                    for _ in range(draws)
-                ]
-            )
-            low, high = torch.quantile(again, torch.tensor([0.025, 0.975])).tolist()
-            medians = [round(abs(float(v.amax(1).median())), 4) for v in (a, b)]
-            rows.append(
-                dict(
-                    space=space,
-                    **{"class": names[k]},
-                    impressions=len(x),
-                    to_training=medians[0],
-                    to_unseen=medians[1],
-                    share=round(share(a, b), 1),
-                    low=round(low, 1),
-                    high=round(high, 1),
-                )
-            )
+            found = nearer_share(a, b, draws, generator(0, "nearer", space, k))
+            near = [round(abs(float(v.amax(1).median())), 4) for v in (a, b)]
+            row = {
+                "space": space,
+                "class": names[k],
+                "impressions": len(x),
+                "to_training": near[0],
+                "to_unseen": near[1],
+            }
+            rows.append(row | dict(zip(("share", "low", "high"), (round(v, 1) for v in found))))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/studies/08_privacy.ipynb #8a758076

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['PROVENANCE', 'REPLAYING', 'with_real_images', 'GateFacts', 'gate_of', 'fed_with_real_images', 'replay_against_joint',
-           'sanity_table']
+__all__ = ['PROVENANCE', 'REPLAYING', 'with_real_images', 'GateFacts', 'gate_of', 'gate_result', 'fed_with_real_images',
+           'replay_against_joint', 'sanity_table']
 
 # %% ../../nbs/studies/04_sanity_checks.ipynb #c7f1ea1a
 PROVENANCE = (
@@ -91,6 +91,23 @@ def gate_of(
     mine = found.get("settings") == json.loads(json.dumps(settings)) and found.get("checksum") == checksum
     return found if mine else None
 
+# %% ../../nbs/studies/04_sanity_checks.ipynb #e54cdfa5
+def gate_result(
+    cfg: RunConfig,  # of the run
+    out: str | Path,  # gates are kept in its folder `gates`
+) -> dict:  # contents of its file
+    "A replaying method fed with real old images; read where it is known."
+    path = Path(out) / "gates" / cfg.scenario / f"{run_folder(cfg).name}.json"
+    settings, checksum = identity(asdict(cfg)), make_scenario(cfg.scenario, root=cfg.root).checksum
+    if found := gate_of(path, settings, checksum):
+        return found
+    started = time.process_time()
+    found = with_real_images(cfg)
+    made = dict(seconds=round(time.process_time() - started, 1), checksum=checksum, settings=settings)
+    found |= made | dict(environment=environment(cfg.device))
+    write_json(path, found)
+    return found
+
 # %% ../../nbs/studies/04_sanity_checks.ipynb #e54cdfa6
 def fed_with_real_images(
     scenario: str,  # named scenario
@@ -104,43 +121,19 @@ def fed_with_real_images(
 ) -> list[dict]:  # one per repeat and method, with where it comes from
     "Every replaying method fed with real old images; what is known already is read."
     rows, epochs = [], profile_config(profile, "fine-tuning", scenario=scenario).epochs
+    asked = dict(scenario=scenario, root=root or None, out=str(out), epochs=epochs)
     for i in repeats:
         for name in methods:
-            cfg = profile_config(
-                profile,
-                name,
-                scenario=scenario,
-                root=root or None,
-                out=str(out),
-                epochs=epochs,
-                **reported_repeats(scenario)[i],
-            )
-            path = Path(out) / "gates" / scenario / f"{run_folder(cfg).name}.json"
-            settings, checksum = identity(asdict(cfg)), make_scenario(scenario, root=cfg.root).checksum
-            found = gate_of(path, settings, checksum)
-            if found is None:
-                started = time.process_time()
-                found = with_real_images(cfg) | dict(
-                    seconds=round(time.process_time() - started, 1),
-                    checksum=checksum,
-                    settings=settings,
-                    environment=environment(cfg.device),
-                )
-                write_json(path, found)
+            found = gate_result(profile_config(profile, name, **asked, **reported_repeats(scenario)[i]), out)
+            right = found["balanced_accuracy"]
+            about = dict(check="real old images", scenario=scenario, profile=profile, repeat=i, method=name)
             rows.append(
-                dict(
-                    check="real old images",
-                    scenario=scenario,
-                    profile=profile,
-                    repeat=i,
-                    method=name,
-                    **{k: round(found[k], 2) for k in ("balanced_accuracy", "old", "new")},
-                    wanted=bound,
-                    holds=bool(found["balanced_accuracy"] >= bound),
-                    **{k: found[k] for k in PROVENANCE},
-                )
+                about
+                | {k: round(found[k], 2) for k in ("balanced_accuracy", "old", "new")}
+                | dict(wanted=bound, holds=bool(right >= bound))
+                | {k: found[k] for k in PROVENANCE}
             )
-            tell(f"{name}, repeat {i}: {found['balanced_accuracy']:.1f} % after two tasks with real old images")
+            tell(f"{name}, repeat {i}: {right:.1f} % after two tasks with real old images")
     return rows
 
 # %% ../../nbs/studies/04_sanity_checks.ipynb #8b7cdef8
