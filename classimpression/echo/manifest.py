@@ -27,7 +27,8 @@ __all__ = ['ALIKE', 'SPLITS', 'COLUMNS', 'TMED2_VIEWS', 'LAYOUTS', 'CLEANING', '
            'read_table', 'split_rows', 'alike', 'read_manifest', 'load_manifest', 'which', 'check_rows',
            'split_by_patient', 'check_parts', 'lacking', 'files_in', 'Places', 'camus_rows', 'echonet_rows',
            'tmed2_rows', 'layout_manifest', 'within', 'content_md5', 'fingerprints', 'keep_part', 'note_of',
-           'series_of', 'noticed_in', 'store_there', 'check_how', 'index_manifest']
+           'series_of', 'noticed_in', 'store_there', 'check_how', 'store_settings', 'refuse_unreadable',
+           'index_manifest']
 
 # %% ../../nbs/echo/05_manifest.ipynb #031ce3b8
 def table_text(
@@ -523,6 +524,36 @@ def check_how(
         check(value in ("refuse", other), f"{name} must be 'refuse' or '{other}', not {value!r}")
     check(mask is None or np.ndim(mask) == 2 and np.any(mask), "the mask must be [H, W] and keep some pixels")
 
+# %% ../../nbs/echo/05_manifest.ipynb #7149f420
+def store_settings(
+    secret: bytes,  # of the store: the mark tells nothing without it
+    prints: list[str],  # of `fingerprints`
+    mask: np.ndarray | None,  # as in `index_manifest`
+    limits: Limits,  # as in `index_manifest`
+    bits: int | None,  # as in `index_manifest`
+    **plain,  # size, colour, marks, seed, skip
+) -> dict:
+    "What a store was made with, for a later call to compare; its files and limits as one mark."
+    settings = plain | dict(masked=mask is not None, code=modules_digest(*CLEANING))
+    settings |= {} if bits is None else dict(bits=int(bits))
+    whole = (prints, limits, None if mask is None else mask.tolist())
+    return settings | dict(mark=hashed(repr(whole), secret))
+
+# %% ../../nbs/echo/05_manifest.ipynb #7149f422
+def refuse_unreadable(
+    bad: list[dict],  # row and reason of each series that cannot be read
+    n: int,  # series in all
+    report: Path,  # file that names all of them
+    parts: Path,  # folder of what was decoded
+) -> None:
+    "Raise `DataError` that names the first of them, and what to do."
+    if bad:
+        raise DataError(
+            f"{len(bad)} of {n} series cannot be read, the first in row {bad[0]['row']}: {bad[0]['reason']}. All of "
+            f"them: {report.name}; repair or remove them, or skip them on purpose; what was decoded waits in "
+            f"{parts.name} for the next attempt"
+        )
+
 # %% ../../nbs/echo/05_manifest.ipynb #7149f425
 def index_manifest(
     manifest: str | Path | DataFrame,  # CSV, Parquet, or a table as `layout_manifest` makes it
@@ -551,35 +582,26 @@ def index_manifest(
         check_parts(f["split"])
     root, secret = Path(root or Path(manifest).parent), load_salt(salt or folder.parent / f"{folder.name}.salt")
     prints, bad, kept = fingerprints(f, root, secret), [], []
-    parts, report = folder.parent / f".{folder.name}.parts", folder.parent / f"{folder.name}.report.json"
-    settings = dict(size=int(size), colour=colour, masked=mask is not None, marks=marks, seed=int(seed), skip=skip)
-    settings |= dict(code=modules_digest(*CLEANING)) | ({} if bits is None else dict(bits=int(bits)))
-    settings["mark"] = hashed(repr((prints, limits, None if mask is None else mask.tolist())), secret)
+    plain = dict(size=int(size), colour=colour, marks=marks, seed=int(seed), skip=skip)
+    settings = store_settings(secret, prints, mask, limits, bits, **plain)
     splits = f["split"].tolist() if "split" in f else split_by_patient(f["patient"].tolist(), seed)
-    noticed = Counter(f.attrs["noticed"])
+    parts, report = folder.parent / f".{folder.name}.parts", folder.parent / f"{folder.name}.report.json"
+    noticed, how = Counter(f.attrs["noticed"]), (size, limits, colour, mask, marks, bits)
 
-    def whole():
-        for facts, x in series_of(
-            f, root, secret, prints, splits, parts, (size, limits, colour, mask, marks, bits), bad
-        ):
+    def readable() -> Iterator[tuple[dict, np.ndarray]]:  # a store whose series end in an error is not kept
+        for facts, x in series_of(f, root, secret, prints, splits, parts, how, bad):
             kept.append(facts)
             yield facts, x
         noticed.update(noticed_in(kept) + lacking(kept))
         noticed["series that cannot be read, left out"] += len(bad)
         write_json(report, dict(series=len(f), unreadable=bad, noticed=dict(+noticed)))
-        check(
-            skip or not bad,
-            f"{len(bad)} of {len(f)} series cannot be read, the first in row {bad[0]['row'] if bad else ''}: "
-            f"{bad[0]['reason'] if bad else ''}. All of them: {report.name}; repair or remove them, or skip them on "
-            f"purpose; what was decoded waits in {parts.name} for the next attempt",
-            DataError,
-        )
+        refuse_unreadable([] if skip else bad, len(f), report, parts)
         check_parts(r["split"] for r in kept)
 
     with lock_of(folder):
         if (folder / "index.json").exists():
             return store_there(folder, settings, views)
         present = (v for v in views if v in {r["view"] for r in kept})  # asked for when all series are written
-        write_store(folder, whole(), size, present, settings, noticed)
+        write_store(folder, readable(), size, present, settings, noticed)
         shutil.rmtree(parts, ignore_errors=True)
     return CineStore.open(folder)

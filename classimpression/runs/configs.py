@@ -28,10 +28,11 @@ from ..settings import TrainConfig, check_training, published_training
 from ..synthesis import SynthesisConfig, published_synthesis
 
 # %% auto #0
-__all__ = ['OF_THE_METHOD', 'NO_BUDGET', 'PUBLISHED_BUDGETS', 'OWN_TUNING_SEED', 'current_names', 'RunConfig', 'setting_types',
-           'plain_value', 'check_type', 'check_like', 'replace_none', 'warn_of_one_class', 'training_settings',
-           'synthesis_settings', 'profile', 'tuned_choice', 'trials_of_choice', 'profile_config', 'without_effect',
-           'refuse_idle', 'profile_label', 'reported_repeats', 'tuning_repeat']
+__all__ = ['LINEAR', 'OF_THE_METHOD', 'NO_BUDGET', 'PUBLISHED_BUDGETS', 'OWN_TUNING_SEED', 'current_names', 'RunConfig',
+           'setting_types', 'plain_value', 'check_type', 'check_like', 'replace_none', 'check_options',
+           'check_together', 'check_run', 'warn_of_one_class', 'training_settings', 'synthesis_settings', 'profile',
+           'tuned_choice', 'trials_of_choice', 'profile_config', 'without_effect', 'refuse_idle', 'profile_label',
+           'reported_repeats', 'tuning_repeat']
 
 # %% ../../nbs/runs/01_configs.ipynb #0ldname2
 def current_names(
@@ -90,50 +91,7 @@ class RunConfig(TrainConfig):
             check_type(f.name, getattr(self, f.name), setting_types()[f.name])
         if self.device == "auto":
             object.__setattr__(self, "device", usable_device("auto"))
-        for name in ("method", "scenario", "profile"):
-            check_name(name, getattr(self, name))
-        for name in ("root", "out", "cache"):
-            check("\0" not in (getattr(self, name) or ""), f"{name} holds a zero byte; no folder can have this name")
-        check_training(replace_none(self))
-        training, own = sort_options(find_method(self.method), self.options)
-        for k, v in training.items():
-            check_type(f"in the options of {self.method}: {k}", v, setting_types()[k])
-        for k, v in own.items():
-            check_like(f"in the options of {self.method}: {k}", v, find_method(self.method).hyper_parameters[k])
-            check_option(find_method(self.method), k, v)
-        try:
-            replace(replace_none(self), **training)
-        except (TypeError, ConfigError) as e:
-            raise ConfigError(f"in the options of {self.method}: {e}") from e
-        kept = "all" if find_method(self.method).exemplars is None else "no"
-        check(
-            self.selection != "new-val" or kept == "no" or find_method(self.method).exemplars,
-            f"{self.method} learns all classes anew, and new-val holds the newest only: give selection last or all-val",
-        )
-        check(
-            self.exemplars is None or find_method(self.method).exemplars,
-            f"{self.method} keeps {kept} real images, so exemplars cannot be set",
-        )
-        check(
-            self.head == "cosine"
-            or self.method in ("class-impression", "class-impression-balanced", "ccsi", "fine-tuning", "joint"),
-            f"head='linear' is an ablation of class-impression, fine-tuning and joint; {self.method} has a head of "
-            f"its own",
-        )
-        find_network(self.network)
-        check(self.eval_split in ("test", "val"), f"eval_split must be test or val, not {self.eval_split!r}")
-        check(
-            self.eval_split == "test" or (self.pool, self.selection) in (("new-train", "last"), ("none", "last")),
-            "eval_split='val' measures on validation images, so training must not see them: pool new-train or none, "
-            "selection last",
-        )
-        for name in ("first_epochs", "threads", "k_min", "exemplars", "until"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), 1, 1024 if name == "threads" else math.inf, integer=True)
-        try:
-            synthesis_settings(self, 1)
-        except ConfigError as e:
-            raise ConfigError(f"in the synthesis settings (synthesis_... or ..._weight): {e}") from e
+        check_run(self)
 
     @classmethod
     def of(cls, **settings) -> RunConfig:
@@ -219,6 +177,64 @@ def replace_none(cfg: RunConfig, **published) -> TrainConfig:
     return TrainConfig(
         **{n: published.get(n, d) if getattr(cfg, n) is None else getattr(cfg, n) for n, d in names.items()}
     )
+
+# %% ../../nbs/runs/01_configs.ipynb #0ldname5
+def check_options(
+    cfg: RunConfig,  # method and its options
+) -> None:
+    "Raise `ConfigError` for options of another type, out of their range, or that the training cannot take."
+    of, where = find_method(cfg.method), f"in the options of {cfg.method}: "
+    training, own = sort_options(of, cfg.options)
+    for k, v in training.items():
+        check_type(where + k, v, setting_types()[k])
+    for k, v in own.items():
+        check_like(where + k, v, of.hyper_parameters[k])
+        check_option(of, k, v)
+    try:
+        replace(replace_none(cfg), **training)
+    except (TypeError, ConfigError) as e:
+        raise ConfigError(f"{where}{e}") from e
+
+# %% ../../nbs/runs/01_configs.ipynb #0ldname6
+LINEAR = ("class-impression", "class-impression-balanced", "ccsi", "fine-tuning", "joint")  # may have a linear head
+
+
+def check_together(
+    cfg: RunConfig,  # method, selection, exemplars, head, eval_split
+) -> None:
+    "Raise `ConfigError` for settings that the method cannot follow, or that exclude each other."
+    name, exemplars = cfg.method, find_method(cfg.method).exemplars  # None: it keeps all images
+    said = f"{name} learns all classes anew, and new-val holds the newest only: give selection last or all-val"
+    check(cfg.selection != "new-val" or exemplars is not None, said)
+    said = f"{name} keeps {'all' if exemplars is None else 'no'} real images, so exemplars cannot be set"
+    check(cfg.exemplars is None or exemplars, said)
+    said = f"head='linear' is an ablation of class-impression, fine-tuning and joint; {name} has a head of its own"
+    check(cfg.head == "cosine" or name in LINEAR, said)
+    check(cfg.eval_split in ("test", "val"), f"eval_split must be test or val, not {cfg.eval_split!r}")
+    unseen = (cfg.pool, cfg.selection) in (("new-train", "last"), ("none", "last"))
+    said = "eval_split='val' measures on validation images, so training must not see them: pool new-train or none, "
+    check(cfg.eval_split == "test" or unseen, said + "selection last")
+
+# %% ../../nbs/runs/01_configs.ipynb #0ldname7
+def check_run(
+    cfg: RunConfig,  # settings whose types are right
+) -> None:
+    "Raise `ConfigError` for a value, or for values together, that make no sense."
+    for name in ("method", "scenario", "profile"):
+        check_name(name, getattr(cfg, name))
+    for name in ("root", "out", "cache"):
+        check("\0" not in (getattr(cfg, name) or ""), f"{name} holds a zero byte; no folder can have this name")
+    check_training(replace_none(cfg))
+    check_options(cfg)
+    check_together(cfg)
+    find_network(cfg.network)
+    for name in ("first_epochs", "threads", "k_min", "exemplars", "until"):
+        if getattr(cfg, name) is not None:
+            check_number(name, getattr(cfg, name), 1, 1024 if name == "threads" else math.inf, integer=True)
+    try:
+        synthesis_settings(cfg, 1)
+    except ConfigError as e:
+        raise ConfigError(f"in the synthesis settings (synthesis_... or ..._weight): {e}") from e
 
 # %% ../../nbs/runs/01_configs.ipynb #db0aa220
 def warn_of_one_class(
