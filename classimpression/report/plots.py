@@ -26,7 +26,7 @@ __all__ = ['COLOURS', 'SPARE', 'SHADES', 'WIDTH', 'DPI', 'TERMS', 'method_colour
 # %% ../../nbs/report/01_plots.ipynb #b1083c5c
 COLOURS = {"class-impression": "#0072B2", "fine-tuning": "#D55E00", "joint": "#5A5A5A", "census": "#1B7837"}
 COLOURS |= {"class-impression-balanced": "#56B4E9", "slda": "#CC79A7"}
-SPARE = ("#009E73", "#882255", "#E69F00", "#999933", "#44AA99", "#332288", "#AA4499", "#661100")
+SPARE = ("#009E73", "#882255", "#E69F00", "#999933", "#44AA99", "#332288", "#AA4499", "#661100", "#6699CC")
 SHADES = dict(cmap="Blues", vmin=0, vmax=100, cbar=False)  # for per cent in a matrix
 WIDTH, DPI = 7.0, 150  # inches across two columns of a page; dots per inch of saved files
 
