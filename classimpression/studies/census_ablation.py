@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['CODES', 'FEATURE_GROUPS', 'UNTRAINED', 'REESTIMATED', 'BASE', 'VARIANTS', 'columns', 'Look', 'reestimate_batch_norm',
-           'looked_at', 'Variant', 'whole_image', 'described', 'beside_cosine', 'evaluate_variant', 'study_census',
-           'census_summary']
+           'looked_at', 'Variant', 'whole_image', 'described', 'beside_cosine', 'evaluate_variant', 'looks_of',
+           'study_census', 'census_summary']
 
 # %% ../../nbs/studies/03_census_ablation.ipynb #400619ae
 CODES = tuple(f"codes of {s}x{s}" for s in SIDES)
@@ -220,22 +220,14 @@ def evaluate_variant(
         carried_bytes=sum(b.numel() * b.element_size() for h in heads for b in h.state_dict().values()),
     )
 
-# %% ../../nbs/studies/03_census_ablation.ipynb #652c2e91
-def study_census(
+# %% ../../nbs/studies/03_census_ablation.ipynb #652c2e92
+def looks_of(
     result: RunResult,  # finished run of Census
     data: Scenario,  # its data, opened afresh
-    variants: dict[str, Variant] = VARIANTS,
-    tell: Callable[[str], None] = print,  # called with a line per step
-) -> DataFrame:  # seed, class_order, method, variant, balanced_accuracy, worst_class_recall, carried_bytes, run_id
-    "Every variant on validation images after the last task. Raises `ConfigError` for a run of another method."
-    import pandas as pd
-
-    check(
-        result.data["method"] == "census",
-        f"the parts of census are asked for, but this is a run of {result.data['method']!r}",
-    )
+) -> tuple[list[Look], Look, int]:  # training images task by task; validation images; bytes of an image that is cut
+    "Images as the run's Census sees them, and an untrained network of the same start."
     model, seed = result.carry(0).model.eval(), result.data["seed"]
-    census, own = model.backbone, model.statistical_head
+    census = model.backbone
     untrained = build_classifier(model.network.rpartition("-")[2], data.channels, [data.sizes[0]], seed).eval()
     joint = data.joint(len(data.sizes) - 1, reference=True)
     ends = [sum(data.sizes[: t + 1]) for t in range(len(data.sizes))]
@@ -243,24 +235,32 @@ def study_census(
     nets = [reestimate_batch_norm(census.net, p.x) for p in parts]
     tasks = [looked_at(census, untrained, p, reestimated=net) for p, net in zip(parts, nets)]
     val = looked_at(census, untrained, validation_of(data), reestimated=nets[-1])
+    return tasks, val, census.cut(joint.x[:1]).numel()
+
+# %% ../../nbs/studies/03_census_ablation.ipynb #652c2e91
+def study_census(
+    result: RunResult,  # finished run of Census
+    data: Scenario,  # its data, opened afresh
+    variants: dict[str, Variant] = VARIANTS,
+    tell: Callable[[str], None] = print,  # called with a line per step
+) -> DataFrame:  # method, seed, class_order, variant, balanced_accuracy, worst_class_recall, carried_bytes, run_id
+    "Every variant on validation images after the last task. Raises `ConfigError` for a run of another method."
+    import pandas as pd
+
+    method, seed, order = (result.data[k] for k in ("method", "seed", "scenario"))
+    check(method == "census", f"the parts of census are asked for, but this is a run of {method!r}")
+    model = result.carry(0).model.eval()
+    census, own = model.backbone, model.statistical_head
+    tasks, val, pixels = looks_of(result, data)
     tell(f"seed {seed}: looked at {sum(len(t.y) for t in tasks):,} training and {len(val.y):,} validation images")
-    pixels, rows = census.cut(joint.x[:1]).numel(), []
+    rows = []
     for name, v in variants.items():
         if not v.poses and len(POSES[census.layout]) == 1:
             continue  # there are no rotate_flip copies to leave out
-        v = replace(
-            v, shrinkage=own.shrinkage if v.shrinkage is None else v.shrinkage, readout=v.readout or own.readout
-        )
-        rows.append(
-            dict(
-                method="census",
-                seed=seed,
-                class_order=str(result.data["scenario"]["class_order"]),
-                variant=name,
-                **evaluate_variant(v, census, tasks, val, pixels),
-                run_id=result.data["run_id"],
-            )
-        )
+        shrinkage = own.shrinkage if v.shrinkage is None else v.shrinkage
+        v = replace(v, shrinkage=shrinkage, readout=v.readout or own.readout)
+        about = dict(method=method, seed=seed, class_order=str(order["class_order"]), variant=name)
+        rows.append(about | evaluate_variant(v, census, tasks, val, pixels) | dict(run_id=result.data["run_id"]))
         tell(f"seed {seed}, {name}: {rows[-1]['balanced_accuracy']:.1f} %")
     return pd.DataFrame(rows)
 

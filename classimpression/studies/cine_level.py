@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['LEVELS', 'frame_probabilities', 'levels_of', 'frame_rows', 'frame_summary', 'plot_reliability', 'linear_classifier',
-           'pixel_baseline', 'strip', 'player']
+           'pixel_baseline', 'strip', 'frame_of', 'as_png', 'answer_lines', 'player']
 
 # %% ../../nbs/studies/06_cine_level.ipynb #1fffd02a
 @torch.no_grad()
@@ -192,6 +192,38 @@ def strip(
         size=0.8,
     )
 
+# %% ../../nbs/studies/06_cine_level.ipynb #889c6854
+def frame_of(
+    split: CineSplit,  # series
+    row: int,  # which
+    i: int,  # frame; the last one for a number beyond it
+) -> Tensor:  # uint8 [H, W]
+    "One frame as it is stored."
+    return split.frames[split.start[row] + min(i, int(split.count[row]) - 1)]
+
+# %% ../../nbs/studies/06_cine_level.ipynb #889c6855
+def as_png(
+    frame: Tensor,  # uint8 [H, W]
+    side: int = 300,  # of the picture, pixels
+) -> bytes:
+    "A frame as a browser shows it."
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(frame.numpy()).resize((side, side), Image.Resampling.BILINEAR).save(out, "PNG")
+    return out.getvalue()
+
+# %% ../../nbs/studies/06_cine_level.ipynb #889c6856
+@torch.no_grad()
+def answer_lines(
+    model: nn.Module,  # of frames
+    frame: Tensor,  # uint8 [H, W]
+    names: list[str],  # of the classes
+) -> list[str]:
+    "What a model says about a frame, a line for each class."
+    p = model.eval()(frame[None, None].float() / 255).float().softmax(1)[0]
+    return [f"{n}: {100 * float(q):.0f} %" for n, q in zip(names, p)]
+
 # %% ../../nbs/studies/06_cine_level.ipynb #889c6853
 def player(
     split: CineSplit,  # series
@@ -205,8 +237,6 @@ def player(
         w = None
     if w is None or os.environ.get("CLASSIMPRESSION_STATIC"):
         return strip(split, [0], names)
-    from PIL import Image
-
     view = w.Dropdown(options=[(n, k) for k, n in enumerate(names)], description="view")
     which, frame = w.IntSlider(0, 0, 0, description="series"), w.IntSlider(0, 0, 0, description="frame")
     play, picture, said = w.Play(interval=120, repeat=True), w.Image(format="png", width=300), w.HTML()
@@ -223,25 +253,18 @@ def player(
         if not len(rows):
             said.value = as_html(f"no series of {names[view.value]}")
             return
-        row = rows[min(which.value, len(rows) - 1)]
-        shown, out = split.frames[split.start[row] + min(frame.value, int(split.count[row]) - 1)], io.BytesIO()
-        Image.fromarray(shown.numpy()).resize((300, 300), Image.Resampling.BILINEAR).save(out, "PNG")
-        picture.value = out.getvalue()
+        shown = frame_of(split, int(rows[min(which.value, len(rows) - 1)]), frame.value)
+        picture.value = as_png(shown)
         if model is not None:
-            with torch.no_grad():
-                p = model.eval()(shown[None, None].float() / 255).float().softmax(1)[0]
-            said.value = as_html(*(f"{n}: {100 * float(q):.0f} %" for n, q in zip(names, p)))
+            said.value = as_html(*answer_lines(model, shown, names))
 
     view.observe(choose, "value")
     which.observe(choose, "value")
     frame.observe(show, "value")
     choose()
-    box = w.VBox(
-        [w.Box(pair, layout=w.Layout(flex_flow="row wrap")) for pair in ((view, which), (play, frame), (picture, said))]
-    )
+    line = lambda *pair: w.Box(pair, layout=w.Layout(flex_flow="row wrap"))
+    box = w.VBox([line(view, which), line(play, frame), line(picture, said)])
     box.parts = dict(view=view, which=which, play=play, frame=frame, picture=picture, said=said)
-    bundle = box._repr_mimebundle_
-    box._repr_mimebundle_ = lambda **how: (
-        bundle(**how) | ({"image/png": strip(split, [0], names)._repr_png_()} if len(split) else {})
-    )  # for readers without widgets
+    bundle, still = box._repr_mimebundle_, lambda: {"image/png": strip(split, [0], names)._repr_png_()}
+    box._repr_mimebundle_ = lambda **how: bundle(**how) | (still() if len(split) else {})  # where no widget shows
     return box
