@@ -247,7 +247,7 @@ def study_census(
     "Every variant on validation images after the last task. Raises `ConfigError` for a run of another method."
     import pandas as pd
 
-    method, seed, order = (result.data[k] for k in ("method", "seed", "scenario"))
+    method, seed, order = result.data["method"], result.data["seed"], str(result.data["scenario"]["class_order"])
     check(method == "census", f"the parts of census are asked for, but this is a run of {method!r}")
     model = result.carry(0).model.eval()
     census, own = model.backbone, model.statistical_head
@@ -259,7 +259,7 @@ def study_census(
             continue  # there are no rotate_flip copies to leave out
         shrinkage = own.shrinkage if v.shrinkage is None else v.shrinkage
         v = replace(v, shrinkage=shrinkage, readout=v.readout or own.readout)
-        about = dict(method=method, seed=seed, class_order=str(order["class_order"]), variant=name)
+        about = dict(method=method, seed=seed, class_order=order, variant=name)
         rows.append(about | evaluate_variant(v, census, tasks, val, pixels) | dict(run_id=result.data["run_id"]))
         tell(f"seed {seed}, {name}: {rows[-1]['balanced_accuracy']:.1f} %")
     return pd.DataFrame(rows)

@@ -172,12 +172,13 @@ def study_readouts(
 
     rows = []
     for s, stats in carried_on(steps, estimators):
-        rows += readout_rows(s, stats)
-        now = {r["features"]: r["balanced_accuracy"] for r in rows[-2 * len(stats) - 1 :] if r["statistics"] == "true"}
+        now = readout_rows(s, stats)
+        true = {r["features"]: r["balanced_accuracy"] for r in now if r["statistics"] == "true"}
         tell(
-            f"seed {s.seed}, task {s.task}: network {now['network']:.1f} %, codes {now['codes']:.1f} %, together "
-            f"{now['codes and network']:.1f} % with true statistics"
+            f"seed {s.seed}, task {s.task}: network {true['network']:.1f} %, codes {true['codes']:.1f} %, together "
+            f"{true['codes and network']:.1f} % with true statistics"
         )
+        rows += now
     return pd.DataFrame(rows)
 
 # %% ../../nbs/studies/02_drift_study.ipynb #86883cdc
