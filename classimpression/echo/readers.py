@@ -19,12 +19,12 @@ from ..data import as_bytes
 __all__ = ['COLOUR_SHARE', 'COLOUR_GAP', 'DEFLATED', 'JPEG_EXTENDED', 'WINDOW', 'COLOURS', 'CODED_COLOURS', 'OTHER_COLOURS',
            'CONTAINERS', 'AXES', 'MAT_STORED', 'MAT_CLASSES', 'READERS', 'KINDS', 'Limits', 'to_grey', 'Reading',
            'unpacked', 'needs', 'dicom_seconds', 'dicom_shape', 'deflated_limit', 'dicom_header', 'dicom_meta',
-           'coded_size', 'pixel_bytes', 'compressed', 'dicom_frames', 'check_pixels', 'window_facts', 'voi_ends',
-           'without_window', 'window_table', 'by_table', 'windowed', 'stored_numbers', 'check_meaning', 'check_dicom',
-           'read_dicom', 'brightness', 'looked_up', 'dicom_video', 'gather_frames', 'riff_whole', 'video_box',
-           'hidden_frames', 'quarter_turns', 'video_frames', 'codec_word', 'read_video', 'timed_frames', 'read_picture',
-           'read_mask', 'read_nifti', 'read_numpy', 'mat_bytes', 'mat_elements', 'mat_variable', 'read_matlab',
-           'mat_numbers', 'ending_of', 'why_unreadable', 'read_series']
+           'coded_size', 'pixel_bytes', 'compressed', 'dicom_frames', 'check_uncompressed', 'check_pixels',
+           'window_facts', 'voi_ends', 'without_window', 'window_table', 'by_table', 'windowed', 'stored_numbers',
+           'check_meaning', 'check_dicom', 'read_dicom', 'brightness', 'looked_up', 'dicom_video', 'gather_frames',
+           'riff_whole', 'video_box', 'hidden_frames', 'quarter_turns', 'video_frames', 'codec_word', 'read_video',
+           'timed_frames', 'read_picture', 'read_mask', 'read_nifti', 'read_numpy', 'mat_bytes', 'mat_elements',
+           'mat_variable', 'read_matlab', 'mat_numbers', 'ending_of', 'why_unreadable', 'read_series']
 
 # %% ../../nbs/echo/02_readers.ipynb #e926bd24
 @dataclass(frozen=True)
@@ -313,46 +313,41 @@ def dicom_frames(
     starts = sum(coded_size(p[:4096]) is not None or p[:2] == b"\xff\xd8" for p in parts)
     return len(encaps.parse_basic_offsets(ds.PixelData)) or starts or int(len(parts) == 1)
 
+# %% ../../nbs/echo/02_readers.ipynb #f47964ab
+def check_uncompressed(
+    ds: Any,  # a pydicom data set whose NumberOfFrames is right and whose pixels are not compressed
+) -> None:
+    "Raise `DataError` for pixels that were cut off, or more frames than declared."
+    T, there, C = int(ds.NumberOfFrames), pixel_bytes(ds), int(ds.get("SamplesPerPixel") or 1)
+    two = C == 3 and "422" in str(ds.get("PhotometricInterpretation"))
+    frame = int(ds.Rows) * int(ds.Columns) * (2 if two else C) * max(int(ds.BitsAllocated) // 8, 1)
+    said = f"{T} frames take {T * frame:,} bytes, it holds {there:,}: it was cut off; copy it again"
+    check(there >= T * frame, said, DataError)
+    said = f"it declares {T} frames and holds {there // frame}: NumberOfFrames is wrong; correct it"
+    check(there < (T + 1) * frame, said, DataError)
+
 # %% ../../nbs/echo/02_readers.ipynb #f47964ac
 JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"  # 8 bits for Pillow, 12 for GDCM
 
 
 def check_pixels(
     ds: Any,  # a pydicom data set whose NumberOfFrames is right
-) -> None:
+) -> str:  # the plugin that is to decode them; empty: any
     """Raise `DataError` that names the transfer syntax for pixels without decoder, cut off, or of another size than
     declared.
     """
-    encaps, pixels, uid = needs("pydicom.encaps"), needs("pydicom.pixels"), ds.file_meta.TransferSyntaxUID
-    name = f"{uid.name} ({uid})"
-    T, size = int(ds.NumberOfFrames), (int(ds.Rows), int(ds.Columns))
     if not compressed(ds):
-        there, C = pixel_bytes(ds), int(ds.get("SamplesPerPixel") or 1)
-        two = C == 3 and "422" in str(ds.get("PhotometricInterpretation"))
-        frame = size[0] * size[1] * (2 if two else C) * max(int(ds.BitsAllocated) // 8, 1)
-        check(
-            there >= T * frame,
-            f"{T} frames take {T * frame:,} bytes, it holds {there:,}: it was cut off; copy it again",
-            DataError,
-        )
-        check(
-            there < (T + 1) * frame,
-            f"it declares {T} frames and holds {there // frame}: NumberOfFrames is wrong; correct it",
-            DataError,
-        )
+        check_uncompressed(ds)
         return ""
+    encaps, pixels, uid = needs("pydicom.encaps"), needs("pydicom.pixels"), ds.file_meta.TransferSyntaxUID
+    T, size, name = int(ds.NumberOfFrames), (int(ds.Rows), int(ds.Columns)), f"{uid.name} ({uid})"
     try:
         decoder = pixels.get_decoder(uid)
     except NotImplementedError:
-        raise DataError(
-            f"its pixels are compressed by {name}, which pydicom does not decode; save it again "
-            f"uncompressed, for example by `dcmdjpeg` or `gdcmconv --raw`"
-        ) from None
-    check(
-        decoder.is_available,
-        f"its pixels are compressed by {name}; this needs GDCM: pip install python-gdcm",
-        DataError,
-    )
+        said = f"its pixels are compressed by {name}, which pydicom does not decode; save it again uncompressed, for "
+        raise DataError(said + "example by `dcmdjpeg` or `gdcmconv --raw`") from None
+    said = f"its pixels are compressed by {name}; this needs GDCM: pip install python-gdcm"
+    check(decoder.is_available, said, DataError)
     coded = [coded_size(f) for f in encaps.generate_frames(ds.PixelData, number_of_frames=T)]
     check(len(coded) >= T, f"it declares {T} frames and holds {len(coded)}: it was cut off; copy it again", DataError)
     odd = next((c for c in coded if c not in (None, size)), None)

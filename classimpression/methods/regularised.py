@@ -25,8 +25,8 @@ SMALL_IMAGES = dict(lr=0.05, momentum=0.9, weight_decay=5e-4, batch_size=64)
 
 # %% auto #0
 __all__ = ['SMALL_IMAGES', 'new_class_cross_entropy', 'cross_entropy_among', 'kd_loss', 'teacher_head', 'lwf', 'binary_losses',
-           'lwf_mc', 'last_map', 'attention_map', 'attention_loss', 'lwm', 'flat_weights', 'fisher_diagonal',
-           'task_fisher', 'ewc_penalty', 'limit_fisher', 'fit_ewc', 'ewc', 'ewc_online']
+           'lwf_mc', 'last_map', 'attention_map', 'attention_loss', 'kept_attention', 'lwm', 'flat_weights',
+           'fisher_diagonal', 'task_fisher', 'ewc_penalty', 'limit_fisher', 'fit_ewc', 'ewc', 'ewc_online']
 
 # %% ../../nbs/methods/03_regularised.ipynb #bc8a56a9
 def new_class_cross_entropy(
@@ -166,6 +166,22 @@ def attention_loss(
     "Sum of absolute differences of two attention maps, averaged over the batch (Dhar et al. 2019)."
     return (q - q_old.detach()).abs().sum(1).mean()
 
+# %% ../../nbs/methods/03_regularised.ipynb #e0366a0e
+def kept_attention(
+    z: Tensor,  # logits of the model in training [N, K]
+    a: list[Tensor],  # its latest feature map, from `last_map`
+    old: nn.Module,  # frozen teacher of n_old classes
+    a_old: list[Tensor],  # its latest feature map
+    x: Tensor,  # the images [N, C, H, W]
+) -> Tensor:  # scalar
+    "Attention loss for the old class that the model in training finds most likely (Dhar et al. 2019)."
+    said = "LwM finds no feature map in the network; let one of its modules return [N, C, H, W], or set attention=0"
+    check(a, said)
+    z_old = old.head(old.features(x.detach().requires_grad_()))  # the images' gradient opens the way to the map
+    k = z[:, : z_old.shape[1]].argmax(1, keepdim=True)
+    q = attention_map(z.gather(1, k), a[0], learn=True)
+    return attention_loss(q, attention_map(z_old.gather(1, k), a_old[0]))
+
 # %% ../../nbs/methods/03_regularised.ipynb #e0366a0f
 @method("lwm", "LwM", tier="M0", reads=LOOP_OPTIONS, training=SMALL_IMAGES)
 def lwm(
@@ -192,27 +208,12 @@ def lwm(
 
         def terms(model: nn.Module, f: Tensor, b: Batch) -> dict[str, Tensor]:
             z = model.head(f)
-            found = dict(
-                cross_entropy=cross_entropy(z, b.y, task.n_old), distillation=kd_loss(z, old.head(b.old), temperature)
-            )
-            if attention:
-                check(
-                    a,
-                    f"LwM finds no feature map in {type(model.backbone).__name__}; let one of its modules return "
-                    f"[N, C, H, W], or set attention=0",
-                )
-                k = z[:, : task.n_old].argmax(1, keepdim=True)
-                z_old = old.head(
-                    old.features(b.x.detach().requires_grad_())
-                )  # the images' gradient opens the way to the map
-                found["attention"] = attention_loss(
-                    attention_map(z.gather(1, k), a[0], learn=True), attention_map(z_old.gather(1, k), a_old[0])
-                )
-            return found
+            kept = kd_loss(z, old.head(b.old), temperature)
+            found = dict(cross_entropy=cross_entropy(z, b.y, task.n_old), distillation=kept)
+            return found | (dict(attention=kept_attention(z, a, old, a_old, b.x)) if attention else {})
 
-        return learn(
-            carry, task, cfg, terms, dict(cross_entropy=1.0, distillation=kd, attention=attention), model=model
-        )
+        weights = dict(cross_entropy=1.0, distillation=kd, attention=attention)
+        return learn(carry, task, cfg, terms, weights, model=model)
 
 # %% ../../nbs/methods/03_regularised.ipynb #926f92a2
 def flat_weights(

@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['Caption', 'SPACES', 'KINDS', 'Exhibit', 'exhibit', 'example_discs', 'example_run', 'confidences', 'recognition_table',
-           'captioned_grid', 'plot_impressions_per_class', 'vectors', 'nearest', 'Neighbours', 'neighbours',
-           'distance_table', 'plot_distances', 'plot_neighbours', 'film', 'gif_frame', 'save_gif', 'gallery_reading']
+__all__ = ['Caption', 'SPACES', 'DISTANCES', 'KINDS', 'Exhibit', 'exhibit', 'example_discs', 'example_run', 'confidences',
+           'recognition_table', 'captioned_grid', 'plot_impressions_per_class', 'vectors', 'nearest', 'Neighbours',
+           'neighbours', 'distance_table', 'plot_distances', 'plot_neighbours', 'film', 'gif_frame', 'save_gif',
+           'gallery_reading']
 
 # %% ../../nbs/report/08_gallery.ipynb #af2a306e
 @dataclass(frozen=True)
@@ -318,10 +319,24 @@ def neighbours(
     return found
 
 # %% ../../nbs/report/08_gallery.ipynb #c096bfd5
+DISTANCES = [
+    "space",
+    "class",
+    "kind",
+    "images",
+    "lowest",
+    "lower_quartile",
+    "median",
+    "upper_quartile",
+    "near",
+    "copies",
+]
+
+
 def distance_table(
     found: dict[str, dict[int, Neighbours]],  # from `neighbours`
     names: Sequence[str],  # of the classes
-) -> DataFrame:  # space, class, kind, images, lowest, lower_quartile, median, upper_quartile, near, copies
+) -> DataFrame:  # columns of `DISTANCES`
     "How far impressions, unseen images and the class mean are from the nearest training image."
     import pandas as pd
 
@@ -331,32 +346,9 @@ def distance_table(
         for c, n in classes.items():
             usual = quantiles(n.unseen, 0.05)[0]
             for kind, d in {"impression": n.distance[:, 0], "unseen image": n.unseen, "class mean": n.mean}.items():
-                rows.append(
-                    [
-                        space,
-                        names[c],
-                        kind,
-                        len(d),
-                        *np.round(quantiles(d, 0, 0.25, 0.5, 0.75), 2),
-                        int((d < usual).sum()),
-                        int((d < 0.2).sum()),
-                    ]
-                )
-    return pd.DataFrame(
-        rows,
-        columns=[
-            "space",
-            "class",
-            "kind",
-            "images",
-            "lowest",
-            "lower_quartile",
-            "median",
-            "upper_quartile",
-            "near",
-            "copies",
-        ],
-    )
+                spread = np.round(quantiles(d, 0, 0.25, 0.5, 0.75), 2)
+                rows.append([space, names[c], kind, len(d), *spread, int((d < usual).sum()), int((d < 0.2).sum())])
+    return pd.DataFrame(rows, columns=DISTANCES)
 
 # %% ../../nbs/report/08_gallery.ipynb #8a81b57f
 KINDS = {
