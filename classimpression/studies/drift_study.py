@@ -381,7 +381,10 @@ SHOWN = {
 }
 
 
-def draw_ways(ax: Axes, whole: DataFrame) -> None:
+def draw_ways(
+    ax: Axes,  # one panel
+    whole: DataFrame,  # from `study_drift`, estimates with all that is at hand
+) -> None:
     "Predicted against true drift."
     shown = whole[whole.statistics.isin(SHOWN)]
     seaborn().scatterplot(shown, x="length", y="along", hue="statistics", hue_order=SHOWN, palette=SHOWN, ax=ax)
@@ -391,7 +394,10 @@ def draw_ways(ax: Axes, whole: DataFrame) -> None:
     ax.legend(fontsize=7, frameon=False, title=None, loc="upper left")
 
 # %% ../../nbs/studies/02_drift_study.ipynb #31aa0019
-def draw_quality(ax: Axes, whole: DataFrame) -> None:
+def draw_quality(
+    ax: Axes,  # one panel
+    whole: DataFrame,  # from `study_drift`, estimates with all that is at hand
+) -> None:
     "Error of following a class's impressions against how far they lie from its mean."
     own = whole[whole.statistics == OWN]
     seaborn().scatterplot(own, x="distance", y="error", hue="task", palette="crest", ax=ax)
@@ -400,7 +406,10 @@ def draw_quality(ax: Axes, whole: DataFrame) -> None:
     ax.set(xlabel=far, ylabel="error (1: doing nothing)")
 
 # %% ../../nbs/studies/02_drift_study.ipynb #31aa0020
-def draw_numbers(ax: Axes, drift: DataFrame) -> None:
+def draw_numbers(
+    ax: Axes,  # one panel
+    drift: DataFrame,  # from `study_drift`
+) -> None:
     "Error against the number of impressions; all that there were is more per class while there are few."
     some = drift[drift.statistics.isin((OWN, "map, both"))]
     every = round(drift[drift["all"]].impressions.mean())
