@@ -204,6 +204,27 @@ def test_a_peer_is_asked_in_its_own_python(monkeypatch):
     assert goals[["at_most", "ours", "met"]].values.tolist() == [[0.8, 0.5, True], [1.0, 1.0, True]]
 
 
+def test_a_peer_that_does_not_load_is_refused_before_anything_is_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(growth, "speed_rows", lambda *a, **k: pytest.fail("measured all the same"))
+    with pytest.raises(ConfigError, match="no Python at .*missing"):
+        growth.measure(peers=str(tmp_path / "missing"))
+    with pytest.raises(RuntimeError, match="avalanche did not run with"):
+        growth.measure(peers=str(without_modules(tmp_path)))
+
+
+def without_modules(folder):
+    "A Python that finds nothing of what is installed."
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+def test_a_process_apart_draws_without_the_notebook_that_asked(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    assert peers.said_apart(sys.executable, "import os; print(os.environ['MPLBACKEND'])", "ours") == "agg"
+
+
 def test_number_types_are_measured_as_on_a_processor_with_avx2_alone():
     rows = number_type_rows((AVX2,), steps=1, rounds=1, n_real=80, n_synthetic=40, pixels=16)
     assert [r["row"] for r in rows] == ["training step", "inversion step"]

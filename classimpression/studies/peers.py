@@ -4,7 +4,7 @@
 
 # %% ../../nbs/studies/12_peers.ipynb #72cf0c17
 from __future__ import annotations
-import json, os, subprocess, sys, tempfile, time
+import json, os, shutil, subprocess, sys, tempfile, time
 from ..core.errors import check, check_number
 from ..core.provenance import package_folder
 from ..runs.runner import RunConfig, memory_mb, run
@@ -13,7 +13,7 @@ from .benchmark import bench_row
 
 # %% auto #0
 __all__ = ['WHOLE', 'RATES', 'KEPT', 'KD', 'TEMPERATURE', 'CONTENDER', 'ours', 'stream', 'strategy', 'avalanche', 'whole_here',
-           'whole_apart', 'whole_rows']
+           'said_apart', 'check_peers', 'whole_apart', 'whole_rows']
 
 # %% ../../nbs/studies/12_peers.ipynb #27b8e282
 WHOLE = ("fine-tuning", "lwf", "icarl")
@@ -116,19 +116,37 @@ def whole_here(contender: str, *task) -> None:
     print(json.dumps([CONTENDER[contender](*task), memory_mb(peak=True)]), flush=True)
 
 # %% ../../nbs/studies/12_peers.ipynb #07d0b3df
+def said_apart(
+    python: str,  # of the environment to run in
+    code: str,  # one line of Python; it finds this library and draws without a notebook
+    who: str,  # for the message
+) -> str:  # what it printed last
+    "What a fresh process says. Raises `ConfigError` without this Python, `RuntimeError` with its last words."
+    quiet = dict(OMP_NUM_THREADS="1", TQDM_DISABLE="1", WANDB_MODE="disabled", MPLBACKEND="agg")
+    given = os.environ | quiet | dict(PYTHONPATH=str(package_folder().parent))
+    check(shutil.which(python), f"no Python at {python}: give the path of the one in {who}'s environment")
+    asked = [python, "-W", "ignore", "-c", code]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, env=given)
+    check(done.returncode == 0, f"{who} did not run with {python}: {done.stderr[-500:].strip()}", RuntimeError)
+    return done.stdout.strip().splitlines()[-1]
+
+# %% ../../nbs/studies/12_peers.ipynb #5d1e08ab
+def check_peers(
+    python: str,  # of an environment with avalanche-lib and what this library requires
+) -> None:
+    "Raises what `said_apart` does, before anything is measured, where the other library does not load."
+    said_apart(python, "import avalanche.training, classimpression.studies.peers; print('ready')", "avalanche")
+
+# %% ../../nbs/studies/12_peers.ipynb #5d1e08ae
 def whole_apart(
     python: str,  # of the environment to run in
     contender: str,  # ours or avalanche
     *task,  # arguments of `ours`
 ) -> dict[str, float]:  # processor seconds, seconds of the clock, accuracy, megabytes
-    "One run in a fresh process. Raises `RuntimeError` with what it said last if it fails."
+    "One run in a fresh process. Raises what `said_apart` does."
     code = f"from classimpression.studies.peers import whole_here; whole_here({contender!r}, *{task!r})"
-    quiet = dict(OMP_NUM_THREADS="1", TQDM_DISABLE="1", PYTHONPATH=str(package_folder().parent), WANDB_MODE="disabled")
     before, clock = sum(os.times()[2:4]), time.perf_counter()
-    asked = [python, "-W", "ignore", "-c", code]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False, env=os.environ | quiet)
-    check(done.returncode == 0, f"{contender} did not run with {python}: {done.stderr[-500:]}", RuntimeError)
-    accuracy, mb = json.loads(done.stdout.strip().splitlines()[-1])
+    accuracy, mb = json.loads(said_apart(python, code, contender))
     spent = dict(processor=sum(os.times()[2:4]) - before, clock=time.perf_counter() - clock)
     return spent | dict(accuracy=accuracy, mb=mb)
 

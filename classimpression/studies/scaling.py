@@ -14,7 +14,7 @@ from ..core.seeding import generator
 from ..methods.census import SketchedLDA
 from .benchmark import KINDS, composed_rows, make_case, memory_rows, peak_memory, speed_rows
 from .benchmark import bench_row, take_turns, threads
-from .peers import WHOLE, whole_rows
+from .peers import WHOLE, check_peers, whole_rows
 from ..report.comparison import save_frame
 from ..core.errors import check, progress
 from ..runs.surroundings import load_average
@@ -164,6 +164,8 @@ def measure(
     import os
     import pandas as pd
 
+    if peers and whole:
+        check_peers(peers)
     started, tasks = time.perf_counter(), make_scenario(scenario, root=root or None).tasks
     first = [int(t.train.counts(t.n_seen)[t.n_old :].sum()) for t in tasks]
     case, rows = make_case(n_real=first[min(1, len(first) - 1)], pixels=pixels), []
